@@ -1,0 +1,70 @@
+"""The data that flows through the system: `Views` -> `Features` -> `Outputs` -> loss and `Metrics`.
+
+Array axes, here and in every einsum of the project: b batch, v views, h w patch grid, n tokens, d width,
+k prototypes, m relation heads, c image channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+Array = jax.Array | np.ndarray
+PyTree = Any
+Metrics = Mapping[str, jax.Array]
+
+
+class Views(NamedTuple):
+    """A batch of augmented views with the geometry that made them. Global crops come first wherever views share an axis.
+
+    `boxes` are (left, top, width, height) of the crop in source pixels, before the flip; `flips` says whether the
+    view was mirrored left to right afterwards. With no local crops `local_views` has v = 0.
+    """
+
+    global_views: UInt8[Array, "b v H W c"]
+    local_views: UInt8[Array, "b l S T c"]
+    boxes: Float[Array, "b n 4"]
+    flips: Bool[Array, "b n"]
+    index: Int[Array, "b"]  # which example of the source was used (after replacement of an unreadable one)
+    replaced: Bool[Array, "b"]  # True where an unreadable example was replaced by another
+    masks: Bool[Array, "b v h w"] | None = None  # masked image modelling: True = the patch is hidden from the student
+    mask_indices: Int[Array, "b v cap"] | None = None  # flat positions of the hidden patches, padded with -1
+
+
+class Features(NamedTuple):
+    """What a backbone makes of images. A ViT's tokens; a ResNet's pooled map as `cls` and its last map as patches."""
+
+    cls: Float[Array, "b d"]  # after the final norm
+    patches: Float[Array, "b h w d"]  # after the final norm
+    patches_prenorm: Float[Array, "b h w d"]  # before it
+    layers: tuple[Float[Array, "b n d"], ...] = ()  # tokens (cls first) after the requested blocks, before the final norm
+    attention: Float[Array, "b m n n"] | None = None  # the last block's softmax attention, on request
+
+
+class Request(NamedTuple):
+    """One thing a method wants from the network, static and hashable; it is also the key of the answer in `Outputs`.
+
+    `head` names a head of the network, or is "" for the tokens themselves. `views` chooses the crops, `tokens` what
+    is fed to the head, `norm` whether that is taken after ("post") or before ("pre") the final LayerNorm, `side`
+    which network answers.
+    """
+
+    head: str
+    views: Literal["global", "local"]
+    tokens: Literal["cls", "patches"]
+    norm: Literal["post", "pre"]
+    side: Literal["student", "teacher"]
+
+
+class PrototypeOutput(NamedTuple):
+    """What a prototype head answers. The loss makes the logits `bottleneck @ prototypes.T`, so that it can chunk them."""
+
+    bottleneck: Float[Array, "*tokens e"]  # L2-normalised, float32
+    prototypes: Float[Array, "k e"]  # weight-normalised rows, float32
+
+
+Outputs = dict[Request, Any]  # Request -> PrototypeOutput, or the features of a relation head [b, v, h, w, d]
