@@ -1,0 +1,120 @@
+"""Region-aligned sampling: from the boxes of two crops to features of the same source points in both.
+
+A crop is described by its box (left, top, width, height) in source pixels and by whether it was mirrored afterwards.
+A point in a view has *crop coordinates* (y, x) in [0, 1]: 0 is the outer edge of the first pixel, 1 that of the last.
+
+Source: TPAMI paper section 3.2 and Fig. 3; the defaults (`endpoints`, `zeros`) are what produced the published numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Bool, Float
+
+Sampling = Literal["endpoints", "centers"]
+Padding = Literal["zeros", "border"]
+SamplingImpl = Literal["map_coordinates", "separable"]
+
+# Crop coordinate of points of a pair that does not overlap: [-1, 1] coordinate -2, outside of every bilinear footprint.
+_OUTSIDE = -0.5
+
+
+class Points(NamedTuple):
+    """An s x s grid of points in one view: the tensor product of its rows `y` and its columns `x` (crop coordinates)."""
+
+    y: Float[jax.Array, "*batch s"]
+    x: Float[jax.Array, "*batch s"]
+    valid: Bool[jax.Array, "*batch"]  # False where the two crops do not overlap; such samples are all zero
+
+
+class Overlap(NamedTuple):
+    """The intersection of two boxes in source pixels; `valid` where its area is positive."""
+
+    left: Float[jax.Array, "*batch"]
+    top: Float[jax.Array, "*batch"]
+    right: Float[jax.Array, "*batch"]
+    bottom: Float[jax.Array, "*batch"]
+    valid: Bool[jax.Array, "*batch"]
+
+
+def overlap(boxes_a: Float[jax.Array, "*batch 4"], boxes_b: Float[jax.Array, "*batch 4"]) -> Overlap:
+    """Intersect boxes pairwise. Boxes that merely touch do not overlap."""
+    left, top = jnp.maximum(boxes_a[..., 0], boxes_b[..., 0]), jnp.maximum(boxes_a[..., 1], boxes_b[..., 1])
+    right = jnp.minimum(boxes_a[..., 0] + boxes_a[..., 2], boxes_b[..., 0] + boxes_b[..., 2])
+    bottom = jnp.minimum(boxes_a[..., 1] + boxes_a[..., 3], boxes_b[..., 1] + boxes_b[..., 3])
+    return Overlap(left, top, right, bottom, (right > left) & (bottom > top))
+
+
+def overlap_points(
+    boxes_a: Float[jax.Array, "*batch 4"],
+    flips_a: Bool[jax.Array, "*batch"],
+    boxes_b: Float[jax.Array, "*batch 4"],
+    flips_b: Bool[jax.Array, "*batch"],
+    *,
+    size: int,
+    sampling: Sampling = "endpoints",
+) -> tuple[Points, Points]:
+    """Lay size x size points on the overlap of each pair of crops and say where each crop sees them.
+
+    `endpoints` spaces the points from one side of the overlap to the other, both included (the authors' code);
+    `centers` puts them on the centres of size x size equal cells (the paper's text). Point (i, j) of the first answer and
+    point (i, j) of the second are the same source point, whatever the flips.
+    """
+    region = overlap(boxes_a, boxes_b)
+    steps = jnp.linspace(0.0, 1.0, size) if sampling == "endpoints" else (jnp.arange(size) + 0.5) / size
+    source_x = region.left[..., None] + (region.right - region.left)[..., None] * steps
+    source_y = region.top[..., None] + (region.bottom - region.top)[..., None] * steps
+
+    def seen_by(boxes: jax.Array, flips: jax.Array) -> Points:
+        x = (source_x - boxes[..., 0:1]) / boxes[..., 2:3]
+        y = (source_y - boxes[..., 1:2]) / boxes[..., 3:4]
+        x = jnp.where(flips[..., None], 1.0 - x, x)
+        inside = region.valid[..., None]
+        return Points(jnp.where(inside, y, _OUTSIDE), jnp.where(inside, x, _OUTSIDE), region.valid)
+
+    return seen_by(boxes_a, flips_a), seen_by(boxes_b, flips_b)
+
+
+def sample(
+    features: Float[jax.Array, "b h w d"],
+    points: Points,
+    *,
+    padding: Padding = "zeros",
+    impl: SamplingImpl = "map_coordinates",
+) -> Float[jax.Array, "b p d"]:
+    """Sample feature maps bilinearly at a grid of points, row by row (p = s * s), in float32.
+
+    Pixel i of a map of L pixels lies at crop coordinate (i + 0.5) / L, so a point u reads position u L - 0.5
+    (`align_corners=False`). With `zeros` the neighbours beyond the border count as 0, so a point on the border of the view
+    keeps half its weight and one on a corner a quarter; with `border` the position is clipped to the outermost pixels.
+    Points of pairs that do not overlap give zeros. Both implementations are the same function: `map_coordinates` gathers,
+    `separable` multiplies with two small matrices, W_y F W_x^T with W = max(0, 1 - |position - i|).
+    """
+    features = features.astype(jnp.float32)
+    height, width = features.shape[1:3]
+    rows, columns = _positions(points.y, height, padding), _positions(points.x, width, padding)
+    if impl == "separable":
+        sampled = jnp.einsum("bsh,bhwd,btw->bstd", _hat(rows, height), features, _hat(columns, width), precision="highest")
+        sampled = sampled.reshape(sampled.shape[0], -1, sampled.shape[-1])
+    else:
+        sampled = jax.vmap(_gather)(features, rows, columns)
+    return sampled * points.valid[:, None, None]
+
+
+def _positions(coordinates: Float[jax.Array, "b s"], length: int, padding: Padding) -> Float[jax.Array, "b s"]:
+    positions = coordinates.astype(jnp.float32) * length - 0.5
+    return jnp.clip(positions, 0.0, length - 1.0) if padding == "border" else positions
+
+
+def _hat(positions: Float[jax.Array, "b s"], length: int) -> Float[jax.Array, "b s l"]:
+    """Bilinear weights of every pixel for every position; a neighbour that does not exist takes its weight along."""
+    return jnp.maximum(0.0, 1.0 - jnp.abs(positions[..., None] - jnp.arange(length)))
+
+
+def _gather(features: Float[jax.Array, "h w d"], rows: Float[jax.Array, "s"], columns: Float[jax.Array, "t"]) -> Float[jax.Array, "p d"]:
+    coordinates = [axis.reshape(-1) for axis in jnp.meshgrid(rows, columns, indexing="ij")]
+    return jax.vmap(lambda channel: map_coordinates(channel, coordinates, order=1), in_axes=-1, out_axes=-1)(features)
