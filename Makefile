@@ -1,0 +1,63 @@
+# make demo        install, pre-train a small ViT on the bundled photographs, evaluate, draw, export (about 10 minutes on 2 cores)
+# make demo-seeds  the same for three seeds: mean and spread of the table
+# make test        install the test requirements and run the suite
+# make test-slow   the long tests
+# make lint        ruff (format and rules) and mypy
+# make format      let ruff rewrite the code
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+# The stamps carry the interpreter's version: another PYTHON makes another environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+RUN_STAMP := $(VENV)/.installed-run-$(VERSION)
+TEST_STAMP := $(VENV)/.installed-test-$(VERSION)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo demo-seeds test test-slow lint format clean
+.DELETE_ON_ERROR:
+
+define make_venv
+	@test -n "$(VERSION)" || { echo "$(PYTHON) does not run; set PYTHON=..., Python 3.11 or newer"; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")' \
+	  || $(PYTHON) -m venv --clear $(VENV) \
+	  || { echo "$(PYTHON) could not make a virtual environment (on Debian: apt-get install python3-venv)"; exit 1; }
+endef
+
+$(RUN_STAMP): requirements.txt
+	$(make_venv)
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(TEST_STAMP): requirements.txt requirements-test.txt
+	$(make_venv)
+	$(PIP) -r requirements-test.txt
+	@touch $(RUN_STAMP) $@
+
+demo: $(RUN_STAMP)
+	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(DEMO)
+	$(BIN)/python eval.py --config=configs/eval/figures.py --checkpoint=$(DEMO) --workdir=$(DEMO)
+	$(BIN)/python -m sere_jax.interop.export --checkpoint=$(DEMO) --format=timm --network=teacher --output=$(DEMO)/backbone.safetensors
+	$(BIN)/python eval.py --config=configs/eval/knn.py:bundled --checkpoint=$(DEMO) --workdir=$(DEMO) --config.baselines=True
+	@printf '\n%-12s%s\n' checkpoint $(DEMO)/checkpoints figures $(DEMO)/figures export $(DEMO)/backbone.safetensors
+
+demo-seeds: $(RUN_STAMP)
+	$(BIN)/python benchmarks/demo_seeds.py
+
+test: $(TEST_STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+test-slow: $(TEST_STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(TEST_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
