@@ -1,0 +1,223 @@
+"""The vision transformer of DINO, iBOT and SERE as a Linen module; its parameter paths mirror timm's.
+
+Pre-norm blocks, learned cls token and position embedding, exact GELU, LayerNorm epsilon 1e-6 (SPEC of all three methods).
+Parameters are float32; matrix products run in `dtype`; LayerNorm and the attention's softmax in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from sere_jax.ops.resize import resize_position_embedding
+from sere_jax.types import Features
+
+Remat = Literal["none", "dots", "full"]
+
+# (width, depth, heads)
+VARIANTS: dict[str, tuple[int, int, int]] = {
+    "vitti": (192, 12, 3),
+    "vits": (384, 12, 6),
+    "vitb": (768, 12, 12),
+    "vitl": (1024, 24, 16),
+}
+
+_LINEAR_INIT = nn.initializers.normal(0.02)
+
+
+def _uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for Linear and Conv: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for the weight and for the bias."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _layer_norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+class PatchProjection(nn.Module):
+    """Non-overlapping patches times one matrix: the strided convolution, written as the matrix product it is."""
+
+    width: int
+    patch_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Float[jax.Array, "b H W c"]) -> Float[jax.Array, "b h w d"]:
+        b, height, width, channels = images.shape
+        p, h, w = self.patch_size, height // self.patch_size, width // self.patch_size
+        init = _uniform_fan_in(p * p * channels)
+        kernel = self.param("kernel", init, (p, p, channels, self.width), jnp.float32)
+        bias = self.param("bias", init, (self.width,), jnp.float32)
+        patches = images[:, : h * p, : w * p].reshape(b, h, p, w, p, channels).swapaxes(2, 3).reshape(b, h, w, -1)
+        return patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """The patch projection, one level down as in timm (`patch_embed/proj`)."""
+
+    width: int
+    patch_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Float[jax.Array, "b H W c"]) -> Float[jax.Array, "b h w d"]:
+        return PatchProjection(self.width, self.patch_size, self.dtype, name="proj")(images)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a fused qkv projection; the softmax is float32."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b n d"]) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b m n n"]]:
+        b, n, d = x.shape
+        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="qkv")(x)
+        q, k, v = qkv.reshape(b, n, 3, self.heads, d // self.heads).transpose(2, 0, 3, 1, 4)
+        logits = jnp.einsum("bmqe,bmke->bmqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * (d // self.heads) ** -0.5, axis=-1)
+        mixed = jnp.einsum("bmqk,bmke->bmqe", weights.astype(self.dtype), v).transpose(0, 2, 1, 3).reshape(b, n, d)
+        return nn.Dense(d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="proj")(mixed), weights
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between, four times as wide inside."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
+        d = x.shape[-1]
+        hidden = nn.Dense(4 * d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="fc1")(x)
+        return nn.Dense(d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="fc2")(nn.gelu(hidden, approximate=False))
+
+
+class Block(nn.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); `keep` [b, 2] scales each branch per example (drop path)."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b n d"], keep: Float[jax.Array, "b 2"] | None) -> tuple[Any, Any]:
+        attended, attention = Attention(self.heads, self.dtype, name="attn")(_layer_norm("norm1")(x).astype(self.dtype))
+        x = x + _scaled(attended, keep, 0)
+        x = x + _scaled(Mlp(self.dtype, name="mlp")(_layer_norm("norm2")(x).astype(self.dtype)), keep, 1)
+        return x, attention
+
+
+def _scaled(branch: jax.Array, keep: jax.Array | None, which: int) -> jax.Array:
+    return branch if keep is None else branch * keep[:, which, None, None].astype(branch.dtype)
+
+
+class _ScannedBlock(Block):
+    """A `Block` with the signature `nn.scan` wants: the carry is the tokens, nothing is collected."""
+
+    def __call__(self, x: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, None]:
+        # The attention is dropped here: collecting it over the scan would keep every layer's matrix alive.
+        return super().__call__(x, keep)[0], None
+
+
+class ViT(nn.Module):
+    """Images [b, H, W, c], normalised, any size of at least one patch -> `Features`.
+
+    `scan_blocks` compiles one block and loops it over stacked parameters (`blocks/...` with a leading depth axis in place of
+    `blocks_0/...`); without `remat` that keeps every layer's activations stacked and needs more memory, not less.
+    """
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    patch_size: int = 16
+    image_size: int = 224
+    in_channels: int = 3
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+    scan_blocks: bool = False
+    remat: Remat = "none"
+    mask_token: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[jax.Array, "b H W c"],
+        *,
+        masks: Bool[jax.Array, "b h w"] | None = None,
+        drop_path_noise: Float[jax.Array, "b l 2"] | None = None,
+        layers: tuple[int, ...] = (),
+        attention: bool = False,
+    ) -> Features:
+        """Compute tokens. `masks` hides patches behind the mask token; `drop_path_noise` (uniform in [0, 1), one number a
+        branch) switches stochastic depth on, at rates rising linearly from 0 to `drop_path`; `layers` (0-based) and
+        `attention` ask for intermediate tokens and for the last block's attention (unrolled blocks only).
+        """
+        x, grid = self._embed(images, masks)
+        keep = None if drop_path_noise is None or self.drop_path == 0 else _keep(drop_path_noise, self.drop_path)
+        if self.scan_blocks:
+            if layers or attention:
+                raise ValueError("layers and attention are not collected from scanned blocks; build the ViT with scan_blocks=False")
+            x = self._scanned(x, keep)
+            collected, last_attention = {}, None
+        else:
+            x, collected, last_attention = self._unrolled(x, keep, layers)
+        normed = _layer_norm("norm")(x)
+        patches, patches_prenorm = (tokens[:, 1:].reshape(x.shape[0], *grid, -1) for tokens in (normed, x))
+        return Features(
+            normed[:, 0], patches, patches_prenorm, tuple(collected[i] for i in layers), last_attention if attention else None
+        )
+
+    def _embed(self, images: jax.Array, masks: jax.Array | None) -> tuple[jax.Array, tuple[int, int]]:
+        if images.shape[-1] != self.in_channels:
+            raise ValueError(f"images have {images.shape[-1]} channels; this ViT was built with in_channels={self.in_channels}")
+        x = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(images)
+        b, h, w, d = x.shape
+        if self.mask_token:
+            token = self.param("mask_token", nn.initializers.zeros, (1, d), jnp.float32)
+            x = x if masks is None else jnp.where(masks[..., None], token.astype(x.dtype), x)
+        cls = self.param("cls_token", _LINEAR_INIT, (1, 1, d), jnp.float32)
+        stored = self.image_size // self.patch_size
+        positions = self.param("pos_embed", _LINEAR_INIT, (1, 1 + stored * stored, d), jnp.float32)
+        tokens = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (b, 1, d)), x.reshape(b, h * w, d)], axis=1)
+        return tokens + resize_position_embedding(positions, (h, w)).astype(x.dtype), (h, w)
+
+    def _unrolled(self, x: jax.Array, keep: jax.Array | None, layers: tuple[int, ...]) -> tuple[jax.Array, dict[int, jax.Array], Any]:
+        block_type = _rematerialised(Block, self.remat)
+        collected, attention = {}, None
+        for i in range(self.depth):
+            x, attention = block_type(self.heads, self.dtype, name=f"blocks_{i}")(x, None if keep is None else keep[:, i])
+            if i in layers:
+                collected[i] = x
+        return x, collected, attention
+
+    def _scanned(self, x: jax.Array, keep: jax.Array | None) -> jax.Array:
+        scanned = nn.scan(
+            _rematerialised(_ScannedBlock, self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast if keep is None else 1,
+            length=self.depth,
+        )
+        return scanned(self.heads, self.dtype, name="blocks")(x, keep)[0]
+
+
+def _rematerialised(block: type[nn.Module], remat: Remat) -> Any:
+    if remat == "none":
+        return block
+    policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if remat == "dots" else None
+    return nn.remat(block, policy=policy, prevent_cse=False)
+
+
+def _keep(noise: Float[jax.Array, "b l 2"], drop_path: float) -> Float[jax.Array, "b l 2"]:
+    """Uniform noise -> 0 where a branch is dropped, 1 / (1 - rate) where it is kept; the rates rise linearly over depth."""
+    rates = jnp.linspace(0.0, drop_path, noise.shape[1])[:, None]
+    return (noise >= rates) / (1.0 - rates)
