@@ -161,7 +161,7 @@ def _relation() -> dict[str, Any]:
 def _optimizer() -> dict[str, Any]:
     return {
         "name": "adamw",  # beta 0.9 and 0.999, epsilon 1e-8
-        "base_lr": 5e-4,  # for 256 images; the peak is base_lr x batch_size x accumulate_steps / 256
+        "base_lr": 5e-4,  # for 256 images; the peak is base_lr x batch_size / 256
         "min_lr": 1e-6,  # where the cosine ends
         "warmup_epochs": 10,  # linear from 0
         "weight_decay": 0.04,  # at the start, cosine to the next
@@ -169,7 +169,7 @@ def _optimizer() -> dict[str, Any]:
         "clip_grad": 3.0,  # largest norm of one tensor's gradient; 0: no clipping
         "freeze_last_layer_epochs": 1,  # the prototypes do not move in these
         "decay_bias": False,  # True: biases are decayed, as in the authors' iBOT + SERE code
-        "accumulate_steps": 1,  # micro-batches to one update
+        "accumulate_steps": 1,  # micro-batches that a batch is cut into, one after the other, for one update
     }
 
 

@@ -1,0 +1,167 @@
+"""What the values of a config must keep among each other: batch and devices, images and patches, sources and disks.
+
+Each rule is (the keys it reads, a function of their values, the devices and the processes -> lines of mistakes); it is
+asked only where each of its values is right by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sere_jax.models.vit import VARIANTS
+
+Values = Mapping[str, Any]
+
+
+def nearest(value: Any, choices: Iterable[str]) -> str:
+    """`; nearest: x` for the choice most like `value`, or nothing."""
+    near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.3) if isinstance(value, str) else []
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def _batch(v: Values, devices: int, processes: int) -> list[str]:
+    size, parts = v["data.batch_size"], v["optimizer.accumulate_steps"]
+    found = f"data.batch_size: found {size}, expected a multiple of"
+    lines = []
+    if size % parts:
+        lines.append(f"{found} optimizer.accumulate_steps = {parts}{_multiples(size, parts)}")
+    if size % processes:
+        lines.append(f"{found} the {processes} processes{_multiples(size, processes)}")
+    if size % (parts * devices) and not lines:
+        of = f" x optimizer.accumulate_steps = {parts * devices}" if parts > 1 else ""
+        lines.append(f"{found} the {devices} devices{of}{_multiples(size, parts * devices)}")
+    return lines
+
+
+def _multiples(value: int, step: int) -> str:
+    below, above = value // step * step, -(-value // step) * step
+    return f"; nearest: {above if below == 0 or above - value < value - below else below}"
+
+
+def _patches(v: Values, devices: int, processes: int) -> list[str]:
+    patch = v["model.patch_size"]
+    keys = ["views.global_size"] + (["views.local_size"] if v["views.local_count"] else [])
+    return [
+        f"{key}: found {v[key]}, expected a multiple of model.patch_size = {patch}{_multiples(v[key], patch)}"
+        for key in keys
+        if v[key] % patch
+    ]
+
+
+def _architecture(v: Values, devices: int, processes: int) -> list[str]:
+    names, variant = ("width", "depth", "heads"), v["model.variant"]
+    given = {name: v[f"model.{name}"] for name in names}
+    if variant != "custom":
+        own = dict(zip(names, VARIANTS[variant], strict=True))
+        lines = [
+            f"model.{name}: found {given[name]}, expected 0 (or {own[name]}, the {name} of {variant}); others need model.variant = custom"
+            for name in names
+            if given[name] not in (0, own[name])
+        ]
+        given = own
+    else:
+        lines = [f"model.{name}: found 0, expected a number of at least 1 with model.variant = custom" for name in names if not given[name]]
+    if lines:
+        return lines
+    if given["width"] % given["heads"]:
+        lines.append(f"model.width: found {given['width']}, expected a multiple of model.heads = {given['heads']}")
+    heads = v["relation.heads"]
+    if heads and given["width"] % heads:
+        lines.append(f"relation.heads: found {heads}, expected a divisor of the model's width {given['width']}")
+    return lines
+
+
+def _lengths(v: Values, devices: int, processes: int) -> list[str]:
+    if v["schedule.total_steps"]:
+        return []  # epochs are not known before the data is opened
+    keys = [key for key in EPOCH_KEYS if v[key] > v["schedule.epochs"]]
+    return [f"{key}: found {v[key]}, expected at most schedule.epochs = {v['schedule.epochs']}" for key in keys]
+
+
+def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
+    peak = v["optimizer.base_lr"] * v["data.batch_size"] / 256
+    if v["optimizer.min_lr"] <= peak:
+        return []
+    return [f"optimizer.min_lr: found {v['optimizer.min_lr']:g}, expected at most the peak, base_lr x batch_size / 256 = {peak:g}"]
+
+
+def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
+    total = v["relation.alpha"] + v["relation.beta"]
+    if v["relation.image_weight"] == "paper" or total <= 4:
+        return []
+    return [f"relation.alpha: found alpha + beta = {total:g}, expected at most 4: the image loss has weight (4 - alpha - beta) / 2"]
+
+
+def _channels(v: Values, devices: int, processes: int) -> list[str]:
+    channels = v["model.in_channels"]
+    keys = [key for key in ("photometry.mean", "photometry.std") if len(v[key]) != channels]
+    return [f"{key}: found {len(v[key])} values, expected one for each of model.in_channels = {channels}" for key in keys]
+
+
+def _mesh(v: Values, devices: int, processes: int) -> list[str]:
+    fsdp = v["run.fsdp"]
+    return [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices"] if devices % fsdp else []
+
+
+def _training_source(v: Values, devices: int, processes: int) -> list[str]:
+    return source_mistakes("data.source", v["data.source"])
+
+
+def _evaluation(v: Values, devices: int, processes: int) -> list[str]:
+    lines = []
+    for key in ("eval.gallery", "eval.query"):
+        if v[key]:
+            lines += source_mistakes(key, v[key])
+        elif v["run.eval_every_steps"] or v["eval.gallery"] or v["eval.query"]:
+            lines.append(f"{key}: found '', expected a source, which run.eval_every_steps and the other source need")
+    return lines
+
+
+EPOCH_KEYS = ("optimizer.warmup_epochs", "optimizer.freeze_last_layer_epochs", "dino.warmup_teacher_temp_epochs")
+_MODEL_KEYS = ("model.variant", "model.width", "model.depth", "model.heads", "relation.heads")
+
+# The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.
+CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Values, int, int], list[str]]], ...] = (
+    (("data.source",), _training_source),
+    (("data.batch_size", "optimizer.accumulate_steps"), _batch),
+    (("model.patch_size", "views.global_size", "views.local_size", "views.local_count"), _patches),
+    (_MODEL_KEYS, _architecture),
+    ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
+    (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
+    (("relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
+    (("model.in_channels", "photometry.mean", "photometry.std"), _channels),
+    (("run.fsdp",), _mesh),
+    (("run.eval_every_steps", "eval.gallery", "eval.query"), _evaluation),
+)
+
+
+_SOURCE_FORMS = "bundled[:train|gallery|query], folder:DIR or tfds:NAME[/CONFIG]:SPLIT"
+
+
+def source_mistakes(key: str, spec: str) -> list[str]:
+    """What is wrong with the text of a data source, and with the directory of a `folder:`."""
+    kind, colon, rest = spec.partition(":")
+    if kind == "folder" and colon:
+        return [] if _holds_a_file(rest) else [f"{key}: found {spec!r}, expected folder:DIR, {_directory(rest)}"]
+    if kind == "bundled":
+        regions = ("train", "gallery", "query")
+        if not colon or rest in regions:
+            return []
+        return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
+    if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
+        return []
+    return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}{nearest(kind, ('bundled', 'folder', 'tfds'))}"]
+
+
+def _holds_a_file(directory: str) -> bool:
+    return bool(directory) and any(files for _, _, files in os.walk(os.path.expanduser(directory)))
+
+
+def _directory(directory: str) -> str:
+    if not directory:
+        return "with a directory"
+    return "a directory with images; it is empty" if os.path.isdir(os.path.expanduser(directory)) else "a directory that exists"
