@@ -6,7 +6,7 @@ k prototypes, m relation heads, c image channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 Array = jax.Array | np.ndarray
 PyTree = Any
-Metrics = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Schedule = Callable[[jax.Array], jax.Array]  # step -> value
 
 
 class Views(NamedTuple):
@@ -68,3 +69,17 @@ class PrototypeOutput(NamedTuple):
 
 
 Outputs = dict[Request, Any]  # Request -> PrototypeOutput, or the features of a relation head [b, v, h, w, d]
+
+
+class Objective(NamedTuple):
+    """The contract of a pre-training method: what it asks of the networks, how its state starts, what it makes of the answers.
+
+    `apply(outputs, views, state, step) -> (loss, state, metrics)`. `references` gives, for metrics that have one, the value
+    they take when nothing has been learned. The state must be updated linearly in the batch's statistics, so that averaging it
+    over micro-batches is one update with the averaged statistics.
+    """
+
+    requests: tuple[Request, ...]
+    init: Callable[[], PyTree]
+    apply: Callable[[Outputs, Views, PyTree, jax.Array], tuple[jax.Array, PyTree, Metrics]]
+    references: Mapping[str, float]

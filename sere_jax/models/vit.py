@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from sere_jax.models.init import uniform_fan_in
 from sere_jax.ops.resize import resize_position_embedding
 from sere_jax.types import Features
 
@@ -27,16 +28,6 @@ VARIANTS: dict[str, tuple[int, int, int]] = {
 }
 
 _LINEAR_INIT = nn.initializers.normal(0.02)
-
-
-def _uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """PyTorch's default for Linear and Conv: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for the weight and for the bias."""
-    bound = fan_in**-0.5
-
-    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def _layer_norm(name: str) -> nn.LayerNorm:
@@ -54,7 +45,7 @@ class PatchProjection(nn.Module):
     def __call__(self, images: Float[jax.Array, "b H W c"]) -> Float[jax.Array, "b h w d"]:
         b, height, width, channels = images.shape
         p, h, w = self.patch_size, height // self.patch_size, width // self.patch_size
-        init = _uniform_fan_in(p * p * channels)
+        init = uniform_fan_in(p * p * channels)
         kernel = self.param("kernel", init, (p, p, channels, self.width), jnp.float32)
         bias = self.param("bias", init, (self.width,), jnp.float32)
         patches = images[:, : h * p, : w * p].reshape(b, h, p, w, p, channels).swapaxes(2, 3).reshape(b, h, w, -1)

@@ -1,0 +1,273 @@
+"""From a config to the parts of a run. The only reader of ConfigDicts besides `config` and the programs.
+
+Everything below takes keyword arguments, so that signatures tell what a part depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from sere_jax import schedules
+from sere_jax.data.masks import MaskRecipe
+from sere_jax.data.views import ViewRecipe
+from sere_jax.models.heads import PrototypeHead, RelationHead
+from sere_jax.models.network import Network
+from sere_jax.models.vit import VARIANTS, ViT
+from sere_jax.objectives.dino import dino
+from sere_jax.objectives.recipes import RECIPES, Recipe, combine
+from sere_jax.objectives.relation import Temperatures, channel, spatial
+from sere_jax.ops import photometric
+from sere_jax.ops.photometric import PhotometryParams
+from sere_jax.optim import adamw
+from sere_jax.state import TrainState
+from sere_jax.step import Noise, make_train_step
+from sere_jax.types import Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
+
+
+class Steps(NamedTuple):
+    """The length of a run: an epoch is floor(examples / batch_size) steps, no example twice in it."""
+
+    per_epoch: int
+    total: int
+
+
+def steps(config: ConfigDict, examples: int) -> Steps:
+    """Lengths for a data set of that many examples. Raises ValueError where it is smaller than a batch."""
+    per_epoch = examples // config.data.batch_size
+    if not per_epoch:
+        raise ValueError(
+            f"data.source = {config.data.source!r} has {examples} images, fewer than one batch; "
+            f"expected data.batch_size <= {examples}, found {config.data.batch_size}"
+        )
+    return Steps(per_epoch, config.schedule.total_steps or config.schedule.epochs * per_epoch)
+
+
+def recipe(config: ConfigDict) -> Recipe:
+    """The rules of the method that the config names."""
+    return RECIPES[config.recipe]
+
+
+def backbone(config: ConfigDict, *, scan_blocks: bool | None = None) -> ViT:
+    """The vision transformer of the config; `scan_blocks` overrides the config's, since evaluations unroll."""
+    model = config.model
+    width, depth, heads = VARIANTS.get(model.variant, (0, 0, 0))
+    return ViT(
+        width=model.width or width,
+        depth=model.depth or depth,
+        heads=model.heads or heads,
+        patch_size=model.patch_size,
+        image_size=config.views.global_size,
+        in_channels=model.in_channels,
+        drop_path=model.drop_path,
+        dtype=jnp.dtype(model.dtype),
+        scan_blocks=model.scan_blocks if scan_blocks is None else scan_blocks,
+        remat=model.remat,
+        mask_token=config.masking.kind != "none",
+    )
+
+
+def network(config: ConfigDict) -> Network:
+    """The backbone with the heads that the recipe's losses ask for."""
+    dtype = jnp.dtype(config.model.dtype)
+    heads: dict[str, nn.Module] = {}
+    for name in sorted({request.head for request in objective(config, Steps(1, 1)).requests}):
+        if name == "dino":
+            heads[name] = PrototypeHead(**config.head, dtype=dtype)
+        else:
+            heads[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
+    return Network(backbone(config), heads)
+
+
+def objective(config: ConfigDict, length: Steps) -> Objective:
+    """The recipe's weighted sum of losses, its schedules laid out for a run of that length."""
+    relation, chosen = config.relation, recipe(config)
+    makers: dict[str, Callable[[], Objective]] = {
+        "dino": lambda: dino(
+            prototypes=config.head.prototypes,
+            student_temp=config.dino.student_temp,
+            teacher_temp=schedules.linear_by_epoch(
+                config.dino.warmup_teacher_temp,
+                config.dino.teacher_temp,
+                epochs=config.dino.warmup_teacher_temp_epochs,
+                steps_per_epoch=length.per_epoch,
+            ),
+            center_momentum=config.dino.center_momentum,
+            local_count=config.views.local_count,
+        ),
+        "spatial": lambda: _spatial(config),
+        "channel": lambda: channel(
+            temperatures=_temperatures(config, relation.teacher_temp_channel),
+            width=backbone(config).width,
+            norm=relation.tokens,
+            local_count=config.views.local_count,
+            local_heads=relation.local_heads,
+        ),
+    }
+    parts = {name: makers[name]() for name in chosen.losses}
+    return combine(chosen, parts, alpha=relation.alpha, beta=relation.beta, image_weight=relation.image_weight)
+
+
+def _spatial(config: ConfigDict) -> Objective:
+    relation = config.relation
+    return spatial(
+        temperatures=_temperatures(config, relation.teacher_temp_spatial),
+        heads=relation.heads or backbone(config).heads,
+        scale=relation.scale,
+        sampling=relation.sampling,
+        padding=relation.padding,
+        sampling_impl=relation.sampling_impl,
+        disjoint=relation.disjoint,
+        global_points=relation.global_points,
+        local_points=relation.local_points,
+        norm=relation.tokens,
+        local_count=config.views.local_count,
+        local_heads=relation.local_heads,
+    )
+
+
+def _temperatures(config: ConfigDict, sharp: float) -> Temperatures:
+    """`sharp` and the plain temperature on the sides that `temperature_side` says: the teacher (code), the student (TPAMI 4.1)."""
+    plain = config.relation.student_temp
+    return Temperatures(sharp, plain) if config.relation.temperature_side == "teacher" else Temperatures(plain, sharp)
+
+
+class OptimizerSchedules(NamedTuple):
+    """Functions of the step: learning rate, weight decay, and the teacher's momentum."""
+
+    learning_rate: Schedule
+    weight_decay: Schedule
+    ema_momentum: Schedule
+
+
+def optimizer_schedules(config: ConfigDict, length: Steps) -> OptimizerSchedules:
+    """lr_peak = base_lr * batch_size / 256. With accumulation schedules are laid out in micro-batches and read once a window."""
+    optimizer, parts = config.optimizer, config.optimizer.accumulate_steps
+    total = length.total * parts
+    rate = schedules.warmup_cosine(
+        optimizer.base_lr * config.data.batch_size / 256,
+        optimizer.min_lr,
+        warmup_steps=min(optimizer.warmup_epochs * length.per_epoch, length.total) * parts,
+        steps=total,
+    )
+    decay = schedules.cosine(optimizer.weight_decay, optimizer.weight_decay_end, total)
+    momentum = schedules.cosine(config.teacher.ema_momentum, config.teacher.ema_momentum_end, total)
+    return OptimizerSchedules(*(schedules.every(schedule, parts) for schedule in (rate, decay, momentum)))
+
+
+def optimizer(config: ConfigDict, length: Steps) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of the config."""
+    found = optimizer_schedules(config, length)
+    return adamw(
+        learning_rate=found.learning_rate,
+        weight_decay=found.weight_decay,
+        clip_grad=config.optimizer.clip_grad,
+        decay_bias=config.optimizer.decay_bias,
+        freeze_last_layer_steps=config.optimizer.freeze_last_layer_epochs * length.per_epoch,
+    )
+
+
+def view_recipe(config: ConfigDict) -> ViewRecipe:
+    """The multi-crop recipe."""
+    return ViewRecipe(**config.views)
+
+
+def mask_recipe(config: ConfigDict) -> MaskRecipe | None:
+    """The masking recipe, or None where no patch is hidden."""
+    return None if config.masking.kind == "none" else MaskRecipe(**config.masking)
+
+
+def photometry(config: ConfigDict) -> tuple[PhotometryParams, PhotometryParams, PhotometryParams]:
+    """What happens to the colours of the first global crop, of the second, and of local crops."""
+    shared = {key: value for key, value in config.photometry.items() if key not in ("blur_prob", "solarize_prob")}
+    pairs = zip(config.photometry.blur_prob, config.photometry.solarize_prob, strict=True)
+    first, second, local = (PhotometryParams(**shared, blur_prob=blur, solarize_prob=solarize) for blur, solarize in pairs)
+    return first, second, local
+
+
+def augment(config: ConfigDict) -> Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The photometric part of the augmentation: uint8 views and one key an example -> normalised float32 views."""
+    *global_kinds, local_kind = photometry(config)
+
+    def apply(views: Views, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first_local, local_count = views.global_views.shape[1], views.local_views.shape[1]
+        return (
+            photometric.augment(views.global_views, keys, global_kinds),
+            photometric.augment(views.local_views, keys, [local_kind] * local_count, first_view=first_local),
+        )
+
+    return apply
+
+
+def train_step(config: ConfigDict, length: Steps) -> Callable[[TrainState, Views], tuple[TrainState, Metrics]]:
+    """The pure train step of the config, not yet compiled."""
+    module, depth = network(config), backbone(config).depth
+
+    def forward(
+        params: PyTree,
+        batch_stats: PyTree,
+        global_views: jax.Array,
+        local_views: jax.Array,
+        requests: tuple[Request, ...],
+        *,
+        masks: jax.Array | None,
+        drop_path_noise: Noise,
+    ) -> tuple[Outputs, PyTree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs, updated = module.apply(
+            variables, global_views, local_views, requests, masks=masks, drop_path_noise=drop_path_noise, mutable=["batch_stats"]
+        )
+        # Heads that this side does not run keep their statistics.
+        return outputs, {**batch_stats, **updated.get("batch_stats", {})}
+
+    def noise(keys: jax.Array, views: Views) -> Noise:
+        if not config.model.drop_path:
+            return None
+        counts = views.global_views.shape[1], views.local_views.shape[1]
+        draw = jax.vmap(lambda key: jax.random.uniform(key, (sum(counts), depth, 2)))(keys)
+        return draw[:, : counts[0]], draw[:, counts[0] :]
+
+    return make_train_step(
+        forward=forward,
+        objective=objective(config, length),
+        optimizer=optimizer(config, length),
+        augment=augment(config),
+        drop_path_noise=noise,
+        ema_momentum=optimizer_schedules(config, length).ema_momentum,
+        ema_timing=recipe(config).ema_timing,
+        accumulate_steps=config.optimizer.accumulate_steps,
+        seed=config.seed,
+    )
+
+
+def init_state(config: ConfigDict, length: Steps) -> TrainState:
+    """The state at step 0: a function of the config's seed alone. The teacher starts as a copy of the student."""
+    views = config.views
+    channels = config.model.in_channels
+    global_views = jnp.zeros((1, 2, views.global_size, views.global_size, channels))
+    local_views = jnp.zeros((1, views.local_count, views.local_size, views.local_size, channels))
+    method = objective(config, length)
+    requests = tuple(request for request in method.requests if request.side == "student")
+    variables = network(config).init(jax.random.key(config.seed), global_views, local_views, requests)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        teacher=jax.tree.map(jnp.copy, params),
+        teacher_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+        opt_state=optimizer(config, length).init(params),
+        objective=method.init(),
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(config: ConfigDict, length: Steps) -> Any:
+    """Shapes and types of the state, without computing it."""
+    return jax.eval_shape(lambda: init_state(config, length))

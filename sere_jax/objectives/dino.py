@@ -1,0 +1,46 @@
+"""DINO: the student predicts the teacher's prototype assignment of another view. Source: Caron et al. 2021, section 3."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sere_jax.losses.distillation import distillation_loss, entropy, teacher_probabilities, update_center
+from sere_jax.objectives.base import Applied
+from sere_jax.types import Objective, Outputs, PrototypeOutput, PyTree, Request, Schedule, Views
+
+STUDENT_GLOBAL = Request("dino", "global", "cls", "post", "student")
+STUDENT_LOCAL = Request("dino", "local", "cls", "post", "student")
+TEACHER_GLOBAL = Request("dino", "global", "cls", "post", "teacher")
+
+
+def dino(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center_momentum: float, local_count: int) -> Objective:
+    """Self-distillation on the cls token. `teacher_temp` is a function of the step; the state is the center [1, K]."""
+    requests = (STUDENT_GLOBAL, TEACHER_GLOBAL, *((STUDENT_LOCAL,) if local_count else ()))
+
+    def init() -> PyTree:
+        return {"center": jnp.zeros((1, prototypes), jnp.float32)}
+
+    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+        teacher = jax.lax.stop_gradient(outputs[TEACHER_GLOBAL])
+        targets = teacher_probabilities(logits(teacher), state["center"], teacher_temp(step))
+        student = logits(outputs[STUDENT_GLOBAL])
+        local = logits(outputs[STUDENT_LOCAL]) if local_count else student[:, :0]
+        loss = distillation_loss(targets, student, local, student_temp)
+        center = update_center(state["center"], mean_logits(teacher), center_momentum)
+        metrics = {"dino": loss, "teacher_entropy": entropy(targets), "center_norm": jnp.linalg.norm(center)}
+        return loss, {"center": center}, metrics
+
+    return Objective(requests, init, apply, {"dino": math.log(prototypes), "teacher_entropy": math.log(prototypes)})
+
+
+def logits(output: PrototypeOutput) -> jax.Array:
+    """Prototype logits in float32: bottleneck @ prototypes.T."""
+    return jnp.einsum("...e,ke->...k", output.bottleneck, output.prototypes)
+
+
+def mean_logits(output: PrototypeOutput) -> jax.Array:
+    """Mean of the logits over the global batch and its views; linear, so the mean is taken on the narrow side (256, not K)."""
+    return jnp.einsum("e,ke->k", jnp.mean(output.bottleneck, axis=(0, 1)), output.prototypes)

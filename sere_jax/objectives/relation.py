@@ -1,0 +1,131 @@
+"""SERE: the student predicts the teacher's spatial and channel self-relation of another view. Source: TPAMI section 3.
+
+Terms: teacher's global view i against the student's other global view j (2), and against every local crop (2 l); all terms
+weigh the same, L = sum / (2 + 2 l).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sere_jax.losses.relation import Scale, channel_relation, relation_cross_entropy, relation_targets, spatial_relation
+from sere_jax.objectives.base import Applied
+from sere_jax.ops.geometry import Padding, Points, Sampling, SamplingImpl, overlap_points, sample
+from sere_jax.types import Objective, Outputs, PyTree, Request, Views
+
+Norm = Literal["post", "pre"]
+
+
+class Temperatures(NamedTuple):
+    """Softmax temperatures. The authors' code sharpens the teacher (0.5 spatial, 0.1 channel) and leaves the student at 1."""
+
+    teacher: float
+    student: float
+
+
+def relation_requests(head: str, *, norm: Norm, local_count: int, local_heads: Literal["separate", "shared"]) -> tuple[Request, ...]:
+    """Student's and teacher's relation features of global crops, and the student's of local crops if there are any.
+
+    Local crops have heads of their own (`separate`, the authors' code) or use the global crops'.
+    """
+    requests = [Request(head, "global", "patches", norm, side) for side in ("student", "teacher")]
+    if local_count:
+        requests.append(Request(head if local_heads == "shared" else f"{head}_local", "local", "patches", norm, "student"))
+    return tuple(requests)
+
+
+def spatial(
+    *,
+    temperatures: Temperatures,
+    heads: int,
+    scale: Scale,
+    sampling: Sampling,
+    padding: Padding,
+    sampling_impl: SamplingImpl,
+    disjoint: Literal["count", "skip"],
+    global_points: int,
+    local_points: int,
+    norm: Norm,
+    local_count: int,
+    local_heads: Literal["separate", "shared"],
+) -> Objective:
+    """Spatial self-relation on the overlap of each pair of crops (section 3.2).
+
+    Features are sampled at the overlap points and related afterwards: sampling is linear, so this equals sampling the
+    relation along keys and queries, at a fraction of the cost. `disjoint` says whether a pair without overlap counts in the
+    mean with its constant ln(points), as in the authors' code, or is left out, as in TPAMI's footnote.
+    """
+    requests = relation_requests("spatial", norm=norm, local_count=local_count, local_heads=local_heads)
+
+    def pair_loss(teacher: jax.Array, student: jax.Array, points_t: Points, points_s: Points) -> jax.Array:
+        """Teacher's and student's maps [b, h, w, d] of one pair of views, and where each sees the overlap."""
+        sampled_t = sample(teacher, points_t, padding=padding, impl=sampling_impl)
+        sampled_s = sample(student, points_s, padding=padding, impl=sampling_impl)
+        targets = relation_targets(spatial_relation(sampled_t, heads=heads, scale=scale), temperatures.teacher)
+        relation = spatial_relation(sampled_s, heads=heads, scale=scale)
+        counted = points_t.valid if disjoint == "skip" else None
+        return relation_cross_entropy(targets, relation, temperatures.student, counted)
+
+    def points(views: Views, i: int, j: int, size: int) -> tuple[Points, Points]:
+        boxes, flips = jnp.asarray(views.boxes), jnp.asarray(views.flips)
+        return overlap_points(boxes[:, i], flips[:, i], boxes[:, j], flips[:, j], size=size, sampling=sampling)
+
+    def local_terms(teacher: jax.Array, local: jax.Array, views: Views, i: int) -> jax.Array:
+        """Sum over the local crops of their loss against teacher view i; one computation, vectorised over the crops."""
+        pairs = [points(views, i, 2 + j, local_points) for j in range(local_count)]
+        points_t, points_s = (Points(*(jnp.stack(axis) for axis in zip(*side, strict=True))) for side in zip(*pairs, strict=True))
+        return jnp.sum(jax.vmap(pair_loss, in_axes=(None, 1, 0, 0))(teacher[:, i], local, points_t, points_s))
+
+    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+        student, teacher = outputs[requests[0]], jax.lax.stop_gradient(outputs[requests[1]])
+        global_sum = sum(pair_loss(teacher[:, i], student[:, j], *points(views, i, j, global_points)) for i, j in ((0, 1), (1, 0)))
+        local_sum = sum(local_terms(teacher, outputs[requests[2]], views, i) for i in (0, 1)) if local_count else None
+        return _averaged("spatial", jnp.asarray(global_sum), local_sum, local_count, state)
+
+    return Objective(requests, dict, apply, _references("spatial", math.log(global_points**2), math.log(local_points**2), local_count))
+
+
+def channel(
+    *, temperatures: Temperatures, width: int, norm: Norm, local_count: int, local_heads: Literal["separate", "shared"]
+) -> Objective:
+    """Channel self-relation of whole views (section 3.3); channels need no alignment. `width` is the number of channels d."""
+    requests = relation_requests("channel", norm=norm, local_count=local_count, local_heads=local_heads)
+
+    def relation(features: jax.Array) -> jax.Array:
+        return channel_relation(features.reshape(*features.shape[:2], -1, features.shape[-1]))
+
+    def cross_entropy(targets: jax.Array, student: jax.Array) -> jax.Array:
+        return relation_cross_entropy(targets, student, temperatures.student)
+
+    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+        targets = relation_targets(relation(outputs[requests[1]]), temperatures.teacher)
+        # Targets [b, v, d, d] reversed over v: each student view meets the other global view.
+        global_sum = 2 * cross_entropy(targets[:, ::-1], relation(outputs[requests[0]]))
+        local_sum = None
+        if local_count:
+            # The cross-entropy is linear in its targets: a local crop meets the sum of both teachers' at once.
+            both = jnp.sum(targets, axis=1, keepdims=True)
+            local_sum = local_count * cross_entropy(both, relation(outputs[requests[2]]))
+        return _averaged("channel", global_sum, local_sum, local_count, state)
+
+    return Objective(requests, dict, apply, _references("channel", math.log(width), math.log(width), local_count))
+
+
+def _averaged(name: str, global_sum: jax.Array, local_sum: jax.Array | None, local_count: int, state: PyTree) -> Applied:
+    """The mean over all 2 + 2 l terms, and the means of the two kinds as metrics."""
+    metrics = {f"{name}_global": global_sum / 2}
+    total = global_sum
+    if local_sum is not None:
+        metrics[f"{name}_local"] = local_sum / (2 * local_count)
+        total = total + local_sum
+    loss = total / (2 + 2 * local_count)
+    return loss, state, {name: loss, **metrics}
+
+
+def _references(name: str, global_value: float, local_value: float, local_count: int) -> dict[str, float]:
+    references = {name: (global_value + local_count * local_value) / (1 + local_count), f"{name}_global": global_value}
+    return references | ({f"{name}_local": local_value} if local_count else {})

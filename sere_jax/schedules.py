@@ -1,0 +1,46 @@
+"""Schedules: functions from the step (traced integer or NumPy array) to a value, with the end points of the reference code."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sere_jax.types import Schedule
+
+
+def cosine(start: float, end: float, steps: int) -> Schedule:
+    """end + (start - end) (1 + cos(pi i / steps)) / 2: `start` at step 0, just short of `end` at the last step."""
+
+    def value(step: jax.Array) -> jax.Array:
+        return end + 0.5 * (start - end) * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / max(steps, 1)))
+
+    return value
+
+
+def warmup_cosine(peak: float, end: float, *, warmup_steps: int, steps: int) -> Schedule:
+    """Linear from 0 to `peak`, both included, in `warmup_steps`; then `cosine` to `end` over the rest of `steps`.
+
+    The peak therefore stands twice, at the last step of the warm-up and at the first after it.
+    """
+    decay = cosine(peak, end, steps - warmup_steps)
+
+    def value(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step)
+        return jnp.where(step < warmup_steps, peak * step / max(warmup_steps - 1, 1), decay(step - warmup_steps))
+
+    return value
+
+
+def linear_by_epoch(start: float, end: float, *, epochs: int, steps_per_epoch: int) -> Schedule:
+    """`linspace(start, end, epochs)` indexed by the epoch, then `end`: the warm-up of the teacher's temperature."""
+
+    def value(step: jax.Array) -> jax.Array:
+        epoch = jnp.asarray(step) // steps_per_epoch
+        return jnp.where(epoch < epochs, start + (end - start) * jnp.minimum(epoch / max(epochs - 1, 1), 1.0), end)
+
+    return value
+
+
+def every(schedule: Schedule, stride: int) -> Schedule:
+    """Read a schedule that was laid out in micro-batches once a window of `stride` of them, at the window's first."""
+    return lambda step: schedule(jnp.asarray(step) * stride)
