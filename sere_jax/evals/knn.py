@@ -7,8 +7,8 @@ the settings of the DINO evaluation (temperature 0.07; k = 10, 20, 100, 200).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sere_jax.evals import scores
+from sere_jax.evals.features import Extractor
 from sere_jax.evals.network import EvalError
+from sere_jax.types import Features, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -27,19 +29,19 @@ TEMPERATURE = 0.07
 class Labelled(NamedTuple):
     """Features of a set of images with their classes."""
 
-    features: Float[np.ndarray, 'n d']
-    labels: Int[np.ndarray, ' n']
+    features: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, " n"]
 
 
-def unit(features: Float[np.ndarray, 'n d']) -> Float[np.ndarray, 'n d']:
+def unit(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """Scale every row to length 1, in float32; a row of zeros stays zero (and is equally far from everything)."""
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def neighbours(
-    queries: Float[np.ndarray, 'q d'], gallery: Float[np.ndarray, 'g d'], k: int, *, query_chunk: int = 1024, gallery_chunk: int = 16384
-) -> tuple[Float[np.ndarray, 'q k'], Int[np.ndarray, 'q k']]:
+def nearest(
+    queries: Float[np.ndarray, "q d"], gallery: Float[np.ndarray, "g d"], k: int, *, query_chunk: int = 1024, gallery_chunk: int = 16384
+) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """The k gallery rows with the largest inner product with each query, best first: (similarities, row numbers).
 
     Works through both sets in chunks, keeping the k best so far, so that memory is query_chunk x gallery_chunk floats
@@ -57,7 +59,7 @@ def neighbours(
 @jax.jit
 def _merge(best: tuple[jax.Array, jax.Array], queries: jax.Array, gallery: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
     # Highest precision: at a temperature of 0.07 an error of 1e-2 in a bfloat16-ish product changes weights by 15 %.
-    similarity = jnp.einsum('qd,gd->qg', queries, gallery, precision='highest')
+    similarity = jnp.einsum("qd,gd->qg", queries, gallery, precision="highest")
     indices = offset + jnp.arange(gallery.shape[0], dtype=jnp.int32)[None]
     similarity = jnp.concatenate([best[0], similarity], axis=1)
     indices = jnp.concatenate([best[1], jnp.broadcast_to(indices, (queries.shape[0], gallery.shape[0]))], axis=1)
@@ -66,8 +68,8 @@ def _merge(best: tuple[jax.Array, jax.Array], queries: jax.Array, gallery: jax.A
 
 
 def votes(
-    similarity: Float[np.ndarray, 'q k'], labels: Int[np.ndarray, 'q k'], classes: int, temperature: float = TEMPERATURE
-) -> Float[np.ndarray, 'q c']:
+    similarity: Float[np.ndarray, "q k"], labels: Int[np.ndarray, "q k"], classes: int, temperature: float = TEMPERATURE
+) -> Float[np.ndarray, "q c"]:
     """Sum of exp(similarity / temperature) over the neighbours of each class."""
     weights = np.exp(similarity.astype(np.float64) / temperature)
     cells = np.arange(len(labels))[:, None] * classes + labels
@@ -77,43 +79,96 @@ def votes(
 def clip_ks(ks: Sequence[int], gallery: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The neighbour counts that a gallery of this size allows, and a note for those that had to be clipped."""
     if gallery < 1:
-        raise EvalError('gallery: found no images; expected at least one')
+        raise EvalError("gallery: found no images; expected at least one")
     if not ks or min(ks) < 1:
-        raise EvalError(f'ks: found {tuple(ks)}; expected positive numbers of neighbours')
+        raise EvalError(f"neighbours: found {tuple(ks)}; expected positive numbers of neighbours")
     large = [k for k in ks if k > gallery]
-    notes = (f'k = {", ".join(map(str, large))}: more than the gallery holds, clipped to its {gallery} images',) if large else ()
+    notes = (f"k = {', '.join(map(str, large))}: more than the gallery holds, clipped to its {gallery} images",) if large else ()
     return tuple(sorted({min(k, gallery) for k in ks})), notes
 
 
 def evaluate(
-    gallery: Labelled, query: Labelled, *, ks: Sequence[int] = KS, temperature: float = TEMPERATURE, classes: int = 0
+    gallery: Labelled, query: Labelled, *, neighbours: Sequence[int] = KS, temperature: float = TEMPERATURE, classes: int = 0
 ) -> Iterator[tuple[str, float]]:
     """Yield ('k10/top1', accuracy) and so on for every k; 'k10/top5' too where there are more than five classes.
 
     A query's class is argmax_c sum_{i in its k nearest} [label_i = c] exp(cos(query, gallery_i) / temperature).
     `classes` = 0 takes the largest label + 1. Raises EvalError for unlabelled examples.
     """
-    _check_labels(gallery, 'gallery')
-    _check_labels(query, 'query')
-    clipped, notes = clip_ks(ks, len(gallery.labels))
+    _check_labels(gallery, "gallery")
+    _check_labels(query, "query")
+    clipped, notes = clip_ks(neighbours, len(gallery.labels))
     for note in notes:
-        _log.warning('%s', note)
+        _log.warning("%s", note)
     classes = classes or int(max(gallery.labels.max(), query.labels.max())) + 1
-    similarity, rows = neighbours(unit(query.features), unit(gallery.features), clipped[-1])
+    similarity, rows = nearest(unit(query.features), unit(gallery.features), clipped[-1])
     near = gallery.labels[rows]
     for k in clipped:
         table = votes(similarity[:, :k], near[:, :k], classes, temperature)
         for name, value in scores.accuracies(table, query.labels):
-            yield f'k{k}/{name}', value
+            yield f"k{k}/{name}", value
 
 
 def _check_labels(examples: Labelled, name: str) -> None:
     if not len(examples.labels):
-        raise EvalError(f'{name}: found no images; expected at least one')
+        raise EvalError(f"{name}: found no images; expected at least one")
     if examples.labels.min() < 0:
         raise EvalError(
-            f'{name}: found images without a label; expected a labelled source (bundled:{name}, folder:DIR with a sub-folder '
-            'per class, tfds:...), or --config=configs/eval/retrieval.py, which needs no labels'
+            f"{name}: found images without a label; expected a labelled source (bundled:{name}, folder:DIR with a sub-folder "
+            "per class, tfds:...), or --config=configs/eval/retrieval.py, which needs no labels"
         )
 
 
+class KnnEvaluation:
+    """The k-NN of a training run: call it with the teacher's parameters, again and again.
+
+    Compiles once. Decoded images are kept while both sets fit in `cache_bytes` of host memory (a process holds only its
+    own rows), so that later calls cost the forward passes alone. `gallery` and `query` make iterators of `EvalBatch`;
+    on several processes each makes its own rows.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[PyTree, jax.Array], Features],
+        gallery: Callable[[], Iterable[Any]],
+        query: Callable[[], Iterable[Any]],
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        neighbours: Sequence[int] = KS,
+        temperature: float = TEMPERATURE,
+        tokens: str = "cls",
+        prefix: str = "knn/",
+        cache_bytes: int = 2 << 30,
+    ) -> None:
+        self._extract = Extractor(apply, mean=mean, std=std, tokens=(tokens,))
+        self._sets = (_Cached(gallery, cache_bytes // 2), _Cached(query, cache_bytes // 2))
+        self._neighbours, self._temperature, self._tokens, self._prefix = neighbours, temperature, tokens, prefix
+
+    def __call__(self, params: PyTree) -> Iterator[tuple[str, float]]:
+        """Yield ('knn/k10/top1', accuracy) and so on."""
+        found = [self._extract(params, batches) for batches in self._sets]
+        gallery, query = (Labelled(one.features[self._tokens], one.labels) for one in found)
+        for name, value in evaluate(gallery, query, neighbours=self._neighbours, temperature=self._temperature):
+            yield self._prefix + name, value
+
+
+class _Cached:
+    """Iterate over what `make()` yields; remember it from the first complete pass on if it is small enough."""
+
+    def __init__(self, make: Callable[[], Iterable[Any]], limit: int) -> None:
+        self._make, self._limit = make, limit
+        self._kept: list[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Any] | None = []
+        size = 0
+        for batch in self._make():
+            size += np.asarray(batch.images).nbytes
+            if kept is not None:
+                kept = [*kept, batch] if size <= self._limit else None
+            yield batch
+        self._kept = kept

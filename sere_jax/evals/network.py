@@ -37,6 +37,6 @@ def untrained(network: Network, seed: int) -> Network:
     Raises EvalError where the network does not know how to make fresh parameters.
     """
     if network.init is None:
-        raise EvalError(f'{network.name}: cannot make its random initialisation; expected a network with an init function')
-    about = {'checkpoint': 'random initialisation', 'seed': seed}
-    return network._replace(name='random init', params=network.init(seed), about=about)
+        raise EvalError(f"{network.name}: cannot make its random initialisation; expected a network with an init function")
+    about = {"checkpoint": "random initialisation", "seed": seed}
+    return network._replace(name="random init", params=network.init(seed), about=about)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
-def top_accuracy(scores: Float[np.ndarray, 'q c'], labels: Int[np.ndarray, ' q'], top: int) -> float:
+def top_accuracy(scores: Float[np.ndarray, "q c"], labels: Int[np.ndarray, " q"], top: int) -> float:
     """Share of examples whose label is among the `top` best scored classes.
 
     Classes with equal scores are ranked by their number, the lower one first, so the result does not depend on the
@@ -20,8 +20,8 @@ def top_accuracy(scores: Float[np.ndarray, 'q c'], labels: Int[np.ndarray, ' q']
     return float(np.mean((better.sum(1) < top) & (own[:, 0] > 0)))
 
 
-def accuracies(scores: Float[np.ndarray, 'q c'], labels: Int[np.ndarray, ' q']) -> Iterator[tuple[str, float]]:
+def accuracies(scores: Float[np.ndarray, "q c"], labels: Int[np.ndarray, " q"]) -> Iterator[tuple[str, float]]:
     """Yield ('top1', share), and ('top5', share) where there are more than five classes."""
-    yield 'top1', top_accuracy(scores, labels, 1)
+    yield "top1", top_accuracy(scores, labels, 1)
     if scores.shape[1] > 5:
-        yield 'top5', top_accuracy(scores, labels, 5)
+        yield "top5", top_accuracy(scores, labels, 5)

@@ -1,0 +1,89 @@
+"""How much do the self-relations of two views of an image differ? (Fig. 6 of the TPAMI paper)
+
+Everything is computed from patch tokens of the backbone, so that it applies to methods without relation heads too.
+The paper's exact norm is in a supplement that is not available; this is our reading. The raw distance alone is won by
+doing nothing (relations of a random network are nearly uniform, hence nearly equal), so the claim belongs to the ratio
+of the distance between two views of the same image to that between views of different images.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from sere_jax.ops.geometry import Points, sample
+from sere_jax.types import Features
+
+Tokens = Literal["pre", "post"]
+TOKENS: tuple[Tokens, ...] = ("pre", "post")
+
+
+class Variant(NamedTuple):
+    """Which tokens are related, and how sharp the softmax over a row is."""
+
+    tokens: Tokens = "post"  # before (raw) or after (normalised) the final LayerNorm
+    spatial_temperature: float = 1.0
+    channel_temperature: float = 1.0
+    heads: int = 1  # groups of channels with a spatial relation each; 1 is the paper's Eq. 2
+
+    @property
+    def label(self) -> str:
+        """For the rows of a table: 'normalised tokens, t = 0.5 / 0.1'."""
+        kind = {"pre": "raw", "post": "normalised"}[self.tokens]
+        return f"{kind} tokens, t = {self.spatial_temperature:g} / {self.channel_temperature:g}" + (
+            f", {self.heads} heads" if self.heads > 1 else ""
+        )
+
+
+class Differences(NamedTuple):
+    """Per image: mean over relation rows of L1 distances, each in [0, 2]."""
+
+    same: Float[jax.Array, " b"]  # between the two views of the image
+    different: Float[jax.Array, " b"]  # between its first view and the second view of the next image
+    uniform: Float[jax.Array, " b"]  # between the relation (mean of both views) and the uniform distribution
+    valid: Bool[jax.Array, " b"]  # `same` and `uniform` count
+    valid_pair: Bool[jax.Array, " b"]  # `different` counts
+
+
+def spatial_relation(features: Float[jax.Array, "b p d"], *, temperature: float, heads: int = 1) -> Float[jax.Array, "b m p p"]:
+    """softmax over j of <f_i, f_j> / (sqrt(width of a head) x temperature): how each point relates to all points."""
+    b, p, d = features.shape
+    grouped = features.astype(jnp.float32).reshape(b, p, heads, d // heads)
+    logits = jnp.einsum("bimd,bjmd->bmij", grouped, grouped, precision="highest") * (d // heads) ** -0.5
+    return jax.nn.softmax(logits / temperature, axis=-1)
+
+
+def channel_relation(features: Float[jax.Array, "b p d"], *, temperature: float) -> Float[jax.Array, "b d d"]:
+    """softmax over j of (F^T F)_ij / (number of positions x temperature): how each channel relates to all channels."""
+    features = features.astype(jnp.float32)
+    logits = jnp.einsum("bpi,bpj->bij", features, features, precision="highest") / features.shape[1]
+    return jax.nn.softmax(logits / temperature, axis=-1)
+
+
+def row_distance(a: Float[jax.Array, "b *rows n"], b: Float[jax.Array, "b *rows n"]) -> Float[jax.Array, " b"]:
+    """Mean over rows of sum_j |a_ij - b_ij|; 0 for equal relations, 2 for rows with nothing in common."""
+    distance = jnp.sum(jnp.abs(a - b), axis=-1)
+    return jnp.mean(distance.reshape(distance.shape[0], -1), axis=-1)
+
+
+def differences(a: Float[jax.Array, "b *rows n"], b: Float[jax.Array, "b *rows n"], valid: Bool[jax.Array, " b"]) -> Differences:
+    """Distances between relations of two views; the partner of an image is the next of the batch, of the last the first."""
+    n = a.shape[-1]
+    uniform = (row_distance(a, jnp.full_like(a, 1 / n)) + row_distance(b, jnp.full_like(b, 1 / n))) / 2
+    return Differences(row_distance(a, b), row_distance(a, jnp.roll(b, -1, axis=0)), uniform, valid, valid & jnp.roll(valid, -1))
+
+
+def compare_views(a: Features, b: Features, points_a: Points, points_b: Points, variant: Variant) -> dict[str, Differences]:
+    """Spatial relations on the overlap of each pair of views (an image's own boxes on either side), channel relations
+    on the whole views. Samples are taken with border padding: a view's edge must not read as a difference.
+    """
+    maps = [f.patches if variant.tokens == "post" else f.patches_prenorm for f in (a, b)]
+    sampled = [sample(m, p, padding="border", impl="separable") for m, p in zip(maps, (points_a, points_b), strict=True)]
+    spatial = [spatial_relation(s, temperature=variant.spatial_temperature, heads=variant.heads) for s in sampled]
+    flat = [m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps]
+    channel = [channel_relation(f, temperature=variant.channel_temperature) for f in flat]
+    everywhere = jnp.ones_like(points_a.valid)
+    return {"spatial": differences(*spatial, points_a.valid), "channel": differences(*channel, everywhere)}

@@ -1,0 +1,127 @@
+"""Networks and baselines judged by k-NN on the same images, side by side in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sere_jax.evals import baselines, knn, report
+from sere_jax.evals.features import Extractor
+from sere_jax.evals.network import Network, untrained
+
+
+class ImageSet(NamedTuple):
+    """Labelled images at any size, as often as asked for, in the same order."""
+
+    name: str
+    batches: Callable[[int], Iterable[Any]]  # side in pixels -> iterator of EvalBatch
+    steps: int  # number of batches, for the progress bar
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    tokens: str  # "" for a baseline that knows no tokens
+    accuracy: dict[str, float]  # "k10/top1" -> share
+    about: dict[str, Any]
+
+    @property
+    def best(self) -> float:
+        """Top-1 accuracy at the k that serves this row best."""
+        return max(value for name, value in self.accuracy.items() if name.endswith("/top1"))
+
+
+class Settings(NamedTuple):
+    """How the k-NN votes."""
+
+    neighbours: Sequence[int] = knn.KS
+    temperature: float = knn.TEMPERATURE
+    classes: int = 0
+
+
+def network_rows(network: Network, gallery: ImageSet, query: ImageSet, tokens: tuple[str, ...], size: int, settings: Settings) -> list[Row]:
+    """One row a kind of token, from a single pass over the images."""
+    extract = Extractor(network.apply, mean=network.mean, std=network.std, tokens=tokens)
+    found = []
+    for images in (gallery, query):
+        batches = report.track(images.batches(size or network.size), f"{network.name}: {images.name}", images.steps)
+        found.append(extract(network.params, batches))
+    rows = []
+    for kind in tokens:
+        sets = [knn.Labelled(one.features[kind], one.labels) for one in found]
+        rows.append(Row(network.name, kind, _accuracy(sets[0], sets[1], settings), network.about))
+    return rows
+
+
+def baseline_rows(network: Network, gallery: ImageSet, query: ImageSet, size: int, seed: int, settings: Settings) -> list[Row]:
+    """Raw pixels, the colour histogram, and the network at random initialisation (the better of cls and mean patch)."""
+    side = size or network.size
+    rows = []
+    for name, function in baselines.BASELINES.items():
+        sets = [baselines.describe(function, report.track(s.batches(side), f"{name}: {s.name}", s.steps)) for s in (gallery, query)]
+        rows.append(Row(name, "", _accuracy(sets[0], sets[1], settings), {}))
+    both = network_rows(untrained(network, seed), gallery, query, ("cls", "patches"), size, settings)
+    return [*rows, max(both, key=lambda row: row.best)]
+
+
+def _accuracy(gallery: knn.Labelled, query: knn.Labelled, settings: Settings) -> dict[str, float]:
+    found = knn.evaluate(gallery, query, neighbours=settings.neighbours, temperature=settings.temperature, classes=settings.classes)
+    return dict(found)
+
+
+def compare(
+    networks: Sequence[Network],
+    gallery: ImageSet,
+    query: ImageSet,
+    *,
+    tokens: tuple[str, ...],
+    size: int,
+    with_baselines: bool,
+    seed: int,
+    settings: Settings,
+) -> list[Row]:
+    """All rows of the table: the baselines first, if wanted (the random network is of the first network's shape)."""
+    rows = baseline_rows(networks[0], gallery, query, size, seed, settings) if with_baselines else []
+    for network in networks:
+        rows += network_rows(network, gallery, query, tokens, size, settings)
+    return rows
+
+
+def publish(
+    rows: Sequence[Row], *, title: str, path: Path, details: dict[str, Any], gallery_images: int, neighbours: Sequence[int]
+) -> None:
+    """Print the table with the notes and write everything as JSON to `path`."""
+    _, notes = knn.clip_ks(neighbours, gallery_images)
+    notes = (*notes, *_verdicts(rows))
+    names = list(rows[0].accuracy)
+    cells = [[_label(row), *(f"{100 * row.accuracy[name]:.1f}" for name in names)] for row in rows]
+    columns = ["accuracy, %", *(name.replace("k", "k=").replace("/", " ") for name in names)]
+    results = [{"name": r.name, "tokens": r.tokens, "best_top1": r.best, "accuracy": r.accuracy, **r.about} for r in rows]
+    report.show(title, columns, cells, notes)
+    report.write(path, {**details, "results": results, "notes": list(notes)})
+
+
+def _label(row: Row) -> str:
+    return row.name + (f" ({row.tokens.replace('patches', 'mean patch')})" if row.tokens else "")
+
+
+def _verdicts(rows: Sequence[Row]) -> list[str]:
+    """A trained network's error beside that of the best baseline, each at its own best k."""
+    base = [row for row in rows if _is_baseline(row)]
+    if not base:
+        return []
+    best = max(base, key=lambda row: row.best)
+    lines = []
+    for row in rows:
+        if not _is_baseline(row):
+            ratio = (1 - row.best) / max(1 - best.best, 1e-9)
+            lines.append(
+                f"{_label(row)}: error {1 - row.best:.3f}, {ratio:.2f} x the best baseline's ({_label(best)}: {1 - best.best:.3f})"
+            )
+    return lines
+
+
+def _is_baseline(row: Row) -> bool:
+    return row.name in baselines.BASELINES or row.name == "random init"
