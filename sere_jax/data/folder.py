@@ -1,0 +1,82 @@
+"""A directory of image files as a source: every depth, a deterministic order, labels from the first level of sub-folders."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+
+from sere_jax.data.example import Example, SourceError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
+
+
+class FolderSource:
+    """Image files under a directory, sorted by path.
+
+    Hidden files and directories (a leading dot) are skipped, links are followed. When every image lies in a sub-folder,
+    the first level of sub-folders gives the labels (sorted names of those that hold images); when every image lies in
+    the directory itself there are no labels; images in both places are refused, because labelling some would be a guess.
+    """
+
+    def __init__(self, spec: str, directory: str) -> None:
+        self.spec = spec
+        self.directory = os.path.abspath(os.path.expanduser(directory))
+        _check_directory(spec, directory, self.directory)
+        self._paths = list(_image_paths(self.directory))
+        if not self._paths:
+            raise SourceError(f"{spec!r}: no image files under {self.directory} (extensions looked for: {' '.join(sorted(EXTENSIONS))})")
+        tops = [path.partition(os.sep)[0] if os.sep in path else "" for path in self._paths]
+        if "" in tops and any(tops):
+            loose, nested = tops.count(""), len(tops) - tops.count("")
+            raise SourceError(
+                f"{spec!r}: {loose} images lie in {self.directory} itself and {nested} in its sub-folders; expected all in "
+                "sub-folders (they become the labels) or none (no labels). Move the loose ones, or name one sub-folder."
+            )
+        self.classes = tuple(sorted(set(tops) - {""}))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._labels = [numbers.get(top, -1) for top in tops]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Example:
+        """Read one file. Raises OSError when it has become unreadable since it was listed."""
+        path = self._paths[index]
+        with open(os.path.join(self.directory, path), "rb") as file:
+            return Example(path, file.read(), self._labels[index])
+
+
+def _image_paths(root: str) -> Iterator[str]:
+    """Relative paths of the image files under `root`, in the order of their path components."""
+
+    def walk(directory: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
+        status = os.stat(directory)
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:  # a link back to a directory above would never end
+            return
+        with os.scandir(directory) as entries:
+            listing = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+        for name, is_directory in listing:
+            if is_directory:
+                yield from walk(os.path.join(directory, name), os.path.join(prefix, name), ancestors | {identity})
+            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield os.path.join(prefix, name)
+
+    return walk(root, "", frozenset())
+
+
+def _check_directory(spec: str, written: str, directory: str) -> None:
+    if not written:
+        raise SourceError(f"{spec!r} names no directory; expected folder:DIR")
+    if os.path.isdir(directory):
+        return
+    if os.path.exists(directory):
+        raise SourceError(f"{spec!r}: {directory} is a file, not a directory; expected a directory of image files")
+    parent, missing = os.path.split(directory)
+    while not os.path.isdir(parent):
+        parent, missing = os.path.split(parent)
+    siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
+    near = difflib.get_close_matches(missing, siblings, n=1, cutoff=0.5)
+    hint = f"; did you mean {os.path.join(parent, near[0])}?" if near else ""
+    raise SourceError(f"{spec!r}: {directory} does not exist (the nearest directory that does is {parent}){hint}")

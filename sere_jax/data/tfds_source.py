@@ -1,0 +1,117 @@
+"""A prepared TensorFlow Datasets set as a source, read at random without TensorFlow (`tfds.data_source`)."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from sere_jax.data.example import Example, SourceError
+
+# tensorflow_datasets is imported inside the functions: it takes a second, and most runs read a folder.
+
+
+class TfdsSource:
+    """`NAME[/CONFIG][:VERSION]:SPLIT` of TFDS, e.g. `imagenet2012:train`, `cifar10:train[:50%]`, from TFDS's own data directory.
+
+    The directory is TFDS's default, `~/tensorflow_datasets`, or the environment's `TFDS_DATA_DIR`. The set must have been
+    prepared in a random-access format (array_record or parquet). The image is the feature `image` or else the only image
+    feature, the label the feature `label` where there is one. Images come out encoded; workers decode them. Raises
+    SourceError when the set is unknown, not prepared, in another format, or has no such split or no image.
+    """
+
+    def __init__(self, spec: str, rest: str) -> None:
+        self.spec = spec
+        self._set, colon, self._split = _divide(rest)
+        if not (self._set and colon and self._split):
+            raise SourceError(f"{spec!r}: expected tfds:NAME[/CONFIG]:SPLIT, e.g. 'tfds:imagenet2012:train'")
+        builder = _prepared_builder(spec, self._set)
+        self._data_dir = str(builder.data_dir)  # workers open exactly these files, whatever their environment says
+        self._image = _image_feature(spec, builder.info.features)
+        self._label, self.classes = _label_feature(builder.info.features)
+        self._file_name = "file_name" if "file_name" in builder.info.features else None
+        self._data: Any = self._open(builder)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._data[index]
+        label = int(record[self._label]) if self._label else -1
+        name = record[self._file_name].decode() if self._file_name else f"{self.spec}[{index}]"
+        return Example(name, record[self._image], label)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_data"}  # open files stay where they are
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import tensorflow_datasets as tfds
+
+        self.__dict__.update(state)
+        self._data = self._open(tfds.builder_from_directory(self._data_dir))
+
+    def _open(self, builder: Any) -> Any:
+        import tensorflow_datasets as tfds
+
+        try:
+            return builder.as_data_source(self._split, decoders={self._image: tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise SourceError(
+                f"{self.spec!r}: {self._data_dir} is prepared in a format without random access "
+                f"({builder.info.file_format.value}); prepare it again elsewhere: {_command(self._set)} --data_dir=OTHER_DIR"
+            ) from error
+        except (ValueError, KeyError) as error:
+            splits = sorted(builder.info.splits)
+            near = difflib.get_close_matches(self._split.partition("[")[0], splits, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SourceError(f"{self.spec!r}: cannot read split {self._split!r}; expected one of {', '.join(splits)}{hint}") from error
+
+
+def _divide(rest: str) -> tuple[str, str, str]:
+    """`name/config:1.0.0:train[:50%]` -> (`name/config:1.0.0`, `:`, `train[:50%]`): the last colon outside brackets divides."""
+    outside, bracket, inside = rest.partition("[")
+    name, colon, split = outside.rpartition(":")
+    return name, colon, split + bracket + inside
+
+
+def _prepared_builder(spec: str, name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name)
+    except tfds.core.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], tfds.list_builders(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SourceError(f"{spec!r}: TFDS knows no data set {name!r}, nor is one in its data directory{hint}") from error
+    except (ImportError, ValueError) as error:
+        raise SourceError(f"{spec!r}: TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from error
+    if not builder.is_prepared():
+        raise SourceError(
+            f"{spec!r}: not prepared in {builder.data_dir}. Prepare it once with requirements-prepare.txt installed: "
+            f"{_command(name)}, or set TFDS_DATA_DIR to the directory that holds it"
+        )
+    return builder
+
+
+def _command(name: str) -> str:
+    return f"tfds build {name} --file_format=array_record"
+
+
+def _image_feature(spec: str, features: Any) -> str:
+    import tensorflow_datasets as tfds
+
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if "image" in images:
+        return "image"
+    if len(images) != 1:
+        raise SourceError(
+            f"{spec!r}: expected a feature 'image' or exactly one image feature, found {images or 'none'} in {list(features)}"
+        )
+    return images[0]
+
+
+def _label_feature(features: Any) -> tuple[str | None, tuple[str, ...]]:
+    import tensorflow_datasets as tfds
+
+    if isinstance(features.get("label"), tfds.features.ClassLabel):
+        return "label", tuple(features["label"].names)
+    return None, ()
