@@ -27,7 +27,7 @@ def pretrain() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,  # decides initialisation, the order of the data and every random number of the augmentation
-            "recipe": "dino_sere",  # the method: dino | dino_sere (sere_jax/objectives/recipes.py holds the table)
+            "recipe": "dino_sere",  # the method: dino | dino_sere | a part of it alone (sere_jax/objectives/recipes.py has the table)
             "data": _data(),
             "views": _views(),
             "photometry": _photometry(),

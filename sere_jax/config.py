@@ -7,7 +7,6 @@ choice. Also here: which keys may differ when a run is resumed, and the config's
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -17,8 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sere_jax.config_cross import CROSS_RULES, EPOCH_KEYS, nearest
+from sere_jax.config_cross import CROSS_RULES, EPOCH_KEYS
+from sere_jax.config_keys import flatten, nearest, unknown_key
 from sere_jax.models.vit import VARIANTS
+from sere_jax.objectives.recipes import RECIPES
 
 # Keys that only concern the running; every other key of a checkpoint's config must be the same on resume.
 RUN_ONLY_KEYS = ("data.workers", "data.prefetch", "data.max_bad_fraction", "run.*", "eval.*")
@@ -38,8 +39,8 @@ class Rule:
     """What one value must be: of type `kind`, between `low` and `high`, one of `choices`; `length` values where it is not 0."""
 
     kind: type
-    low: float = -math.inf
-    high: float = math.inf
+    low: int | float = -math.inf
+    high: int | float = math.inf
     above: bool = False  # True: `low` itself is refused
     choices: tuple[str, ...] = ()
     length: int | None = None  # None: one value; 0: a tuple of one or more; n: a tuple of n
@@ -80,7 +81,7 @@ def _count(low: int = 0) -> Rule:
     return Rule(int, low=low)
 
 
-def _number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Rule:
+def _number(low: int | float = 0, high: int | float = math.inf, above: bool = False) -> Rule:
     return Rule(float, low=low, high=high, above=above)
 
 
@@ -88,7 +89,7 @@ def _choice(*choices: str) -> Rule:
     return Rule(str, choices=choices)
 
 
-def _range(high: float = math.inf) -> Rule:
+def _range(high: int | float = math.inf) -> Rule:
     return Rule(float, low=0.0, high=high, above=True, length=2, ordered=True)
 
 
@@ -99,7 +100,7 @@ _BOOL = Rule(bool)
 
 RULES: Mapping[str, Rule] = {
     "seed": Rule(int, low=0, high=2**32 - 1),
-    "recipe": _choice("dino", "dino_sere"),
+    "recipe": _choice(*RECIPES),
     "data.source": _SOURCE,
     "data.batch_size": _count(1),
     "data.backend": _choice("fast", "pil"),
@@ -236,16 +237,6 @@ def check(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
     return lines
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """`unknown key`, with the nearest of the `known` ones: the whole path is compared, then its last part."""
-    known = list(known)
-    last = {path.rpartition(".")[2]: path for path in known}
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8) or [
-        last[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last, n=1, cutoff=0.6)
-    ]
-    return "unknown key" + (f"; nearest: {near[0]}" if near else "")
-
-
 def length_mistakes(config: ConfigDict, *, per_epoch: int, total: int) -> list[str]:
     """Warm-ups that do not fit into a run of `total` steps, `per_epoch` to an epoch: known once the data is open."""
     values = flatten(config)
@@ -256,18 +247,7 @@ def length_mistakes(config: ConfigDict, *, per_epoch: int, total: int) -> list[s
     ]
 
 
-def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Nested config -> {"a.b": value}; lists, which JSON makes of tuples, become tuples."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
-    return flat
-
-
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any] | ConfigDict) -> list[str]:
+def differences(saved: Mapping[str, Any] | ConfigDict, current: Mapping[str, Any] | ConfigDict) -> list[str]:
     """Lines `key: saved ..., now ...` where a checkpoint's config and this one differ, but for `RUN_ONLY_KEYS`."""
     old, new = flatten(saved), flatten(current)
     lines = []

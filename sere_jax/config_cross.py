@@ -6,35 +6,26 @@ asked only where each of its values is right by itself.
 
 from __future__ import annotations
 
-import difflib
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from sere_jax.config_keys import nearest
 from sere_jax.models.vit import VARIANTS
+from sere_jax.objectives.recipes import RECIPES
 
 Values = Mapping[str, Any]
 
 
-def nearest(value: Any, choices: Iterable[str]) -> str:
-    """`; nearest: x` for the choice most like `value`, or nothing."""
-    near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.3) if isinstance(value, str) else []
-    return f"; nearest: {near[0]}" if near else ""
-
-
 def _batch(v: Values, devices: int, processes: int) -> list[str]:
     size, parts = v["data.batch_size"], v["optimizer.accumulate_steps"]
-    found = f"data.batch_size: found {size}, expected a multiple of"
-    lines = []
-    if size % parts:
-        lines.append(f"{found} optimizer.accumulate_steps = {parts}{_multiples(size, parts)}")
-    if size % processes:
-        lines.append(f"{found} the {processes} processes{_multiples(size, processes)}")
-    if size % (parts * devices) and not lines:
-        of = f" x optimizer.accumulate_steps = {parts * devices}" if parts > 1 else ""
-        lines.append(f"{found} the {devices} devices{of}{_multiples(size, parts * devices)}")
-    return lines
+    step = math.lcm(devices * parts, processes)
+    if size % step == 0:
+        return []
+    reasons = [f"{n} {what}" for n, what in ((devices, "devices"), (processes, "processes"), (parts, "accumulate_steps")) if n > 1]
+    return [f"data.batch_size: found {size}, expected a multiple of {step} ({', '.join(reasons)}){_multiples(size, step)}"]
 
 
 def _multiples(value: int, step: int) -> str:
@@ -45,11 +36,8 @@ def _multiples(value: int, step: int) -> str:
 def _patches(v: Values, devices: int, processes: int) -> list[str]:
     patch = v["model.patch_size"]
     keys = ["views.global_size"] + (["views.local_size"] if v["views.local_count"] else [])
-    return [
-        f"{key}: found {v[key]}, expected a multiple of model.patch_size = {patch}{_multiples(v[key], patch)}"
-        for key in keys
-        if v[key] % patch
-    ]
+    expected = f"expected a multiple of model.patch_size = {patch}"
+    return [f"{key}: found {v[key]}, {expected}{_multiples(v[key], patch)}" for key in keys if v[key] % patch]
 
 
 def _architecture(v: Values, devices: int, processes: int) -> list[str]:
@@ -91,7 +79,8 @@ def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
 
 def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
     total = v["relation.alpha"] + v["relation.beta"]
-    if v["relation.image_weight"] == "paper" or total <= 4:
+    recipe = RECIPES[v["recipe"]]
+    if v["relation.image_weight"] == "paper" or total <= 4 or not (recipe.image and recipe.relations):
         return []
     return [f"relation.alpha: found alpha + beta = {total:g}, expected at most 4: the image loss has weight (4 - alpha - beta) / 2"]
 
@@ -132,7 +121,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Values, int, int], list[str]
     (_MODEL_KEYS, _architecture),
     ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
-    (("relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
+    (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
     (("model.in_channels", "photometry.mean", "photometry.std"), _channels),
     (("run.fsdp",), _mesh),
     (("run.eval_every_steps", "eval.gallery", "eval.query"), _evaluation),
@@ -154,6 +143,8 @@ def source_mistakes(key: str, spec: str) -> list[str]:
         return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
     if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
         return []
+    if os.path.isdir(os.path.expanduser(spec)):
+        return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}; nearest: folder:{spec}"]
     return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}{nearest(kind, ('bundled', 'folder', 'tfds'))}"]
 
 

@@ -1,0 +1,36 @@
+"""Keys of a config as paths `a.b`, and the nearest of several names. Imports nothing heavy: the command line is read with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Nested config -> {"a.b": value}; lists, which JSON makes of tuples, become tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """`unknown key`, with the nearest of the `known` ones: the whole path is compared, then its last part."""
+    known = list(known)
+    last = {path.rpartition(".")[2]: path for path in known}
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8) or [
+        last[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last, n=1, cutoff=0.6)
+    ]
+    return "unknown key" + (f"; nearest: {near[0]}" if near else "")
+
+
+def nearest(value: Any, choices: Iterable[str]) -> str:
+    """`; nearest: x` for the choice most like `value`, or nothing."""
+    near = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.3) if isinstance(value, str) else []
+    return f"; nearest: {near[0]}" if near else ""
