@@ -1,0 +1,390 @@
+"""Checkpoints: what is read is what was written, on any devices, or an error that names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+from sere_jax import checkpoint, sharding
+from sere_jax.checkpoint import CheckpointError, Checkpoints
+from sere_jax.digest import digests
+
+ROOT = Path(__file__).parent.parent
+CONFIG = {"recipe": "dino_sere", "views": {"scale": (0.1, 1.0)}, "seed": 3, "name": None}
+
+
+class State(NamedTuple):
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    objective: Any
+    bad_steps: jax.Array
+
+
+def make_state(seed: int = 0) -> State:
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params = {
+        "backbone": {"kernel": jax.random.normal(keys[0], (24, 16)), "half": jax.random.normal(keys[1], (5, 8)).astype(jnp.bfloat16)},
+        "head": {"bias": jax.random.normal(keys[2], (3,))},
+    }
+    moments = optax.adamw(1e-3, mask={"backbone": True, "head": {"bias": False}}).init(params)
+    objective = {
+        "center": jnp.full((8,), -0.0),
+        "seen": jnp.array([True, False]),
+        "empty": jnp.zeros((0, 4)),
+        "none": None,
+        "ids": jnp.arange(4, dtype=jnp.uint8),
+    }
+    return State(jnp.int32(7), params, moments, objective, jnp.int32(0))
+
+
+def place(state: State, fsdp: int | None) -> State:
+    if fsdp is None:
+        return state
+    return jax.device_put(state, sharding.state_shardings(state, sharding.make_mesh(fsdp), min_size=8))
+
+
+def abstract(state: State) -> State:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_same_bits(left: Any, right: Any) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def saved(directory: Path, state: State, *steps: int, keep: int = 5) -> None:
+    checkpoints = Checkpoints(directory, every_steps=1, keep=keep)
+    for step in steps:
+        checkpoints.save(step, state._replace(step=jnp.int32(step)), CONFIG)
+    checkpoints.close()
+
+
+def flip_a_bit(step_directory: Path, where: int = 0) -> None:
+    """One bit in the largest file of arrays, away from its ends."""
+    path = max((step_directory / "state").rglob("d/*"), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 + where] ^= 4
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, None), (2, None), (None, 4), (2, 8), (8, 1)])
+def test_round_trip_is_bit_identical_on_any_devices(tmp_path: Path, before: int | None, after: int | None):
+    state = place(make_state(), before)
+    saved(tmp_path, state, 7)
+    target = abstract(place(make_state(1), after))
+    read = Checkpoints(tmp_path, every_steps=1).restore(target)
+    assert_same_bits(read, state)
+    assert all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(target), strict=True))
+
+
+def test_what_is_saved_is_the_state_at_the_call_though_it_is_donated_at_once(tmp_path: Path):
+    state = place(make_state(), 2)
+    expected = jax.tree.map(np.array, state)
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, s), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, every_steps=1)
+    checkpoints.save(1, state, CONFIG)
+    for _ in range(5):
+        state = advance(state)
+    checkpoints.wait()
+    assert_same_bits(checkpoints.restore(abstract(state)), expected)
+
+
+def test_cadence_and_what_is_kept(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, every_steps=2, keep=2, keep_every_steps=4)
+    state = make_state()
+    made = [step for step in range(11) if checkpoints.save(step, state, CONFIG)]
+    assert made == [2, 4, 6, 8, 10]
+    assert checkpoints.save(11, state, CONFIG, force=True) and not checkpoints.save(11, state, CONFIG, force=True)
+    checkpoints.close()
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 8, 10, 11]
+    assert checkpoints.latest_step() == 11
+
+
+def test_the_config_comes_back(tmp_path: Path):
+    saved(tmp_path / "checkpoints", make_state(), 3, 5)
+    expected = json.loads(json.dumps(CONFIG))
+    for directory in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "3"):
+        assert checkpoint.read_config(directory) == expected
+    versions = json.loads((tmp_path / "checkpoints" / "3" / "meta" / "metadata").read_text())["versions"]
+    assert versions["jax"] == jax.__version__
+
+
+def test_reading_without_a_target(tmp_path: Path):
+    state = place(make_state(), 4)
+    saved(tmp_path / "checkpoints", state, 3, 5)
+    read, step = checkpoint.read_state(tmp_path)
+    assert step == 5 and int(read["step"]) == 5
+    assert checkpoint.read_state(tmp_path / "checkpoints" / "3")[1] == 3
+    flat = checkpoint.named_leaves(read)
+    wanted = checkpoint.named_leaves(state._replace(step=jnp.int32(5)))
+    assert flat.keys() == wanted.keys() and "opt_state/0/mu/backbone/kernel" in flat
+    for name, leaf in flat.items():
+        assert isinstance(leaf, np.ndarray) and leaf.dtype == wanted[name].dtype, name
+        assert leaf.tobytes() == np.asarray(wanted[name]).tobytes(), name
+    part, _ = checkpoint.read_state(tmp_path, only=("params",))
+    assert part.keys() == {"params"}
+    with pytest.raises(CheckpointError, match=r"found no teacher; expected some of bad_steps, objective"):
+        checkpoint.read_state(tmp_path, only=("teacher",))
+
+
+def test_reading_on_one_device_what_eight_saved(tmp_path: Path):
+    saved(tmp_path, place(make_state(), 8), 7)
+    code = (
+        "import sys, jax; from sere_jax.checkpoint import read_state; state, step = read_state(sys.argv[1]);"
+        "print(jax.device_count(), step, state['params']['backbone']['kernel'].sum())"
+    )
+    environ = {**os.environ, "XLA_FLAGS": ""}
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environ, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    devices, step, total = output.split()
+    assert (devices, step) == ("1", "7")
+    assert float(total) == pytest.approx(float(np.asarray(make_state().params["backbone"]["kernel"]).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("where", [0, -3, 11])
+def test_a_flipped_bit_is_found_and_older_steps_are_told(tmp_path: Path, where: int):
+    saved(tmp_path, make_state(), 1, 2, 3)
+    flip_a_bit(tmp_path / "3", where)
+    checkpoints = Checkpoints(tmp_path, every_steps=1)
+    with pytest.raises(CheckpointError, match=r"step 3 is damaged.*other steps here: 1, 2; move .*3 away to go on from 2") as error:
+        checkpoints.restore(abstract(make_state()))
+    assert "/" in str(error.value)
+    with pytest.raises(CheckpointError, match="step 3 is damaged"):
+        checkpoint.read_state(tmp_path)
+    assert int(checkpoints.restore(abstract(make_state()), step=2).step) == 2
+
+
+def test_the_damaged_leaf_is_named(tmp_path: Path):
+    """The bytes of one leaf exchanged for another's: each is a sound array of the right shape, as a flipped bit is."""
+    state = make_state()
+    saved(tmp_path, state, 1)
+    path = tmp_path / "1" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta.pop("digest")
+    meta["leaves"]["params/head/bias"][2] ^= 1
+    path.write_text(json.dumps({**meta, "digest": checkpoint._json_digest(meta)}))
+    with pytest.raises(CheckpointError, match=r"not what was written: params/head/bias \(1 of \d+ leaves\); no other step is here"):
+        Checkpoints(tmp_path, every_steps=1).restore(abstract(state))
+
+
+def test_a_changed_config_is_found(tmp_path: Path):
+    saved(tmp_path, make_state(), 1)
+    path = tmp_path / "1" / "meta" / "metadata"
+    path.write_text(path.read_text().replace("dino_sere", "dino_serf"))
+    with pytest.raises(CheckpointError, match="metadata is not what was written"):
+        checkpoint.read_config(tmp_path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(CheckpointError, match="metadata cannot be read"):
+        checkpoint.read_config(tmp_path)
+
+
+def test_all_differences_of_another_state_are_listed(tmp_path: Path):
+    saved(tmp_path, make_state(), 1)
+    other = make_state()
+    other = other._replace(
+        params={"backbone": {"kernel": jnp.zeros((24, 17)), "half": jnp.zeros((5, 8))}, "extra": jnp.zeros(2)}, bad_steps=jnp.float32(0)
+    )
+    with pytest.raises(CheckpointError) as error:
+        Checkpoints(tmp_path, every_steps=1).restore(abstract(other))
+    assert sorted(str(error.value).split("\n  ")[1:]) == [
+        "bad_steps: saved int32[], wanted float32[]",
+        "params/backbone/half: saved bfloat16[5, 8], wanted float32[5, 8]",
+        "params/backbone/kernel: saved float32[24, 16], wanted float32[24, 17]",
+        "params/extra: wanted, but not saved",
+        "params/head/bias: saved, but not wanted",
+    ]
+
+
+def test_nothing_there_says_what_is_there(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*/gone: it does not exist"):
+        checkpoint.read_state(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="found an empty directory"):
+        checkpoint.read_state(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(CheckpointError, match=r"found notes\.txt; expected STEP/state"):
+        checkpoint.read_config(tmp_path)
+    with pytest.raises(CheckpointError, match="it is a file"):
+        checkpoint.read_state(tmp_path / "notes.txt")
+    saved(tmp_path / "checkpoints", make_state(), 1, 2)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 5 in .*there are 1, 2"):
+        checkpoint.read_state(tmp_path, 5)
+    assert Checkpoints(tmp_path / "fresh", every_steps=1).latest_step() is None
+
+
+def test_remains_of_killed_saves_and_deletions_do_no_harm(tmp_path: Path):
+    saved(tmp_path, make_state(), 1, 2)
+    shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
+    shutil.rmtree(tmp_path / "1" / "meta")
+    assert checkpoint.read_state(tmp_path)[1] == 2
+    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=2)
+    assert checkpoints.latest_step() == 2
+    checkpoints.save(3, make_state(), CONFIG)
+    checkpoints.save(4, make_state(), CONFIG)
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+
+
+def _naive_digest(array: np.ndarray) -> int:
+    """Statement of the digest, element by element in Python integers."""
+
+    def mix(word: int) -> int:
+        word = (word ^ (word >> 16)) * 0x85EBCA6B % 2**32
+        word = (word ^ (word >> 13)) * 0xC2B2AE35 % 2**32
+        return word ^ (word >> 16)
+
+    words = np.frombuffer(np.ascontiguousarray(array).tobytes(), f"u{min(array.dtype.itemsize, 4)}")
+    return sum(mix(int(word) ^ mix(i + 1)) for i, word in enumerate(words)) % 2**32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "int8", "uint8", "uint32", "bool", "float64", "int64"])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 1, 4), (0, 2)])
+def test_digest_is_its_statement(dtype: str, shape: tuple[int, ...]):
+    dtype_ = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    array = np.asarray(np.random.default_rng(1).normal(size=shape) * 50).astype(dtype_)
+    assert digests({"x": array}) == [_naive_digest(array)]
+
+
+def test_digest_does_not_depend_on_the_sharding_but_on_places_and_signs():
+    array = np.asarray(jax.random.normal(jax.random.key(0), (16, 24)))
+    mesh = sharding.make_mesh(4)
+    spec = jax.sharding.PartitionSpec
+    cuts = [spec(), spec("data"), spec(None, "fsdp"), spec("fsdp", "data"), spec(("data", "fsdp"))]
+    placed = {str(cut): jax.device_put(array, jax.sharding.NamedSharding(mesh, cut)) for cut in cuts}
+    assert set(digests(placed)) == {_naive_digest(array)}
+    two_signs = array.copy()
+    two_signs[0, :2] *= -1
+    others = digests(
+        {"transposed": array.T.copy(), "rolled": np.roll(array, 1), "signs": two_signs, "zeros": array * 0, "minus": array * -0.0}
+    )
+    assert len({*others, _naive_digest(array)}) == 6
+    with pytest.raises(TypeError, match=r"state leaf phase: found complex64"):
+        digests({"phase": jnp.zeros(2, jnp.complex64)})
+
+
+_SAVE_AND_DIE = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from sere_jax.checkpoint import Checkpoints
+state = {'a': jnp.zeros((1000, 3000)), 'step': jnp.int32(0)}
+checkpoints = Checkpoints(sys.argv[1], every_steps=1, keep=2)
+last = checkpoints.latest_step() or 0
+if last:
+    state = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
+    assert int(state['step']) == last and bool((state['a'] == jax.random.normal(jax.random.key(last), (1000, 3000))).all())
+    print('resumed', last, flush=True)
+for step in range(last + 1, last + 1000):
+    state = {'a': jax.random.normal(jax.random.key(step), (1000, 3000)), 'step': jnp.int32(step)}
+    checkpoints.save(step, state, {'seed': 1})
+    print('saving', step, flush=True)
+"""
+
+
+def _kill_in_mid_save(directory: Path, delay: float, saves: int = 2) -> int:
+    """Start the writer, SIGKILL it `delay` seconds after it announced so many saves; the step that was being written."""
+    command = [sys.executable, "-c", _SAVE_AND_DIE, str(directory)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    step = -1
+    for line in process.stdout:
+        if line.startswith("saving"):
+            step, saves = int(line.split()[1]), saves - 1
+            if not saves:
+                break
+    time.sleep(delay)
+    process.kill()
+    error = process.stderr.read()
+    assert process.wait() == -signal.SIGKILL, error
+    return step
+
+
+def test_kill_in_mid_save_leaves_a_readable_older_step(tmp_path: Path):
+    step = _kill_in_mid_save(tmp_path, 0.0)
+    read, found = checkpoint.read_state(tmp_path)
+    assert found >= step - 1
+    np.testing.assert_array_equal(read["a"], jax.random.normal(jax.random.key(found), (1000, 3000)))
+    again = Checkpoints(tmp_path, every_steps=1)  # removes the remains in the background, before its first save
+    again.save(step + 1, make_state(), CONFIG)
+    again.close()
+    assert all(path.name.isdigit() for path in tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_repeated_kills_at_random_times(tmp_path: Path):
+    delays = random.Random(0)
+    last = 0
+    for _ in range(12):
+        step = _kill_in_mid_save(tmp_path, delays.uniform(0.0, 0.4))
+        found = checkpoint.read_state(tmp_path)[1]
+        assert found >= max(step - 1, last)
+        last = found
+
+
+_TWO_PROCESSES = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from sere_jax import sharding
+from sere_jax.checkpoint import Checkpoints, read_state
+port, rank, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+sharding.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
+mesh = sharding.make_mesh(4)
+make = lambda: {'a': jnp.arange(64.).reshape(8, 8), 'b': {'c': jnp.arange(3), 'e': jnp.zeros((0, 2))}}
+cut = sharding.state_shardings(jax.eval_shape(make), mesh, min_size=8)
+state = jax.jit(make, out_shardings=cut)()
+checkpoints = Checkpoints(directory, every_steps=1, keep=2)
+target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, cut)
+if checkpoints.latest_step() == 5:  # written by one process with eight devices
+    old = checkpoints.restore(target)
+    assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(state)))
+checkpoints.save(6, state, {'seed': 1}, force=True)
+checkpoints.wait()
+again = checkpoints.restore(target)
+assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state)))
+np.testing.assert_array_equal(read_state(directory)[0]['a'], np.arange(64.).reshape(8, 8))
+checkpoints.close()
+print('agreed')
+"""
+
+
+def test_two_processes_read_what_one_wrote_and_the_reverse(tmp_path: Path):
+    state = {"a": jnp.arange(64.0).reshape(8, 8), "b": {"c": jnp.arange(3), "e": jnp.zeros((0, 2))}}
+    one = Checkpoints(tmp_path, every_steps=1)
+    one.save(5, jax.device_put(state, sharding.state_shardings(state, sharding.make_mesh(8), min_size=8)), CONFIG)
+    one.close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environ = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TWO_PROCESSES, port, str(rank), str(tmp_path)],
+            env=environ,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert all("agreed" in output for output in outputs), "\n".join(outputs)
+    again = Checkpoints(tmp_path, every_steps=1)
+    assert again.latest_step() == 6
+    assert_same_bits(again.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)), state)
