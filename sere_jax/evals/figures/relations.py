@@ -1,0 +1,151 @@
+"""How one patch relates to all others, in two views of an image, and where the two disagree (Fig. 5 of the TPAMI paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from sere_jax.evals.analysis import Tokens
+from sere_jax.evals.figures import canvas
+from sere_jax.evals.views import SeenPairs
+from sere_jax.ops.geometry import Points, sample
+
+_GROUPS_A_LINE = 3
+
+
+class Rows(NamedTuple):
+    """The relation of one source point of each image."""
+
+    maps: tuple[Float[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]  # to every patch of each view; a map sums to 1
+    difference: Float[np.ndarray, "b s s"]  # |difference| over the aligned points of the overlap, in source orientation
+
+
+class Case(NamedTuple):
+    """What a group of three columns shows: an image, its two views, and the point that is asked about."""
+
+    source: UInt8[np.ndarray, "H W 3"]
+    views: Float[np.ndarray, "2 S S 3"]  # in [0, 1]
+    boxes: Float[np.ndarray, "2 4"]
+    flips: Bool[np.ndarray, " 2"]
+    query: tuple[float, float]  # (y, x) in source pixels
+
+
+def query_points(points: tuple[Points, Points], at: tuple[float, float]) -> tuple[Points, Points]:
+    """The source point at the fraction `at` = (down, right) of the overlap, as a 1 x 1 grid in each view."""
+
+    def one(p: Points) -> Points:
+        y = p.y[..., :1] + at[0] * (p.y[..., -1:] - p.y[..., :1])
+        x = p.x[..., :1] + at[1] * (p.x[..., -1:] - p.x[..., :1])
+        return Points(y, x, p.valid)
+
+    return one(points[0]), one(points[1])
+
+
+def relation_rows(seen: SeenPairs, at: tuple[float, float], *, tokens: Tokens, temperature: float) -> Rows:
+    """softmax_j(<f_query, f_j> / (sqrt(d) temperature)) with j over all patches of a view, and over the overlap's points.
+
+    Features between patches are sampled bilinearly with border padding, as in the analysis.
+    """
+    maps, aligned = [], []
+    for features, points, query in zip((seen.first, seen.second), seen.points, query_points(seen.points, at), strict=True):
+        patches = features.patches if tokens == "post" else features.patches_prenorm
+        asked = sample(patches, query, padding="border")[:, 0]
+        sampled = sample(patches, points, padding="border")
+        everywhere = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        maps.append(np.asarray(_softmax_row(asked, everywhere, temperature)).reshape(patches.shape[:3]))
+        aligned.append(np.asarray(_softmax_row(asked, sampled, temperature)))
+    side = seen.points[0].y.shape[-1]
+    return Rows((maps[0], maps[1]), np.abs(aligned[0] - aligned[1]).reshape(-1, side, side))
+
+
+def _softmax_row(asked: jax.Array, others: jax.Array, temperature: float) -> jax.Array:
+    logits = jnp.einsum("bd,bnd->bn", asked, others.astype(jnp.float32), precision="highest")
+    return jax.nn.softmax(logits / (asked.shape[-1] ** 0.5 * temperature), axis=-1)
+
+
+def in_view(point: tuple[float, float], box: Float[np.ndarray, " 4"], flip: bool) -> tuple[float, float]:
+    """Crop coordinates (y, x) in [0, 1] of a source point (y, x) in pixels."""
+    y, x = (point[0] - box[1]) / box[3], (point[1] - box[0]) / box[2]
+    return y, 1 - x if flip else x
+
+
+def overlap_box(boxes: Float[np.ndarray, "2 4"]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the overlap in source pixels."""
+    left, top = np.max(boxes[:, :2], axis=0)
+    right, bottom = np.min(boxes[:, :2] + boxes[:, 2:], axis=0)
+    return float(left), float(top), float(right), float(bottom)
+
+
+def draw(cases: Sequence[Case], rows: Sequence[Sequence[Rows]], names: Sequence[str], *, temperature: float) -> Figure:
+    """Three columns a case (view 1, view 2, difference); a row with the views and one row for each network.
+
+    `rows[network][case]` holds arrays with b = 1.
+    """
+    lines = -(-len(cases) // _GROUPS_A_LINE)
+    groups = min(len(cases), _GROUPS_A_LINE)
+    height = 1 + len(names)
+    widths = ([1.0, 1.0, 1.0, 0.12] * groups)[:-1]
+    figure, axes = canvas.grid(lines * height, len(widths), title="Spatial self-relation of one patch in two views", widths=widths)
+    canvas.subtitle(
+        figure,
+        f"Brighter = more related to the marked patch (t = {temperature:g}); every panel stretched to its own range. "
+        "Red: overlap of the views. In each difference: L1 distance of the two rows over the overlap, 0 to 2.",
+    )
+    for number, case in enumerate(cases):
+        line, group = divmod(number, _GROUPS_A_LINE)
+        block = axes[line * height : (line + 1) * height, group * 4 : group * 4 + 3]
+        _draw_case(block, case, [network[number] for network in rows], names if group == 0 else [""] * len(names))
+        canvas.row_label(block[0, 0], "views" if group == 0 else "")
+    return figure
+
+
+def _draw_case(block: np.ndarray, case: Case, rows: Sequence[Rows], names: Sequence[str]) -> None:
+    left, top, right, bottom = overlap_box(case.boxes)
+    for axis, title in zip(block[0], ("view 1", "view 2", "source"), strict=True):
+        canvas.heading(axis, title)
+    for side in (0, 1):
+        canvas.picture(block[0, side], case.views[side], unit=True)
+        _mark(block[0, side], case, side)
+    _draw_source(block[0, 2], case)
+    for i, (row, name) in enumerate(zip(rows, names, strict=True), 1):
+        canvas.row_label(block[i, 0], name)
+        for side in (0, 1):
+            canvas.heat(block[i, side], row.maps[side][0])
+            _mark(block[i, side], case, side)
+        difference = row.difference[0]
+        canvas.heat(block[i, 2], difference)
+        place = ((case.query[1] - left) / (right - left), (case.query[0] - top) / (bottom - top))
+        block[i, 2].plot(*place, "+", color="white", markersize=7, markeredgewidth=1.3)
+        block[i, 2].text(0.04, 0.05, f"|Δ| {difference.sum():.2f}", transform=block[i, 2].transAxes, color="white", fontsize=7.5)
+
+
+def _mark(axis: Axes, case: Case, side: int) -> None:
+    """The overlap and the asked point in one view."""
+    left, top, right, bottom = overlap_box(case.boxes)
+    corners = [in_view(point, case.boxes[side], bool(case.flips[side])) for point in ((top, left), (bottom, right))]
+    (y0, x0), (y1, x1) = corners
+    axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=canvas.OVERLAP, linewidth=1.6, clip_on=False))
+    y, x = in_view(case.query, case.boxes[side], bool(case.flips[side]))
+    axis.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
+    axis.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.3)
+
+
+def _draw_source(axis: Axes, case: Case) -> None:
+    canvas.picture(axis, case.source)
+    for side in (0, 1):
+        x, y, width, height = case.boxes[side]
+        style = "-" if side == 0 else "--"
+        axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=1.4, linestyle=style))
+    left, top, right, bottom = overlap_box(case.boxes)
+    axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=canvas.OVERLAP, linewidth=1.6))
+    axis.plot(case.query[1], case.query[0], "+", color="white", markersize=8, markeredgewidth=1.3)
+    axis.set_xlim(0, case.source.shape[1])
+    axis.set_ylim(case.source.shape[0], 0)
