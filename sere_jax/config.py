@@ -267,10 +267,11 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote: equal to it, tuples and all. Raises ValueError on text that is not JSON."""
-    return ConfigDict(_tuples(json.loads(text)))
+    return ConfigDict(from_json_tree(json.loads(text)))
 
 
-def _tuples(value: Any) -> Any:
+def from_json_tree(value: Any) -> Any:
+    """What JSON made of a config, with its lists turned back into tuples; `checkpoint.read_config` returns such a tree."""
     if isinstance(value, dict):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+        return {key: from_json_tree(inner) for key, inner in value.items()}
+    return tuple(from_json_tree(inner) for inner in value) if isinstance(value, list) else value

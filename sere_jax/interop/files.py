@@ -1,0 +1,87 @@
+"""Files of tensors with what they are and where they come from: safetensors and npz. NumPy only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from sere_jax.interop.tables import Tensors
+
+_METADATA = "__metadata__"  # the entry of an npz that holds what safetensors keeps in its header
+
+
+class FileError(ValueError):
+    """A file cannot be read or written; the message names it."""
+
+
+def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
+    """Write `.safetensors` or `.npz`, by the name's ending; values of `metadata` are kept as JSON.
+
+    Written beside and moved into place, so that a file is never half there. The safetensors metadata says
+    `format` = `pt`, as other readers want: names and layouts are PyTorch's.
+
+    Raises FileError on another ending, and for bfloat16 in an npz, which NumPy alone could not read.
+    """
+    path = Path(path)
+    texts = {key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in metadata.items()}
+    _check_ending(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    if path.suffix == ".npz":
+        if any(tensor.dtype.kind == "V" for tensor in tensors.values()):
+            raise FileError(f"{path}: an npz cannot hold bfloat16; expected float32 or float16, or a .safetensors")
+        entries: dict[str, Any] = {_METADATA: np.asarray(json.dumps(texts)), **tensors}
+        with open(partial, "wb") as file:
+            np.savez(file, **entries)
+    else:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial, {"format": "pt", **texts})
+    os.replace(partial, path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a `.safetensors` or `.npz`, and its metadata, JSON values decoded ({} where it has none).
+
+    Raises FileError where it is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    _check_ending(path)
+    if not path.is_file():
+        raise FileError(f"{path}: no such file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                tensors = {name: archive[name] for name in archive.files}
+            texts = json.loads(str(tensors.pop(_METADATA, "{}")))
+        else:
+            import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
+
+            with safe_open(path, "np") as file:
+                texts = file.metadata() or {}
+            tensors = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FileError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+    return tensors, {key: _decoded(text) for key, text in texts.items()}
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for people and for programs to read."""
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _check_ending(path: Path) -> None:
+    if path.suffix not in (".safetensors", ".npz"):
+        raise FileError(f"{path}: found the ending {path.suffix!r}, expected .safetensors or .npz")
