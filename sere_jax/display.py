@@ -1,0 +1,158 @@
+"""How the state of a run looks: the panel of the live display, and the plain line."""
+
+from __future__ import annotations
+
+import collections
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import rich.box
+import rich.console
+import rich.progress_bar
+import rich.table
+import rich.text
+
+_TRACE = 24  # values in the small curve beside a loss
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_SPEED = ("speed/images_per_second", "speed/seconds_per_step", "speed/data_wait")
+_QUIET = ("bad_steps", "data/replaced")  # not worth a word in a plain line while they are 0
+
+
+class Panel:
+    """Last values of a run and where it stands. No I/O; the caller keeps threads apart."""
+
+    def __init__(self, total_steps: int, steps_per_epoch: int, references: Mapping[str, float]) -> None:
+        self._total_steps, self._steps_per_epoch, self._references = total_steps, steps_per_epoch, references
+        self._step = 0
+        self._values: dict[str, tuple[float, int]] = {}
+        self._traces: dict[str, collections.deque[float]] = collections.defaultdict(lambda: collections.deque(maxlen=_TRACE))
+        self._since: tuple[float, int] | None = None
+        self.activity: tuple[str, float] | None = None
+
+    def start(self, step: int) -> None:
+        """Nothing is known beyond this step."""
+        self._step, self._since = step, None
+
+    def advance(self, step: int) -> None:
+        """A step is done; the clock of the time left starts with the first, after compilation."""
+        self._step = step
+        if self._since is None:
+            self._since = (time.perf_counter(), step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """New values of a step."""
+        for name, value in values.items():
+            self._values[name] = (value, step)
+            self._traces[name].append(value)
+
+    def line(self, step: int, values: Mapping[str, float]) -> str:
+        """One plain line: place, speed, then each value, with its know-nothing value in brackets."""
+        words = [*self._place(step), *self._speed()]
+        for name in self._order(values):
+            if name in _QUIET and not values[name]:
+                continue
+            reference = f" ({_number(self._references[name])})" if name in self._references else ""
+            words.append(f"{name} {_number(values[name])}{reference}")
+        return "  ".join(words)
+
+    def draw(self, width: int) -> rich.console.RenderableType:
+        """The live picture: progress, losses beside what they are when nothing is learned, and the other values."""
+        parts: list[rich.console.RenderableType] = [self._progress(width)]
+        losses = [name for name in self._references if name in self._values]
+        if losses:
+            parts.append(self._losses(losses))
+        others = [name for name in self._order(self._values) if name not in self._references]
+        if others:
+            parts.append(self._others(others, width))
+        return rich.console.Group(*parts)
+
+    def _order(self, values: Mapping[str, object]) -> list[str]:
+        """Losses in the objective's order, then the rest as it came, without what the head of the line tells."""
+        first = [name for name in self._references if name in values]
+        return first + [name for name in values if name not in self._references and name not in _SPEED]
+
+    def _place(self, step: int) -> list[str]:
+        words = [f"step {step:,}/{self._total_steps:,}"]
+        if self._steps_per_epoch:
+            words.append(f"epoch {step / self._steps_per_epoch:.2f}/{self._total_steps / self._steps_per_epoch:.4g}")
+        left = self._seconds_left()
+        words.append("" if left is None else f"{duration(left)} left")
+        return [word for word in words if word]
+
+    def _speed(self) -> list[str]:
+        last = [self._values[name][0] if name in self._values else math.nan for name in _SPEED]
+        images, _, wait = last
+        if math.isnan(images):
+            return []
+        return [f"{images:,.0f} images/s" if images >= 10 else f"{images:.2f} images/s", f"waiting for data {wait:.0%}"]
+
+    def _seconds_left(self) -> float | None:
+        """By the mean speed since the first step, evaluations and saving in it: they will come again."""
+        if self._since is None or self._step <= self._since[1]:
+            return None
+        began, first = self._since
+        return (time.perf_counter() - began) / (self._step - first) * (self._total_steps - self._step)
+
+    def _progress(self, width: int) -> rich.console.RenderableType:
+        words = rich.text.Text("  ".join([*self._place(self._step), *self._speed()]))
+        if self.activity is not None:
+            what, began = self.activity
+            words.append(f"  {what} ({time.perf_counter() - began:.0f} s)", style="yellow")
+        bar = rich.progress_bar.ProgressBar(total=self._total_steps, completed=self._step, width=max(10, min(width, 100) - 2))
+        return rich.console.Group(bar, words)
+
+    def _losses(self, names: Sequence[str]) -> rich.table.Table:
+        table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+        table.add_column("loss")
+        for header in ("now", "nothing learned", "difference"):
+            table.add_column(header, justify="right")
+        table.add_column("")
+        for name in names:
+            value, reference = self._values[name][0], self._references[name]
+            style = "green" if value < reference else "yellow"
+            curve = rich.text.Text(_curve(self._traces[name]), style="cyan")
+            table.add_row(name, _number(value), _number(reference), rich.text.Text(f"{value - reference:+.3f}", style=style), curve)
+        return table
+
+    def _others(self, names: Sequence[str], width: int) -> rich.table.Table:
+        newest = max(step for _, step in self._values.values())
+        columns = max(1, min(3, width // 40))
+        grid = rich.table.Table.grid(padding=(0, 2))
+        for _ in range(columns):
+            grid.add_column(style="dim")
+            grid.add_column(justify="right")
+        cells: list[str | rich.text.Text] = []
+        for name in names:
+            value, step = self._values[name]
+            shown = rich.text.Text(_number(value) + (f" (step {step:,})" if step != newest else ""))
+            if name == "bad_steps" and value:
+                shown.stylize("bold red")
+            cells += [rich.text.Text(name), shown]
+        for start in range(0, len(cells), 2 * columns):
+            grid.add_row(*cells[start : start + 2 * columns])
+        return grid
+
+
+def duration(seconds: float) -> str:
+    """`0:03:07`, `2d 04:00:00`."""
+    days, rest = divmod(round(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    return f"{days}d {hours:02}:{rest // 60:02}:{rest % 60:02}" if days else f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def _curve(values: Sequence[float]) -> str:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in finite)

@@ -1,0 +1,162 @@
+"""What a running training tells: means of metrics, speed, bad steps, bad images; and when the last two are too many."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+Metrics = Mapping[str, jax.Array]
+
+# Steps that may be under way before the host waits for the oldest: the device always has work, and batches do not pile up.
+_RUN_AHEAD = 2
+# A share of unreadable images is judged over at least so many: one bad file in the first batch is no reason to end.
+_FEWEST_IMAGES = 1000
+
+
+class TooManyBadSteps(RuntimeError):
+    """More steps were skipped for a non-finite loss or gradient than is allowed."""
+
+
+class TooManyBadImages(RuntimeError):
+    """More images were unreadable, and replaced by others, than is allowed."""
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """Who is told what happens; `progress.Progress` is one."""
+
+    def start(self, step: int) -> None:
+        """Training goes on after `step`; what was reported of later steps is void."""
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of a step; called once a step at most."""
+
+    def note(self, text: str) -> None:
+        """Something for a person to read."""
+
+    def busy(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Something other than training takes its time."""
+
+
+class Meter:
+    """Means of metrics over the steps since the last log, summed on the device, and the clock of the same steps."""
+
+    def __init__(
+        self, start: int, images_per_step: int, progress: Reporter, max_bad_steps: int, max_bad_fraction: float, bad_steps: int
+    ) -> None:
+        self._start, self._images_per_step, self._progress = start, images_per_step, progress
+        self._max_bad_steps, self._max_bad_fraction = max_bad_steps, max_bad_fraction
+        self._bad_steps, self._replaced = bad_steps, 0
+        self._sums: Any = None
+        self._pending: collections.deque[tuple[int, jax.Array, Any]] = collections.deque()
+        self._held: tuple[int, dict[str, float]] | None = None
+        self.data_wait = 0.0
+        self._restart_clock()
+
+    def add(self, step: int, metrics: Metrics, replaced: jax.Array | None, due: bool) -> None:
+        """Count a step that was just dispatched; `due` closes the window. Waits for the step before the last two."""
+        self._sums, bad = _accumulate(self._sums, dict(metrics), replaced)
+        sums = None
+        if due:
+            sums, self._sums = self._sums, None
+        for scalar in jax.tree.leaves((bad, sums)):
+            scalar.copy_to_host_async()
+        self._pending.append((step, bad, sums))
+        if step == self._start + 1:  # it was compiled first, which is not the speed of training
+            jax.block_until_ready(bad)
+            self._progress.note(f"first step done after {time.perf_counter() - self._began:.1f} s, compilation included")
+            self._restart_clock()
+            self._steps = -1
+        while len(self._pending) > _RUN_AHEAD:
+            self._finish_oldest()
+
+    def device_busy(self) -> bool:
+        """Whether the last dispatched step is still under way."""
+        return bool(self._pending) and not self._pending[-1][1].is_ready()  # type: ignore[attr-defined]
+
+    def wait(self, keep_last: bool = False) -> None:
+        """Until every dispatched step is done, counted and reported (the last one's values may be kept for `emit`)."""
+        while self._pending:
+            self._finish_oldest(hold=keep_last and len(self._pending) == 1)
+
+    def emit(self, step: int, values: Mapping[str, float]) -> None:
+        """Report the values of a step together with those that `wait` kept."""
+        held = self._held[1] if self._held else {}
+        self._held = None
+        if held or values:
+            self._progress.write(step, {**held, **values})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock stands still."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._began += time.perf_counter() - began
+
+    def _restart_clock(self) -> None:
+        self._began, self._steps, self.data_wait = time.perf_counter(), 0, 0.0
+
+    def _finish_oldest(self, hold: bool = False) -> None:
+        step, bad, sums = self._pending.popleft()
+        self._bad_steps += int(bad)
+        self._steps += 1
+        self._progress.advance(step)
+        if sums is not None:
+            values = self._values(sums)
+            if hold:
+                self._held = (step, values)
+            else:
+                self._progress.write(step, values)
+            self._check_images(step)
+        if int(bad) and self._bad_steps > self._max_bad_steps:
+            raise TooManyBadSteps(
+                f"{self._bad_steps} steps had a non-finite loss or gradient, the last at step {step}; run.max_bad_steps allows "
+                f"{self._max_bad_steps}. They were skipped: parameters, teacher and checkpoints are finite. "
+                "Usual causes: too high a learning rate, too short a warm-up, too low a temperature, broken inputs."
+            )
+
+    def _values(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        found = {name: float(value) for name, value in jax.device_get(sums).items()}
+        good, replaced = found.pop("/good"), found.pop("/replaced", None)
+        values = {name: total / good if good else float("nan") for name, total in found.items() if name != "bad_step"}
+        values["bad_steps"] = float(self._bad_steps)
+        if replaced is not None:
+            self._replaced += int(replaced)
+            values["data/replaced"] = float(self._replaced)
+        seconds = time.perf_counter() - self._began
+        if self._steps > 0:
+            values["speed/seconds_per_step"] = seconds / self._steps
+            values["speed/images_per_second"] = self._steps * self._images_per_step / seconds
+            values["speed/data_wait"] = min(1.0, self.data_wait / seconds)
+        self._restart_clock()
+        return values
+
+    def _check_images(self, step: int) -> None:
+        seen = (step - self._start) * self._images_per_step
+        if self._replaced > self._max_bad_fraction * max(seen, _FEWEST_IMAGES):
+            raise TooManyBadImages(
+                f"{self._replaced} of {seen} images since this start were unreadable; data.max_bad_fraction allows "
+                f"{self._max_bad_fraction:g}. Look for the files that the log names, or raise the limit."
+            )
+
+
+@jax.jit
+def _accumulate(sums: dict[str, jax.Array] | None, metrics: dict[str, jax.Array], replaced: jax.Array | None) -> Any:
+    """(new sums, whether this step was bad). Bad steps count nothing into the sums: one NaN would spoil the window."""
+    bad = jnp.asarray(metrics.get("bad_step", 0.0)) > 0
+    new = {name: jnp.where(bad, 0.0, jnp.asarray(value, jnp.float32)) for name, value in metrics.items()}
+    new["/good"] = jnp.where(bad, 0.0, 1.0)
+    if replaced is not None:
+        new["/replaced"] = jnp.sum(replaced, dtype=jnp.int32)
+    return (new if sums is None else jax.tree.map(jnp.add, sums, new)), bad
