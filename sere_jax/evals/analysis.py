@@ -80,10 +80,13 @@ def compare_views(a: Features, b: Features, points_a: Points, points_b: Points, 
     """Spatial relations on the overlap of each pair of views (an image's own boxes on either side), channel relations
     on the whole views. Samples are taken with border padding: a view's edge must not read as a difference.
     """
-    maps = [f.patches if variant.tokens == "post" else f.patches_prenorm for f in (a, b)]
+    maps = [jnp.asarray(f.patches if variant.tokens == "post" else f.patches_prenorm) for f in (a, b)]
     sampled = [sample(m, p, padding="border", impl="separable") for m, p in zip(maps, (points_a, points_b), strict=True)]
     spatial = [spatial_relation(s, temperature=variant.spatial_temperature, heads=variant.heads) for s in sampled]
     flat = [m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps]
     channel = [channel_relation(f, temperature=variant.channel_temperature) for f in flat]
     everywhere = jnp.ones_like(points_a.valid)
-    return {"spatial": differences(*spatial, points_a.valid), "channel": differences(*channel, everywhere)}
+    return {
+        "spatial": differences(spatial[0], spatial[1], points_a.valid),
+        "channel": differences(channel[0], channel[1], everywhere),
+    }

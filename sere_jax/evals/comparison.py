@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from sere_jax.evals import baselines, knn, report
 from sere_jax.evals.features import Extractor
-from sere_jax.evals.network import Network, untrained
+from sere_jax.evals.network import Network, prepared, untrained
 
 
 class ImageSet(NamedTuple):
     """Labelled images at any size, as often as asked for, in the same order."""
 
     name: str
-    batches: Callable[[int], Iterable[Any]]  # side in pixels -> iterator of EvalBatch
+    batches: Callable[[int, int], Iterable[Any]]  # side of the crop, shorter side before it -> iterator of EvalBatch
     steps: int  # number of batches, for the progress bar
 
 
@@ -34,19 +34,23 @@ class Row(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How the k-NN votes."""
+    """How images are prepared (pixels, see `network.prepared`) and how the k-NN votes."""
 
+    size: int = 0
+    resize: int = 0
     neighbours: Sequence[int] = knn.KS
     temperature: float = knn.TEMPERATURE
     classes: int = 0
 
 
-def network_rows(network: Network, gallery: ImageSet, query: ImageSet, tokens: tuple[str, ...], size: int, settings: Settings) -> list[Row]:
+def network_rows(network: Network, gallery: ImageSet, query: ImageSet, tokens: tuple[str, ...], settings: Settings) -> list[Row]:
     """One row a kind of token, from a single pass over the images."""
     extract = Extractor(network.apply, mean=network.mean, std=network.std, tokens=tokens)
     found = []
     for images in (gallery, query):
-        batches = report.track(images.batches(size or network.size), f"{network.name}: {images.name}", images.steps)
+        batches = report.track(
+            images.batches(*prepared(network, settings.size, settings.resize)), f"{network.name}: {images.name}", images.steps
+        )
         found.append(extract(network.params, batches))
     rows = []
     for kind in tokens:
@@ -55,14 +59,14 @@ def network_rows(network: Network, gallery: ImageSet, query: ImageSet, tokens: t
     return rows
 
 
-def baseline_rows(network: Network, gallery: ImageSet, query: ImageSet, size: int, seed: int, settings: Settings) -> list[Row]:
+def baseline_rows(network: Network, gallery: ImageSet, query: ImageSet, seed: int, settings: Settings) -> list[Row]:
     """Raw pixels, the colour histogram, and the network at random initialisation (the better of cls and mean patch)."""
-    side = size or network.size
+    sides = prepared(network, settings.size, settings.resize)
     rows = []
     for name, function in baselines.BASELINES.items():
-        sets = [baselines.describe(function, report.track(s.batches(side), f"{name}: {s.name}", s.steps)) for s in (gallery, query)]
+        sets = [baselines.describe(function, report.track(s.batches(*sides), f"{name}: {s.name}", s.steps)) for s in (gallery, query)]
         rows.append(Row(name, "", _accuracy(sets[0], sets[1], settings), {}))
-    both = network_rows(untrained(network, seed), gallery, query, ("cls", "patches"), size, settings)
+    both = network_rows(untrained(network, seed), gallery, query, ("cls", "patches"), settings)
     return [*rows, max(both, key=lambda row: row.best)]
 
 
@@ -77,15 +81,14 @@ def compare(
     query: ImageSet,
     *,
     tokens: tuple[str, ...],
-    size: int,
     with_baselines: bool,
     seed: int,
     settings: Settings,
 ) -> list[Row]:
     """All rows of the table: the baselines first, if wanted (the random network is of the first network's shape)."""
-    rows = baseline_rows(networks[0], gallery, query, size, seed, settings) if with_baselines else []
+    rows = baseline_rows(networks[0], gallery, query, seed, settings) if with_baselines else []
     for network in networks:
-        rows += network_rows(network, gallery, query, tokens, size, settings)
+        rows += network_rows(network, gallery, query, tokens, settings)
     return rows
 
 

@@ -6,6 +6,7 @@ the settings of the DINO evaluation (temperature 0.07; k = 10, 20, 100, 200).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -138,18 +139,20 @@ class KnnEvaluation:
         neighbours: Sequence[int] = KS,
         temperature: float = TEMPERATURE,
         tokens: str = "cls",
+        classes: int = 0,
         prefix: str = "knn/",
         cache_bytes: int = 2 << 30,
     ) -> None:
         self._extract = Extractor(apply, mean=mean, std=std, tokens=(tokens,))
         self._sets = (_Cached(gallery, cache_bytes // 2), _Cached(query, cache_bytes // 2))
-        self._neighbours, self._temperature, self._tokens, self._prefix = neighbours, temperature, tokens, prefix
+        self._tokens, self._prefix = tokens, prefix
+        self._vote = functools.partial(evaluate, neighbours=neighbours, temperature=temperature, classes=classes)
 
     def __call__(self, params: PyTree) -> Iterator[tuple[str, float]]:
         """Yield ('knn/k10/top1', accuracy) and so on."""
         found = [self._extract(params, batches) for batches in self._sets]
         gallery, query = (Labelled(one.features[self._tokens], one.labels) for one in found)
-        for name, value in evaluate(gallery, query, neighbours=self._neighbours, temperature=self._temperature):
+        for name, value in self._vote(gallery, query):
             yield self._prefix + name, value
 
 

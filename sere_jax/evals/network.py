@@ -24,11 +24,22 @@ class Network(NamedTuple):
     apply: Callable[..., Features]
     params: PyTree
     size: int  # side of the square images it was trained on, pixels
+    resize: int  # the shorter side before the centre crop of `size`, pixels
     patch: int  # side of a patch, pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     init: Callable[[int], PyTree] | None = None
     about: dict[str, Any] = {}  # where it comes from (checkpoint, step): copied into the reports
+
+
+def prepared(network: Network, size: int, resize: int) -> tuple[int, int]:
+    """Side of the centre crop and the shorter side before it, in pixels.
+
+    0 takes the network's own; of `resize` beside a given `size`, size x 256 / 224.
+    """
+    if not size:
+        return network.size, resize or network.resize
+    return size, resize or size * 256 // 224
 
 
 def untrained(network: Network, seed: int) -> Network:

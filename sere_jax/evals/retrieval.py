@@ -7,23 +7,21 @@ both; a query's colours may be jittered, so that colour alone does not answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from sere_jax.data.decode import BadImage, decode
+from sere_jax.data.decode import MAX_PIXELS
 from sere_jax.data.eval_input import EvalBatch
-from sere_jax.evals.network import EvalError
-
-
-class Photographs(Protocol):
-    """What is needed of a `data.sources.Source`."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int, /) -> Any: ...
+from sere_jax.data.example import Source
+from sere_jax.data.sources import open_source
+from sere_jax.evals.comparison import ImageSet, Settings, compare, publish
+from sere_jax.evals.network import EvalError, Network
+from sere_jax.evals.views import read_image
 
 
 class Regions(NamedTuple):
@@ -65,7 +63,7 @@ def _luma(pixels: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
 
 
 def region_batches(
-    source: Photographs, *, queries: bool, size: int, regions: Regions, batch_size: int, max_pixels: int = 50_000_000
+    source: Source, *, queries: bool, size: int, regions: Regions, batch_size: int, max_pixels: int = MAX_PIXELS
 ) -> Iterator[EvalBatch]:
     """Regions of every photograph as `EvalBatch`es of one size, the last one padded; label = the photograph's number.
 
@@ -85,15 +83,56 @@ def region_batches(
             yield EvalBatch(images.copy(), labels.copy(), index, np.arange(batch_size) <= slot)
 
 
-def _regions(source: Photographs, queries: bool, size: int, regions: Regions, max_pixels: int) -> Iterator[tuple[int, np.ndarray]]:
+def _regions(source: Source, queries: bool, size: int, regions: Regions, max_pixels: int) -> Iterator[tuple[int, np.ndarray]]:
     for photo in range(len(source)):
-        example = source[photo]
-        try:
-            picture = Image.fromarray(decode(example.data, backend="pil", max_pixels=max_pixels))
-        except BadImage as error:
-            raise EvalError(f"source: {example.name} cannot be read ({error}); remove it or name another folder") from error
+        picture = Image.fromarray(read_image(source, photo, backend="pil", max_pixels=max_pixels))
         for number in range(regions.per_photo):
             rng = np.random.default_rng([regions.seed, photo, int(queries), number])
             box = region_box(picture.height, picture.width, queries, regions.scale, rng)
             cut = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
             yield photo, jitter(cut, regions.jitter, rng) if queries and regions.jitter else cut
+
+
+def run(
+    networks: Sequence[Network],
+    workdir: Path,
+    *,
+    source: str,
+    regions_per_photo: int,
+    region_scale: tuple[float, float],
+    jitter: float,
+    tokens: tuple[str, ...],
+    neighbours: tuple[int, ...],
+    temperature: float,
+    size: int,
+    batch_size: int,
+    max_pixels: int,
+    baselines: bool,
+    seed: int,
+) -> None:
+    """Print the table and write workdir/eval/retrieval.json. `size` = 0 is each network's own."""
+    if not source:
+        raise EvalError("source: found nothing, expected folder:DIR with photographs (labels are ignored)")
+    photographs = open_source(source)
+    regions = Regions(regions_per_photo, region_scale, jitter, seed)
+    images = len(photographs) * regions_per_photo
+
+    def cut(queries: bool) -> Callable[[int, int], Iterator[EvalBatch]]:
+        return lambda side, _: region_batches(
+            photographs, queries=queries, size=side, regions=regions, batch_size=batch_size, max_pixels=max_pixels
+        )
+
+    sets = [ImageSet(name, cut(name == "query"), -(-images // batch_size)) for name in ("gallery", "query")]
+    settings = Settings(size, 0, neighbours, temperature, len(photographs))
+    rows = compare(networks, *sets, tokens=tokens, with_baselines=baselines, seed=seed, settings=settings)
+    details = {
+        "protocol": "retrieval",
+        "source": source,
+        "photographs": len(photographs),
+        "regions": regions._asdict(),
+        "temperature": temperature,
+        "size": size,
+    }
+    title = f"Which of {len(photographs)} photographs is this patch from? {images} query, {images} gallery regions"
+    path = workdir / "eval" / "retrieval.json"
+    publish(rows, title=title, path=path, details=details, gallery_images=images, neighbours=neighbours)

@@ -51,14 +51,15 @@ def draw(
     With `mass` in (0, 1] a head's panel keeps only the patches that hold this share of its attention.
     """
     heads = min(MAX_HEADS, max(a.shape[1] for a in attentions))
-    figure, axes = canvas.grid(len(images) * len(names), heads + 2, title="Attention of the cls token in the last block")
+    figure, axes = canvas.grid(len(images) * len(names), heads + 2, title="Attention of the cls token in the last block", group=len(names))
     kept = f"; the patches that hold {100 * mass:.0f} % of a head's attention" if mass else ""
     canvas.subtitle(figure, f"Each head is stretched to its own range{kept}. The colours of the second column are the heads'.")
     for i, image in enumerate(images):
         for j, (name, attention) in enumerate(zip(names, attentions, strict=True)):
             row = axes[i * len(names) + j]
             canvas.row_label(row[0], name)
-            canvas.picture(row[0], image)
+            if j == 0:
+                canvas.picture(row[0], image)
             canvas.picture(row[1], overlay(image, attention[i]))
             for m in range(min(heads, attention.shape[1])):
                 canvas.heat(row[2 + m], keep_mass(attention[i, m], mass) if mass else attention[i, m])

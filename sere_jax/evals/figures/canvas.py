@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +14,7 @@ from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 INK = "#22262b"
 MUTED = "#79818a"
@@ -31,34 +35,45 @@ COLOURS = (
 )
 OVERLAP = "#e8252a"
 HEAT = "magma"
+_LEFT, _TOP, _GAP, _GROUP_GAP, _NARROWEST = 1.25, 0.78, 0.06, 0.2, 7.5  # inches
+_CHARACTERS_AN_INCH = 16  # of the subtitle, 8 points
 
-_STYLE = {"font.family": "sans-serif", "font.size": 8.0, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 8.5}
+_STYLE: Any = {"font.family": "sans-serif", "font.size": 8.0, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 8.5}
 
 
-def grid(rows: int, columns: int, *, title: str, cell: float = 1.45, widths: Sequence[float] | None = None) -> tuple[Figure, np.ndarray]:
-    """An empty figure of rows x columns square panels without ticks (`cell` inches each), with a title above."""
-    widths = list(widths or [1.0] * columns)
+def grid(
+    rows: int, columns: int, *, title: str, cell: float = 1.45, widths: Sequence[float] = (), group: int = 1
+) -> tuple[Figure, np.ndarray]:
+    """An empty figure of rows x columns panels without ticks, `cell` inches high and `widths` x as wide, below a title.
+
+    A wider gap follows every `group` rows. The layout is laid out in inches, so that panels touch the same way at any size.
+    """
+    wide = np.asarray(widths or [1.0] * columns) * cell
+    tops = _TOP + np.arange(rows) * (cell + _GAP) + (np.arange(rows) // group) * (_GROUP_GAP - _GAP) * (group > 1)
+    lefts = _LEFT + np.concatenate([[0.0], np.cumsum(wide + _GAP)[:-1]])
+    width, height = max(float(lefts[-1] + wide[-1]) + 0.15, _NARROWEST), float(tops[-1]) + cell + 0.15
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
     with matplotlib.rc_context(_STYLE):
-        width, height = sum(widths) * cell * 1.06 + 1.1, rows * cell * 1.12 + 0.75
-        figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"width_ratios": widths})
-        figure.subplots_adjust(
-            left=0.95 / width, right=1 - 0.15 / width, top=1 - 0.65 / height, bottom=0.1 / height, wspace=0.05, hspace=0.09
-        )
+        panels = [
+            [figure.add_axes((x / width, 1 - (y + cell) / height, w / width, cell / height)) for x, w in zip(lefts, wide, strict=True)]
+            for y in tops
+        ]
         figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", va="top", color=INK)
+    axes = np.array(panels, dtype=object)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
+        axis.patch.set_visible(False)
         for spine in axis.spines.values():
             spine.set_visible(False)
     return figure, axes
 
 
 def subtitle(figure: Figure, text: str) -> None:
-    """One line under the title that says how to read the figure."""
+    """One or two lines under the title that say how to read the figure."""
     width, height = figure.get_size_inches()
-    figure.text(0.15 / width, 1 - 0.34 / height, text, fontsize=8, va="top", color=MUTED)
+    lines = textwrap.fill(text, int((width - 0.3) * _CHARACTERS_AN_INCH))
+    figure.text(0.15 / width, 1 - 0.34 / height, lines, fontsize=8, va="top", color=MUTED)
 
 
 def heading(axis: Axes, text: str) -> None:
@@ -66,19 +81,28 @@ def heading(axis: Axes, text: str) -> None:
     axis.set_title(text, fontsize=8.5, pad=3, color=INK)
 
 
-def row_label(axis: Axes, text: str) -> None:
-    """The name of a row, to the left of its first panel, broken where it is long."""
-    axis.set_ylabel(_wrap(text), rotation=0, ha="right", va="center", labelpad=6, fontsize=8, color=INK)
+def row_label(axis: Axes, text: str, detail: str = "") -> None:
+    """The name of a row, to the left of its first panel and broken where it is long; `detail` below it in grey."""
+    name = _wrap(text)
+    axis.text(-0.07, 0.5, name, transform=axis.transAxes, ha="right", va="bottom" if detail else "center", fontsize=8, color=INK)
+    if detail:
+        axis.text(-0.07, 0.47, _wrap(detail), transform=axis.transAxes, ha="right", va="top", fontsize=7, color=MUTED)
 
 
-def _wrap(text: str, width: int = 15) -> str:
+def corner(axis: Axes, text: str) -> None:
+    """A small white remark in the lower left of a panel, readable on any colour."""
+    outline = [withStroke(linewidth=2.2, foreground="#000000b0")]
+    axis.text(0.04, 0.05, text, transform=axis.transAxes, color="white", fontsize=7, path_effects=outline)
+
+
+def _wrap(text: str, width: int = 17) -> str:
+    """Lines of at most `width` characters, broken at spaces, else after the marks that file names are made of."""
     lines = [""]
-    for word in text.replace("/", "/ ").split():
-        while len(word) > width:
-            lines.append(word[:width])
-            word = word[width:]
-        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < width else [*lines, word]
-    return "\n".join(line for line in lines if line)
+    for word in re.findall(r"[^ @/_,.:-]*[ @/_,.:-]?", text):
+        pieces = [word[i : i + width] for i in range(0, len(word), width)]
+        for piece in pieces:
+            lines = [*lines[:-1], lines[-1] + piece] if len(lines[-1]) + len(piece.rstrip()) <= width else [*lines, piece]
+    return "\n".join(line.strip() for line in lines if line.strip())
 
 
 def picture(axis: Axes, image: Num[np.ndarray, "H W c"], *, unit: bool = False) -> None:

@@ -41,7 +41,9 @@ def draw(
     images: UInt8[np.ndarray, "b H W 3"], patches: Sequence[Float[np.ndarray, "b h w d"]], names: Sequence[str], *, count: int = 6
 ) -> Figure:
     """A row for each image and network: photograph, relation of all channels, relation of the chosen ones, their maps."""
-    figure, axes = canvas.grid(len(images) * len(names), count + 3, title="Channels of the patch features and their self-relation")
+    figure, axes = canvas.grid(
+        len(images) * len(names), count + 3, title="Channels of the patch features and their self-relation", group=len(names)
+    )
     canvas.subtitle(
         figure, "Correlation over the positions of one image: red 1, white 0, blue -1; all channels ordered by their first principal axes."
     )
@@ -52,7 +54,8 @@ def draw(
         for j, (name, features) in enumerate(zip(names, patches, strict=True)):
             row = axes[i * len(names) + j]
             canvas.row_label(row[0], name)
-            canvas.picture(row[0], image)
+            if j == 0:
+                canvas.picture(row[0], image)
             _draw_channels(row[1:], features[i], count)
     return figure
 
@@ -73,7 +76,7 @@ def _draw_channels(row: Sequence[Axes], features: Float[np.ndarray, "h w d"], co
         )
     for axis, channel in zip(row[2:], chosen, strict=False):
         canvas.heat(axis, features[..., channel])
-        axis.text(0.04, 0.05, f"#{channel}", transform=axis.transAxes, color="white", fontsize=7)
+        canvas.corner(axis, f"#{channel}")
 
 
 def _order(correlation: Float[np.ndarray, "d d"]) -> Int[np.ndarray, " d"]:

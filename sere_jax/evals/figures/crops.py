@@ -61,7 +61,7 @@ def draw(
         for n in range(count):
             _draw_crop(top[1 + n], views, i, n, sides, patch)
         if augmented is not None:
-            canvas.row_label(axes[i * rows_each + 1, 0], "after colour augmentation")
+            canvas.row_label(axes[i * rows_each + 1, 1], "after colour augmentation")
             for n in range(count):
                 canvas.picture(axes[i * rows_each + 1, 1 + n], augmented[0][i, n] if n < 2 else augmented[1][i, n - 2], unit=True)
     return figure
@@ -90,7 +90,7 @@ def _draw_crop(axis: Axes, views: Views, i: int, n: int, sides: Sequence[np.ndar
     if n < 2:
         side = np.arange(pixels.shape[0] // patch)
         centres = (side + 0.5) / len(side)
-        axis.plot(*(g.ravel() for g in np.meshgrid(centres, centres)), "o", color=_PATCH, markersize=1.1, markeredgewidth=0)
+        axis.plot(*(g.ravel() for g in np.meshgrid(centres, centres)), "o", color=_PATCH, markersize=1.9, markeredgewidth=0)
         if sides:
             _scatter(axis, *sides[n])
     if views.flips[i, n]:
@@ -101,7 +101,7 @@ def _draw_crop(axis: Axes, views: Views, i: int, n: int, sides: Sequence[np.ndar
 
 def _scatter(axis: Axes, y: np.ndarray, x: np.ndarray) -> None:
     xs, ys = np.meshgrid(x, y)
-    axis.plot(xs.ravel(), ys.ravel(), "o", color=_POINT, markersize=1.5, markeredgewidth=0, clip_on=False)
+    axis.plot(xs.ravel(), ys.ravel(), "o", color=_POINT, markersize=2.1, markeredgewidth=0, clip_on=False)
     for text, column in (("1", 0), ("2", -1)):
         axis.text(
             x[column],

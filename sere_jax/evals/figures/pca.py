@@ -38,7 +38,7 @@ def draw(images: UInt8[np.ndarray, "b H W 3"], patches: Sequence[Float[np.ndarra
     canvas.row_label(axes[0, 0], "image")
     for row, name, features in zip(axes[1:], names, patches, strict=True):
         colours, shares = principal_colours(features)
-        canvas.row_label(row[0], f"{name} " + "+".join(f"{100 * share:.0f}" for share in shares) + "%")
+        canvas.row_label(row[0], name, " + ".join(f"{100 * share:.0f}" for share in shares) + " %")
         for axis, colour in zip(row, colours, strict=True):
             axis.imshow(colour, interpolation="nearest", extent=(0, 1, 1, 0))
     return figure

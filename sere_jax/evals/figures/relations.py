@@ -56,7 +56,7 @@ def relation_rows(seen: SeenPairs, at: tuple[float, float], *, tokens: Tokens, t
     """
     maps, aligned = [], []
     for features, points, query in zip((seen.first, seen.second), seen.points, query_points(seen.points, at), strict=True):
-        patches = features.patches if tokens == "post" else features.patches_prenorm
+        patches = jnp.asarray(features.patches if tokens == "post" else features.patches_prenorm)
         asked = sample(patches, query, padding="border")[:, 0]
         sampled = sample(patches, points, padding="border")
         everywhere = patches.reshape(patches.shape[0], -1, patches.shape[-1])
@@ -90,17 +90,19 @@ def draw(cases: Sequence[Case], rows: Sequence[Sequence[Rows]], names: Sequence[
     `rows[network][case]` holds arrays with b = 1.
     """
     lines = -(-len(cases) // _GROUPS_A_LINE)
-    groups = min(len(cases), _GROUPS_A_LINE)
+    groups = -(-len(cases) // lines)  # lines of equal length
     height = 1 + len(names)
     widths = ([1.0, 1.0, 1.0, 0.12] * groups)[:-1]
-    figure, axes = canvas.grid(lines * height, len(widths), title="Spatial self-relation of one patch in two views", widths=widths)
+    figure, axes = canvas.grid(
+        lines * height, len(widths), title="Spatial self-relation of one patch in two views", widths=widths, group=height
+    )
     canvas.subtitle(
         figure,
         f"Brighter = more related to the marked patch (t = {temperature:g}); every panel stretched to its own range. "
-        "Red: overlap of the views. In each difference: L1 distance of the two rows over the overlap, 0 to 2.",
+        "Red: overlap of the views. Third column: |difference| over the overlap; its sum L1 is between 0 and 2.",
     )
     for number, case in enumerate(cases):
-        line, group = divmod(number, _GROUPS_A_LINE)
+        line, group = divmod(number, groups)
         block = axes[line * height : (line + 1) * height, group * 4 : group * 4 + 3]
         _draw_case(block, case, [network[number] for network in rows], names if group == 0 else [""] * len(names))
         canvas.row_label(block[0, 0], "views" if group == 0 else "")
@@ -124,7 +126,7 @@ def _draw_case(block: np.ndarray, case: Case, rows: Sequence[Rows], names: Seque
         canvas.heat(block[i, 2], difference)
         place = ((case.query[1] - left) / (right - left), (case.query[0] - top) / (bottom - top))
         block[i, 2].plot(*place, "+", color="white", markersize=7, markeredgewidth=1.3)
-        block[i, 2].text(0.04, 0.05, f"|Δ| {difference.sum():.2f}", transform=block[i, 2].transAxes, color="white", fontsize=7.5)
+        canvas.corner(block[i, 2], f"L1 {difference.sum():.2f}")
 
 
 def _mark(axis: Axes, case: Case, side: int) -> None:

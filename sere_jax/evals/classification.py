@@ -1,0 +1,138 @@
+"""The k-NN protocol: a labelled gallery, a labelled query set, any number of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from sere_jax.data.decode import MAX_PIXELS, Backend
+from sere_jax.data.eval_input import EvalBatch, eval_batches
+from sere_jax.data.example import Source
+from sere_jax.data.sources import open_source
+from sere_jax.evals import comparison, knn
+from sere_jax.evals.comparison import ImageSet, Settings
+from sere_jax.evals.network import EvalError, Network
+from sere_jax.types import Features, PyTree
+
+
+def image_set(name: str, source: Source, *, batch_size: int, backend: Backend, max_pixels: int, workers: int) -> ImageSet:
+    """This process's rows of a source: the shorter side resized, then the centre square."""
+
+    def batches(size: int, resize: int) -> Iterator[EvalBatch]:
+        return eval_batches(
+            source,
+            size=size,
+            resize=resize,
+            batch_size=batch_size,
+            backend=backend,
+            max_pixels=max_pixels,
+            workers=workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    return ImageSet(name, batches, -(-len(source) // batch_size))
+
+
+def open_labelled(gallery: str, query: str) -> tuple[Source, Source]:
+    """Both sources of a k-NN. Raises EvalError where one has no labels or their classes differ."""
+    found = []
+    for key, spec in (("gallery", gallery), ("query", query)):
+        if not spec:
+            raise EvalError(f"{key}: found nothing, expected bundled:{key}, folder:DIR or tfds:NAME:SPLIT")
+        source = open_source(spec)
+        if not source.classes:
+            raise EvalError(
+                f"{key}: {spec!r} has no labels; expected a source with classes, or --config=configs/eval/retrieval.py, which needs none"
+            )
+        found.append(source)
+    if found[0].classes != found[1].classes:
+        only = sorted(set(found[1].classes) ^ set(found[0].classes))[:5]
+        raise EvalError(
+            f"gallery and query: found other classes in {gallery!r} than in {query!r} (such as {', '.join(only)}); expected the same"
+        )
+    return found[0], found[1]
+
+
+def run(
+    networks: Sequence[Network],
+    workdir: Path,
+    *,
+    gallery: str,
+    query: str,
+    tokens: tuple[str, ...],
+    neighbours: tuple[int, ...],
+    temperature: float,
+    size: int,
+    resize: int,
+    batch_size: int,
+    workers: int,
+    backend: Backend,
+    max_pixels: int,
+    baselines: bool,
+    seed: int,
+) -> None:
+    """Print the table and write workdir/eval/knn.json. `size` and `resize` are pixels, 0 is each network's own."""
+    sources = open_labelled(gallery, query)
+    sets = [
+        image_set(name, s, batch_size=batch_size, backend=backend, max_pixels=max_pixels, workers=workers)
+        for name, s in zip(("gallery", "query"), sources, strict=True)
+    ]
+    settings = Settings(size, resize, neighbours, temperature, len(sources[0].classes))
+    rows = comparison.compare(networks, *sets, tokens=tokens, with_baselines=baselines, seed=seed, settings=settings)
+    details = {
+        "protocol": "knn",
+        "gallery": gallery,
+        "query": query,
+        "gallery_images": len(sources[0]),
+        "query_images": len(sources[1]),
+        "classes": len(sources[0].classes),
+        "temperature": temperature,
+        "size": size,
+        "seed": seed,
+    }
+    title = f"k-NN: {len(sources[1])} images of {query} by {len(sources[0])} of {gallery}, {len(sources[0].classes)} classes"
+    path = workdir / "eval" / "knn.json"
+    comparison.publish(rows, title=title, path=path, details=details, gallery_images=len(sources[0]), neighbours=neighbours)
+
+
+def periodic(
+    apply: Callable[[PyTree, jax.Array], Features],
+    *,
+    gallery: str,
+    query: str,
+    size: int,
+    resize: int,
+    batch_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    neighbours: tuple[int, ...] = knn.KS,
+    temperature: float = knn.TEMPERATURE,
+    tokens: str = "cls",
+    backend: Backend = "fast",
+    max_pixels: int = MAX_PIXELS,
+    workers: int = 0,
+) -> knn.KnnEvaluation:
+    """The k-NN of a training run, from source texts; call the answer with the teacher's backbone parameters.
+
+    Raises EvalError or SourceError before training starts rather than at the first
+    evaluation.
+    """
+    sources = open_labelled(gallery, query)
+    sets = [
+        image_set(name, s, batch_size=batch_size, backend=backend, max_pixels=max_pixels, workers=workers)
+        for name, s in zip(("gallery", "query"), sources, strict=True)
+    ]
+    return knn.KnnEvaluation(
+        apply,
+        lambda: sets[0].batches(size, resize),
+        lambda: sets[1].batches(size, resize),
+        mean=mean,
+        std=std,
+        neighbours=neighbours,
+        temperature=temperature,
+        tokens=tokens,
+        classes=len(sources[0].classes),
+    )

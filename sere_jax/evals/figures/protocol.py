@@ -1,0 +1,222 @@
+"""The figures protocol: run the networks on a few images and draw every figure that was asked for into workdir/figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+
+from sere_jax.data.decode import Backend
+from sere_jax.data.eval_input import resize_and_centre_crop
+from sere_jax.data.example import Source
+from sere_jax.data.pipeline import train_batches
+from sere_jax.data.sources import open_source
+from sere_jax.data.views import ViewRecipe
+from sere_jax.evals import report
+from sere_jax.evals.analysis import Tokens
+from sere_jax.evals.features import normalise
+from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
+from sere_jax.evals.network import EvalError, Network, untrained
+from sere_jax.evals.views import SeenPairs, pairs, read_image, see
+from sere_jax.ops.geometry import Sampling
+from sere_jax.ops.photometric import PhotometryParams, augment
+from sere_jax.types import Features
+
+FIGURES = ("crops", "attention", "relations", "pca", "channels")
+_NEED_NO_NETWORK = ("crops",)
+
+
+class Settings(NamedTuple):
+    """What the figures show; every figure takes the fields it needs."""
+
+    positions: tuple[int, ...]  # images of the source
+    size: int  # side of the whole images shown to the networks, pixels; 0: each figure's habit, see `_side`
+    views: ViewRecipe
+    photometry: Sequence[PhotometryParams]  # of the first global crop, the second, and local crops
+    patch: int  # of the first network, for the crops
+    points: int  # a side of the overlap
+    sampling: Sampling
+    tokens: Tokens
+    temperature: float  # of the spatial relation shown
+    queries: tuple[tuple[float, float], ...]  # (down, right) fractions of the overlap
+    mass: float  # of attention kept in a head's panel; 0: all
+    channel_count: int
+    seed: int
+    backend: Backend
+
+
+def run(
+    networks: Sequence[Network],
+    workdir: Path,
+    *,
+    source: str,
+    which: tuple[str, ...],
+    images: tuple[int, ...],
+    size: int,
+    views: ViewRecipe,
+    photometry: Sequence[PhotometryParams],
+    points: int,
+    sampling: Sampling,
+    tokens: Tokens,
+    temperature: float,
+    queries: tuple[float, ...],
+    mass: float,
+    channel_count: int,
+    backend: Backend,
+    random: bool,
+    seed: int,
+) -> None:
+    """Draw and save; without a network only what needs none, and it says so.
+
+    `queries` are down, right, down, right ...: places in the overlap of two views as fractions of its height and width.
+    """
+    unknown = [name for name in which if name not in FIGURES]
+    if unknown:
+        raise EvalError(f"which: found {', '.join(unknown)}; expected some of {', '.join(FIGURES)}")
+    if len(queries) % 2 or not queries:
+        raise EvalError(f"queries: found {len(queries)} numbers; expected pairs (down, right) of fractions of the overlap")
+    opened = open_source(source)
+    _check_positions(images, len(opened), source)
+    wanted = [name for name in which if networks or name in _NEED_NO_NETWORK]
+    if len(wanted) < len(which):
+        report.console().print(
+            f"without a checkpoint only {', '.join(wanted) or 'nothing'} can be drawn; give --checkpoint=DIR for the rest"
+        )
+    patch = networks[0].patch if networks else 16
+    places = tuple(zip(queries[::2], queries[1::2], strict=True))
+    settings = Settings(
+        images, size, views, photometry, patch, points, sampling, tokens, temperature, places, mass, channel_count, seed, backend
+    )
+    shown = [*networks, *([untrained(networks[0], seed)] if random and networks else [])]
+    for name in wanted:
+        for file, figure in _MAKERS[name](opened, shown, settings):
+            path = canvas.save(figure, workdir / "figures" / f"{file}.png")
+            report.console().print(f"written: {path}", highlight=False)
+
+
+def _check_positions(images: tuple[int, ...], count: int, source: str) -> None:
+    wrong = [i for i in images if not 0 <= i < count]
+    if not images or wrong:
+        raise EvalError(f"images: found {wrong or 'none'}; expected positions from 0 to {count - 1} in {source!r}")
+
+
+def _side(network: Network, settings: Settings, factor: int) -> int:
+    """The side to show images at: `size`, or `factor` x what the network was trained on; a multiple of its patch."""
+    side = settings.size or factor * network.size
+    return max(network.patch, side // network.patch * network.patch)
+
+
+def _squares(source: Source, settings: Settings, side: int) -> UInt8[np.ndarray, "b S S 3"]:
+    shown = [read_image(source, i, backend=settings.backend) for i in settings.positions]
+    return np.stack([resize_and_centre_crop(image, side, side) for image in shown])
+
+
+def _look(network: Network, images: UInt8[np.ndarray, "b S S 3"], *, with_attention: bool) -> Features:
+    flags = {"attention": True} if with_attention else {}
+
+    @jax.jit
+    def look(params: object, pixels: jax.Array) -> Features:
+        return network.apply(params, normalise(pixels, network.mean, network.std), **flags)
+
+    return jax.device_get(look(network.params, jnp.asarray(images)))
+
+
+def _attention(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
+    # Twice the training size: a finer grid of patches shows outlines (the papers' tool takes 480 for 224).
+    maps = []
+    for network in networks:
+        features = _look(network, _squares(source, settings, _side(network, settings, 2)), with_attention=True)
+        if features.attention is None:
+            raise EvalError(f"{network.name}: gives no attention; expected a vision transformer")
+        h, w = features.patches.shape[1:3]
+        maps.append(attention.cls_attention(np.asarray(features.attention), (h, w)))
+    images = _squares(source, settings, max(256, _side(networks[0], settings, 2)))
+    yield "attention", attention.draw(images, maps, [n.name for n in networks], mass=settings.mass)
+
+
+def _patches(source: Source, networks: Sequence[Network], settings: Settings, factor: int) -> list[Float[np.ndarray, "b h w d"]]:
+    found = []
+    for network in networks:
+        features = _look(network, _squares(source, settings, _side(network, settings, factor)), with_attention=False)
+        found.append(np.asarray(features.patches if settings.tokens == "post" else features.patches_prenorm, np.float32))
+    return found
+
+
+def _pca(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
+    found = _patches(source, networks, settings, 2)
+    yield "pca", pca.draw(_squares(source, settings, 256), found, [n.name for n in networks])
+
+
+def _channels(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
+    found = _patches(source, networks, settings, 2)
+    yield "channels", channels.draw(_squares(source, settings, 256), found, [n.name for n in networks], count=settings.channel_count)
+
+
+def _relations(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
+    seen = []
+    for network in networks:
+        recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings, 1))
+        [pair] = pairs(source, settings.positions, recipe, seed=settings.seed, batch_size=len(settings.positions), backend=settings.backend)
+        look = see(network, pair, settings.photometry[:2], seed=settings.seed, size=settings.points, sampling=settings.sampling)
+        seen.append((pair, look))
+    pair, look = seen[0]
+    pixels = np.asarray(look.views) * np.asarray(networks[0].std) + np.asarray(networks[0].mean)
+    cases: list[relations.Case] = []
+    rows: list[list[relations.Rows]] = [[] for _ in networks]
+    for i in np.flatnonzero(np.asarray(look.points[0].valid)):
+        image = read_image(source, int(pair.positions[i]), backend=settings.backend)
+        left, top, right, bottom = relations.overlap_box(pair.boxes[i])
+        for at in settings.queries:
+            query = (top + at[0] * (bottom - top), left + at[1] * (right - left))
+            cases.append(relations.Case(image, pixels[i], pair.boxes[i], pair.flips[i], query))
+            for found, (_, one) in zip(rows, seen, strict=True):
+                found.append(_rows_of(one, int(i), at, settings))
+    if not cases:
+        raise EvalError("views.global_scale: no two views overlap; expected larger crops or other images")
+    yield "relations", relations.draw(cases, rows, [n.name for n in networks], temperature=settings.temperature)
+
+
+def _rows_of(seen: SeenPairs, i: int, at: tuple[float, float], settings: Settings) -> relations.Rows:
+    one = jax.tree.map(lambda x: x[i : i + 1], seen)
+    return relations.relation_rows(one, at, tokens=settings.tokens, temperature=settings.temperature)
+
+
+def _crops(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
+    """The first rows of the first batch, made by the pipeline that feeds training."""
+    count = min(len(settings.positions), len(source))
+    batches = train_batches(
+        source, recipe=settings.views, seed=settings.seed, batch_size=count, total_steps=1, workers=0, prefetch=0, backend=settings.backend
+    )
+    views = next(iter(batches))
+    sources = [read_image(source, int(i), backend=settings.backend) for i in views.index]
+    names = [Path(source[int(i)].name).name for i in views.index]
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(settings.seed), i))(jnp.arange(count))
+    first, second, local = settings.photometry
+    coloured = (
+        _shown(augment(views.global_views, keys, [first, second]), first),
+        _shown(augment(views.local_views, keys, [local] * views.local_views.shape[1], first_view=2), local),
+    )
+    yield (
+        "crops",
+        crops.draw(sources, names, views, coloured, patch=settings.patch, points=settings.points, sampling=settings.sampling),
+    )
+
+
+def _shown(views: jax.Array, kind: PhotometryParams) -> np.ndarray:
+    return np.clip(np.asarray(views) * np.asarray(kind.std) + np.asarray(kind.mean), 0, 1)
+
+
+_MAKERS: dict[str, Callable[[Source, Sequence[Network], Settings], Iterator[tuple[str, Figure]]]] = {
+    "crops": _crops,
+    "attention": _attention,
+    "relations": _relations,
+    "pca": _pca,
+    "channels": _channels,
+}
