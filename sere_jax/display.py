@@ -24,7 +24,7 @@ class Panel:
 
     def __init__(self, total_steps: int, steps_per_epoch: int, references: Mapping[str, float]) -> None:
         self._total_steps, self._steps_per_epoch, self._references = total_steps, steps_per_epoch, references
-        self._step = 0
+        self._step, self._started = 0, time.perf_counter()
         self._values: dict[str, tuple[float, int]] = {}
         self._traces: dict[str, collections.deque[float]] = collections.defaultdict(lambda: collections.deque(maxlen=_TRACE))
         self._since: tuple[float, int] | None = None
@@ -32,7 +32,7 @@ class Panel:
 
     def start(self, step: int) -> None:
         """Nothing is known beyond this step."""
-        self._step, self._since = step, None
+        self._step, self._since, self._started = step, None, time.perf_counter()
 
     def advance(self, step: int) -> None:
         """A step is done; the clock of the time left starts with the first, after compilation."""
@@ -96,11 +96,13 @@ class Panel:
 
     def _progress(self, width: int) -> rich.console.RenderableType:
         words = rich.text.Text("  ".join([*self._place(self._step), *self._speed()]))
-        if self.activity is not None:
-            what, began = self.activity
+        what, began = self.activity or (("compiling the first step", self._started) if self._since is None else ("", 0.0))
+        if what:
             words.append(f"  {what} ({time.perf_counter() - began:.0f} s)", style="yellow")
-        bar = rich.progress_bar.ProgressBar(total=self._total_steps, completed=self._step, width=max(10, min(width, 100) - 2))
-        return rich.console.Group(bar, words)
+        rows = rich.table.Table.grid()
+        rows.add_row(rich.progress_bar.ProgressBar(total=self._total_steps, completed=self._step, width=max(10, min(width, 100) - 2)))
+        rows.add_row(words)
+        return rows
 
     def _losses(self, names: Sequence[str]) -> rich.table.Table:
         table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)

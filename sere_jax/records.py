@@ -25,7 +25,7 @@ class Records:
         self._path = epath.Path(directory) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = [line for line in self._read() if _step(line) <= after]
-        self._remote = "://" in os.fspath(directory)
+        self._remote = _is_remote(directory)
         self._file: IO[str] | None = None
         self._written = time.monotonic()
         self._rewrite()
@@ -67,8 +67,12 @@ class Records:
         self._written = time.monotonic()
 
 
+def _is_remote(directory: str | os.PathLike[str]) -> bool:
+    return "://" in os.fspath(directory)
+
+
 def _step(line: str) -> float:
     try:
-        return int(json.loads(line)["step"])
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
