@@ -1,7 +1,7 @@
-"""`make demo` for several seeds: mean and spread of its k-NN table. python benchmarks/demo_seeds.py [--seeds=0,1,2] [--workdir=runs/demo_seeds]
+"""`make demo` for several seeds: mean and spread of its k-NN table.
 
-Finished seeds are kept; a seed that was interrupted goes on from its checkpoint. The spread is the standard deviation of
-a sample (n - 1).
+Launch: python benchmarks/demo_seeds.py [--seeds=0,1,2] [--workdir=runs/demo_seeds]. Finished seeds are kept; a seed that was
+interrupted goes on from its checkpoint. The spread is the standard deviation of a sample (n - 1).
 """
 
 from __future__ import annotations
