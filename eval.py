@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from sere_jax import command_line
 
@@ -41,6 +41,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.interop.files import FileError
     from sere_jax.interop.tables import InteropError
 
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
     config = _CONFIG.value
     try:
         sharding.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)

@@ -128,15 +128,15 @@ def run(
     results: dict[str, dict[str, dict[str, Summary]]] = {}
     for network in shown:
         recipe = dataclasses.replace(views, local_count=0, global_size=size or network.size)
-        what = Measurement(source, images, recipe, photometry, variants, points, sampling, seed, batch_size, backend)
+        what = Measurement(source, images, recipe, photometry[:2], variants, points, sampling, seed, batch_size, backend)
         results[network.name] = measure(network, what)
     for variant in variants:
-        _show(variant, {name: found[variant.label] for name, found in results.items()})
+        _show(variant, {name: found[variant.label] for name, found in results.items()}, last=variant == variants[-1])
     details = {"protocol": "relations", "source": source, "views": dataclasses.asdict(views), "points": points, "seed": seed}
     report.write(workdir / "eval" / "relations.json", {**details, "results": _listed(results, shown)})
 
 
-def _show(variant: Variant, found: dict[str, dict[str, Summary]]) -> None:
+def _show(variant: Variant, found: dict[str, dict[str, Summary]], *, last: bool) -> None:
     rows = []
     for name, kinds in found.items():
         cells = [name]
@@ -145,8 +145,8 @@ def _show(variant: Variant, found: dict[str, dict[str, Summary]]) -> None:
             cells += [f"{s.ratio:.3f} ±{s.ratio_error:.3f}", f"{s.same:.3f}", f"{s.different:.3f}", f"{s.uniform:.3f}"]
         rows.append(cells)
     columns = ["", *(f"{kind} {name}" for kind in KINDS for name in ("ratio", "same", "different", "uniform"))]
-    notes = ["ratio = L1 between two views of an image / L1 between views of different images; uniform = L1 from knowing nothing."]
-    report.show(f"Self-relation differences, {variant.label}", columns, rows, notes)
+    note = "ratio = L1 between two views of an image (same) / between views of different images; uniform = L1 to a uniform relation."
+    report.show(f"Self-relation differences, {variant.label}", columns, rows, [note] if last else [])
 
 
 def _listed(results: dict[str, dict[str, dict[str, Summary]]], networks: Sequence[Network]) -> list[dict[str, Any]]:
