@@ -71,7 +71,8 @@ class Backbone:
     def init(self, seed: int) -> PyTree:
         """Parameters at random, as training starts with."""
         side = self.module.image_size
-        return self.module.init(jax.random.key(seed), jnp.zeros((1, side, side, self.module.in_channels)))["params"]
+        images = jnp.zeros((1, side, side, self.module.in_channels))
+        return jax.jit(self.module.init)(jax.random.key(seed), images)["params"]
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any
         with open(partial, "wb") as file:
             np.savez(file, **entries)
     else:
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial, {"format": "pt", **texts})
+        save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, partial, {"format": "pt", **texts})
     os.replace(partial, path)
 
 
@@ -65,7 +66,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
             with safe_open(path, "np") as file:
                 texts = file.metadata() or {}
             tensors = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         raise FileError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
     return tensors, {key: _decoded(text) for key, text in texts.items()}
 

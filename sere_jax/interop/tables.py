@@ -57,7 +57,7 @@ def to_ours(tensors: Tensors, lines: Sequence[Line], *, ignore: Iterable[str] = 
 
 def _turned(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     array = np.asarray(array)
-    return np.ascontiguousarray(array if axes is None else array.transpose(axes))
+    return np.asarray(array if axes is None else array.transpose(axes), order="C")
 
 
 def _their_shape(line: Line) -> tuple[int, ...]:
