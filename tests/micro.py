@@ -1,0 +1,89 @@
+"""A run small enough to test: a ViT of depth 2 and width 48 on 16-pixel images, and batches of noise with plausible geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs.common import pretrain
+from sere_jax import build
+from sere_jax.types import Views
+
+LENGTH = build.Steps(per_epoch=5, total=50)
+
+# Most of a step's compilation is LLVM's optimisation, which tests of numbers do not need.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def config(
+    changes: Mapping[str, Mapping[str, Any]] | None = None, *, local_count: int = 0, photometry: bool = False, **top: Any
+) -> ConfigDict:
+    """The defaults made small; `changes` maps a section to its changed keys. Without `photometry` pixels are only normalised."""
+    found = pretrain()
+    found.update(top)
+    found.data.batch_size = 8
+    found.views.update(global_size=16, local_size=8, local_count=local_count)
+    found.model.update(variant="custom", width=48, depth=2, heads=3, patch_size=4, dtype="float32")
+    found.head.update(prototypes=64, hidden=32, bottleneck=16)
+    if not photometry:
+        found.photometry.update(jitter_prob=0.0, gray_prob=0.0, blur_prob=(0.0, 0.0, 0.0), solarize_prob=(0.0, 0.0, 0.0))
+    for section, values in (changes or {}).items():
+        found[section].update(values)
+    return found
+
+
+def views(config: ConfigDict, seed: int = 0, batch: int = 8) -> Views:
+    """Noise images whose crops overlap more often than not; example 0's second global crop is apart from the first."""
+    rng = np.random.default_rng(seed)
+    sizes, count = config.views, config.views.local_count
+    boxes = np.concatenate([rng.uniform(0, 30, (batch, 2 + count, 2)), rng.uniform(20, 60, (batch, 2 + count, 2))], -1)
+    boxes[0, 1, :2] += 200
+    return Views(
+        rng.integers(0, 256, (batch, 2, sizes.global_size, sizes.global_size, 3), dtype=np.uint8),
+        rng.integers(0, 256, (batch, count, sizes.local_size, sizes.local_size, 3), dtype=np.uint8),
+        boxes.astype(np.float32),
+        rng.random((batch, 2 + count)) < 0.5,
+        np.arange(batch, dtype=np.int32),
+        np.zeros(batch, bool),
+    )
+
+
+def state(config: ConfigDict, length: build.Steps = LENGTH) -> Any:
+    """The state at step 0, computed op by op: compiling the initialisation takes longer than doing it once."""
+    return build.init_state(config, length)
+
+
+def compiled(step: Callable, *arguments: Any) -> Callable:
+    """`step` compiled for these arguments without expensive optimisation; nothing is donated."""
+    return jax.jit(step).lower(*arguments).compile(compiler_options=FAST_COMPILE)
+
+
+def copies(tree: Any) -> Any:
+    """The tree as NumPy arrays."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def assert_equal(found: Any, expected: Any, what: str = "") -> None:
+    """Bit-identical trees."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True)
+    for (path, a), b in pairs:
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=what + jax.tree_util.keystr(path))
+
+
+def assert_close(found: Any, expected: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Trees of the same structure, leaf by leaf within tolerance."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def randomised(tree: Any, seed: int = 0, scale: float = 0.3) -> Any:
+    """The same shapes with normal noise added: an initialisation's zeros and ones hide mistakes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), x.dtype), tree)
