@@ -7,7 +7,7 @@ global arrays: under `jax.jit` with a sharded batch the same code is synchronise
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ Noise = tuple[Float[jax.Array, "b v k 2"], Float[jax.Array, "b l k 2"]] | None
 Augment = Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]
 
 
+@runtime_checkable
 class Forward(Protocol):
     """One side's network: parameters, its running statistics and normalised views -> outputs and new running statistics."""
 
