@@ -8,11 +8,12 @@ bit on disk loads without a word.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -66,7 +67,7 @@ class Checkpoints:
         """Begin to save; False when neither the cadence nor `force` asks for it, or the step is there already.
 
         Returns as soon as the arrays are copied, so that the caller may donate them; they are written in the background,
-        and an error of that is raised by the next `save` or `wait`.
+        and an error of that (`CheckpointError`, as from a full disk) is raised by the next `save`, `wait` or `close`.
         """
         if not (force or self.should_save(step)) or step in self._manager.all_steps():
             return False
@@ -76,7 +77,8 @@ class Checkpoints:
         meta = {"step": step, "config": dict(config), "versions": _versions(), "leaves": leaves}
         arrays = nested({name: leaf for name, leaf in named.items() if leaf.size})  # Orbax refuses arrays without elements
         args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave({**meta, "digest": _json_digest(meta)}))
-        self._manager.save(step, args=args, force=True)
+        with self._failing_clearly():
+            self._manager.save(step, args=args, force=True)
         return True
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
@@ -105,11 +107,23 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until the last save is on disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        with self._failing_clearly():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the last save and let go of the directory."""
-        self._manager.close()
+        with self._failing_clearly():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _failing_clearly(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever Orbax and TensorStore raise: a full disk, a lost mount
+            there = _listed(_steps(self.directory)) or "none"
+            raise CheckpointError(
+                f"a checkpoint in {self.directory} could not be written: {_brief(error)}; complete steps: {there}"
+            ) from error
 
 
 def read_config(directory: Directory, step: int | None = None) -> dict[str, Any]:
@@ -211,7 +225,7 @@ def _read_meta(root: epath.Path, step: int) -> dict[str, Any]:
         meta = json.loads(path.read_text())
         sound = meta.pop("digest") == _json_digest(meta)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise _damaged(root, step, f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        raise _damaged(root, step, f"{path} cannot be read ({_brief(error)})") from error
     if not sound:
         raise _damaged(root, step, f"{path} is not what was written")
     return meta
@@ -229,7 +243,7 @@ def _read_arrays(root: epath.Path, step: int, leaves: Mapping[str, Any], args: M
         restore = ocp.args.PyTreeRestore(item=stored, restore_args=stored, partial_restore=True)
         arrays = named_leaves(ocp.PyTreeCheckpointer().restore(root / str(step) / "state", args=restore)) if stored else {}
     except Exception as error:  # whatever Orbax and TensorStore raise on bytes they cannot decode
-        raise _damaged(root, step, f"its arrays cannot be read ({type(error).__name__}: {error})") from error
+        raise _damaged(root, step, f"its arrays cannot be read ({_brief(error)})") from error
     found = dict(zip(arrays, digests(arrays), strict=True))
     if wrong := [name for name, value in found.items() if value != leaves[name][2]]:
         raise _damaged(root, step, f"not what was written: {_listed(wrong)} ({len(wrong)} of {len(found)} leaves)")
@@ -259,6 +273,13 @@ def _check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], path: epath
 def _listed(items: Iterable[Any], separator: str = ", ") -> str:
     words = [str(item) for item in items]
     return separator.join(words[:_SHOWN] + ([f"... and {len(words) - _SHOWN} more"] if len(words) > _SHOWN else []))
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > 500:  # TensorStore tells its whole configuration, and the cause at the end
+        text = f"{text[:240]} ... {text[-240:]}"
+    return f"{type(error).__name__}: {text}"
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -174,6 +175,23 @@ def test_a_flipped_bit_is_found_and_older_steps_are_told(tmp_path: Path, where: 
     assert int(checkpoints.restore(abstract(make_state()), step=2).step) == 2
 
 
+@pytest.mark.slow
+def test_no_flipped_bit_anywhere_goes_unseen(tmp_path: Path):
+    """Whatever file it hits: an error, or the very same arrays (Orbax does not read all that it writes)."""
+    state = make_state()
+    saved(tmp_path, state, 7)
+    checkpoints, chance = Checkpoints(tmp_path, every_steps=1), random.Random(0)
+    files = sorted(path for path in (tmp_path / "7").rglob("*") if path.is_file())
+    for path in chance.choices(files, k=100):
+        sound = path.read_bytes()
+        data = bytearray(sound)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(bytes(data))
+        with contextlib.suppress(CheckpointError):
+            assert_same_bits(checkpoints.restore(abstract(state)), state)
+        path.write_bytes(sound)
+
+
 def test_the_damaged_leaf_is_named(tmp_path: Path):
     """The bytes of one leaf exchanged for another's: each is a sound array of the right shape, as a flipped bit is."""
     state = make_state()
@@ -242,6 +260,27 @@ def test_remains_of_killed_saves_and_deletions_do_no_harm(tmp_path: Path):
     checkpoints.save(4, make_state(), CONFIG)
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+
+
+def test_a_full_disk_is_told_and_older_steps_stand(tmp_path: Path):
+    """The limit on a file's size stands in for the disk's."""
+    code = """
+import resource, signal, sys, jax
+from sere_jax.checkpoint import CheckpointError, Checkpoints, read_state
+checkpoints = Checkpoints(sys.argv[1], every_steps=1)
+checkpoints.save(1, {'a': jax.numpy.ones(4)}, {})
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
+checkpoints.save(2, {'a': jax.random.normal(jax.random.key(0), (300, 300))}, {})
+try:
+    checkpoints.wait()
+except CheckpointError as error:
+    print(error)
+print('step', read_state(sys.argv[1])[1])
+"""
+    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "could not be written" in output and "File too large" in output and "complete steps: 1\nstep 1" in output, output
 
 
 def _naive_digest(array: np.ndarray) -> int:
