@@ -42,6 +42,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.interop.tables import InteropError
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
+    command_line.quiet()
     config = _CONFIG.value
     try:
         sharding.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
@@ -74,7 +75,6 @@ def load(path: str) -> Network:
     prepare = found.preprocess
     place = Path(path).resolve()
     name = place.parent.name if place.name == "checkpoints" else place.stem
-    name = f"{name} {about['network']}".strip() if about["network"] else name
     sizes = (prepare.size, prepare.resize, found.module.patch_size, prepare.mean, prepare.std)
     return Network(name, found.apply, found.params, *sizes, init=found.init, about=about)
 

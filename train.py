@@ -7,10 +7,15 @@ all of which are listed and nothing was started.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from sere_jax import command_line
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, figures. Made where it does not exist.")
@@ -25,18 +30,56 @@ def main(mistakes: list[str]) -> int:
     import jax
 
     from sere_jax import config as rules
-    from sere_jax import loop, sharding
+    from sere_jax import fit, loop, meter, sharding
+    from sere_jax.data.sources import SourceError
+    from sere_jax.evals.network import EvalError
 
+    command_line.quiet()
     try:
         sharding.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
     except sharding.DistributedError as error:
         mistakes.append(str(error))
     if _CONFIG.value is not None:
         mistakes += rules.mistakes(_CONFIG.value, devices=jax.device_count(), processes=jax.process_count())
-    if mistakes:
-        print(rules.ConfigError(mistakes), file=sys.stderr)
+    try:
+        if mistakes:
+            raise rules.ConfigError(mistakes)
+        loop.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value))
+    except fit.Stopped as stopped:
+        print(stopped)
+    except (rules.ConfigError, SourceError, EvalError) as error:
+        print(error, file=sys.stderr)
         return 2
-    return loop.train(_CONFIG.value, _WORKDIR.value) or 0
+    except (meter.TooManyBadSteps, meter.TooManyBadImages) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
+    """The evaluations of `run.eval_every_steps`: k-NN where the config names a gallery and a query set."""
+    from sere_jax import backbone, build
+    from sere_jax.evals import classification
+
+    if not (config.run.eval_every_steps and config.eval.gallery and config.eval.query):
+        return []
+    vit, prepare = build.backbone(config), backbone.preprocess(config)
+    knn = classification.periodic(
+        lambda params, images: vit.apply({"params": params}, images),
+        gallery=config.eval.gallery,
+        query=config.eval.query,
+        size=prepare.size,
+        resize=prepare.resize,
+        batch_size=config.eval.batch_size,
+        mean=prepare.mean,
+        std=prepare.std,
+        neighbours=tuple(config.eval.neighbours),
+        temperature=config.eval.temperature,
+        tokens=config.eval.tokens,
+        backend=config.data.backend,
+        max_pixels=config.data.max_pixels,
+    )
+    return [knn]
 
 
 if __name__ == "__main__":

@@ -180,7 +180,29 @@ def view_recipe(config: ConfigDict) -> ViewRecipe:
 
 def mask_recipe(config: ConfigDict) -> MaskRecipe | None:
     """The masking recipe, or None where no patch is hidden."""
-    return None if config.masking.kind == "none" else MaskRecipe(**config.masking)
+    if config.masking.kind == "none":
+        return None
+    return MaskRecipe(grid=config.views.global_size // config.model.patch_size, **config.masking)
+
+
+def abstract_views(config: ConfigDict) -> Views:
+    """Shapes and types of a global batch."""
+    views, masking, b = view_recipe(config), mask_recipe(config), config.data.batch_size
+    channels = config.model.in_channels
+
+    def crops(count: int, size: int) -> Any:
+        return jax.ShapeDtypeStruct((b, count, size, size, channels), jnp.uint8)
+
+    return Views(
+        global_views=crops(2, views.global_size),
+        local_views=crops(views.local_count, views.local_size),
+        boxes=jax.ShapeDtypeStruct((b, 2 + views.local_count, 4), jnp.float32),
+        flips=jax.ShapeDtypeStruct((b, 2 + views.local_count), jnp.bool_),
+        index=jax.ShapeDtypeStruct((b,), jnp.int32),
+        replaced=jax.ShapeDtypeStruct((b,), jnp.bool_),
+        masks=None if masking is None else jax.ShapeDtypeStruct((b, 2, masking.grid, masking.grid), jnp.bool_),
+        mask_indices=None if masking is None else jax.ShapeDtypeStruct((b, 2, masking.cap), jnp.int32),
+    )
 
 
 def photometry(config: ConfigDict) -> tuple[PhotometryParams, PhotometryParams, PhotometryParams]:

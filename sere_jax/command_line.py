@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags, tuple_parser
 
@@ -48,6 +48,12 @@ def parse(argv: Sequence[str], required: Sequence[str] = ("config", "workdir"), 
     _ARGV[:] = kept
     app.parse_flags_with_usage(kept) if flag_values is flags.FLAGS else flag_values(kept)
     return mistakes
+
+
+def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Only warnings from the libraries' logs, unless `--verbosity` asks for more: absl's programs begin at INFO."""
+    if flag_values["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
 
 
 def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.FlagValues) -> tuple[list[str], list[str]]:
