@@ -96,7 +96,7 @@ class Panel:
 
     def _progress(self, width: int) -> rich.console.RenderableType:
         words = rich.text.Text("  ".join([*self._place(self._step), *self._speed()]))
-        what, began = self.activity or (("compiling the first step", self._started) if self._since is None else ("", 0.0))
+        what, began = self.activity or (("before the first step", self._started) if self._since is None else ("", 0.0))
         if what:
             words.append(f"  {what} ({time.perf_counter() - began:.0f} s)", style="yellow")
         rows = rich.table.Table.grid()

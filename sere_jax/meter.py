@@ -71,9 +71,9 @@ class Meter:
         for scalar in jax.tree.leaves((bad, sums)):
             scalar.copy_to_host_async()
         self._pending.append((step, bad, sums))
-        if step == self._start + 1:  # it was compiled first, which is not the speed of training
+        if step == self._start + 1:  # compilation and the first batch are not the speed of training
             jax.block_until_ready(bad)
-            self._progress.note(f"first step done after {time.perf_counter() - self._began:.1f} s, compilation included")
+            self._progress.note(f"first step after {time.perf_counter() - self._began:.1f} s")
             self._restart_clock()
             self._steps = -1
         while len(self._pending) > _RUN_AHEAD:

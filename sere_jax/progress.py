@@ -26,6 +26,7 @@ from sere_jax.records import Records
 Item = TypeVar("Item")
 
 _PLAIN_EVERY_SECONDS = 30.0  # how often long work tells of itself where there is no terminal
+_ANNOUNCED_AFTER_SECONDS = 3.0
 
 
 class Progress:
@@ -60,23 +61,24 @@ class Progress:
         self._board: Any = None
 
     def __enter__(self) -> Progress:
+        if self._first and self._live_wanted:
+            self._live = rich.live.Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self, step: int) -> None:
-        """Training goes on after `step`: drop what the files say of later steps, and begin to show."""
-        self._panel.start(step)
+        """Training goes on after `step`: drop what the files say of later steps."""
+        with self._lock:
+            self._panel.start(step)
         if not self._first:
             return
         if self._directory is not None:
             self._records = Records(self._directory, after=step)
             logdir = f"{str(self._directory).rstrip('/')}/tensorboard"
             self._board = tensorboardX.SummaryWriter(logdir, purge_step=step + 1, flush_secs=10, write_to_disk=True)
-        if self._live_wanted:
-            self._live = rich.live.Live(get_renderable=self._draw, console=self._console, refresh_per_second=4, transient=False)
-            self._live.start()
         if step:
             self.note(f"resumed from step {step}")
 
@@ -104,17 +106,23 @@ class Progress:
 
     @contextlib.contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """Show that something other than training goes on, and how long it took when that was noticeable."""
+        """Show that something other than training goes on; in plain lines only where it takes noticeably long."""
         began = time.perf_counter()
         with self._lock:
             self._panel.activity = (what, began)
+        plain = self._first and self._live is None
+        announcement = threading.Timer(_ANNOUNCED_AFTER_SECONDS, self._say, [f"{what} ..."])
+        announcement.daemon = True
+        if plain:
+            announcement.start()
         try:
             yield
         finally:
+            announcement.cancel()
             with self._lock:
                 self._panel.activity = None
             seconds = time.perf_counter() - began
-            if self._first and self._live is None and seconds > 2:
+            if plain and seconds > _ANNOUNCED_AFTER_SECONDS:
                 self._say(f"{what} took {seconds:.1f} s")
 
     def close(self) -> None:

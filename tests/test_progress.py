@@ -84,7 +84,7 @@ def test_the_live_display_shows_place_losses_and_the_rest():
     screen = console(terminal=True)
     with Progress(None, total_steps=100, steps_per_epoch=10, references=REFERENCES, live=True, console=screen) as report:
         report.start(0)
-        assert "compiling the first step" in _picture(report, screen)
+        assert "before the first step" in _picture(report, screen)
         for step in range(1, 21):
             report.advance(step)
             report.write(step, {"dino": 11.1 - step / 10, "spatial": 5.2, "teacher_entropy": 6.5, "center_norm": 0.2})
@@ -105,6 +105,18 @@ def _picture(report: Progress, screen: rich.console.Console) -> str:
     with screen.capture() as capture:
         screen.print(report._draw())
     return capture.get()
+
+
+def test_long_business_is_announced_in_plain_lines(monkeypatch: pytest.MonkeyPatch):
+    screen = console()
+    with Progress(None, total_steps=10, live=False, console=screen) as report:
+        with report.busy("blinking"):
+            pass
+        monkeypatch.setattr(progress, "_ANNOUNCED_AFTER_SECONDS", 0.05)
+        with report.busy("compiling"):
+            time.sleep(0.3)
+    first, second = shown(screen).splitlines()
+    assert first.endswith("compiling ...") and "compiling took 0." in second
 
 
 def test_time_left_is_by_the_steps_after_the_first(monkeypatch: pytest.MonkeyPatch):
