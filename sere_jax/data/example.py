@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class SourceError(ValueError):
@@ -17,6 +17,7 @@ class Example(NamedTuple):
     label: int
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to encoded images. Picklable, because worker processes get a copy.
 

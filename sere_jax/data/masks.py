@@ -81,7 +81,7 @@ def _add_block(mask: np.ndarray, remaining: float, rng: np.random.Generator) -> 
     smallest = (grid // 3) ** 2
     for _ in range(_TRIES):
         area = smallest + (remaining - smallest) * rng.random()
-        aspect = math.exp(math.log(_BLOCK_ASPECT) * (2 * rng.random() - 1))
+        aspect = math.exp(-math.log(_BLOCK_ASPECT) * (2 * rng.random() - 1))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if height >= grid or width >= grid:
             continue

@@ -10,7 +10,7 @@ import enum
 import functools
 
 import numpy as np
-from grain.experimental import index_shuffle
+from jaxtyping import Int
 
 
 class Stream(enum.IntEnum):
@@ -19,6 +19,7 @@ class Stream(enum.IntEnum):
     VIEWS = 0
     MASKS = 1
     REPLACEMENT = 2
+    ORDER = 3  # of an epoch: here the "position" is the epoch's number
 
 
 def position_rng(seed: int, position: int, stream: Stream) -> np.random.Generator:
@@ -36,9 +37,11 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 def example_index(seed: int, position: int, examples: int, batch_size: int) -> int:
     """The example at a position: every epoch of floor(N / B) * B positions is a prefix of its own permutation of N."""
     epoch, place = divmod(position, steps_per_epoch(examples, batch_size) * batch_size)
-    return index_shuffle(place, max_index=examples - 1, seed=_epoch_seed(seed, epoch), rounds=4)
+    return int(_permutation(seed, epoch, examples)[place])
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+# Drawn whole and kept: 20 ms and 5 MB an epoch of ImageNet. A keyed permutation of single indices (Grain's index_shuffle)
+# keeps nothing but takes milliseconds an index where there are few examples.
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, examples: int) -> Int[np.ndarray, "n"]:
+    return position_rng(seed, epoch, Stream.ORDER).permutation(np.arange(examples, dtype=np.int32))

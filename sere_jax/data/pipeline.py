@@ -5,6 +5,7 @@ Workers, processes and restarts only decide who computes a row and when; `docs/d
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import logging
@@ -182,9 +183,11 @@ def _shared_memory_threshold(maker: BatchMaker, batches: int) -> int:
 
 def _iterate(dataset: grain.IterDataset) -> Iterator[Views]:
     iterator = iter(dataset)
+    atexit.register(iterator.close)  # a program that ends without closing us must not leave workers or shared memory
     try:
         yield from iterator
     finally:
+        atexit.unregister(iterator.close)
         iterator.close()
 
 
@@ -194,8 +197,15 @@ def _start_worker(parent: int, index: int, count: int) -> None:
     cv2.setNumThreads(0)
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer saves and then closes its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_GRACE, os._exit, (143,)).start())
+    signal.signal(signal.SIGTERM, _leave_later)
     threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
+def _leave_later(number: int, frame: object) -> None:
+    del frame
+    timer = threading.Timer(_GRACE, os._exit, (128 + number,))
+    timer.daemon = True  # closed in time, the worker does not wait for the timer
+    timer.start()
 
 
 def _watch_parent(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Any
 
 from sere_jax.data.example import Example, SourceError
@@ -76,13 +77,16 @@ def _divide(rest: str) -> tuple[str, str, str]:
 def _prepared_builder(spec: str, name: str) -> Any:
     import tensorflow_datasets as tfds
 
-    try:
-        builder = tfds.builder(name)
-    except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], tfds.list_builders(), n=1)
+    data_dir = os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR  # TFDS itself reads it at import only
+    known = tfds.list_builders(with_community_datasets=False)
+    plain = name.partition("/")[0].partition(":")[0]
+    if plain not in known and not os.path.isdir(os.path.join(os.path.expanduser(data_dir), plain)):
+        near = difflib.get_close_matches(plain, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SourceError(f"{spec!r}: TFDS knows no data set {name!r}, nor is one in its data directory{hint}") from error
-    except (ImportError, ValueError) as error:
+        raise SourceError(f"{spec!r}: TFDS knows no data set {plain!r}, nor is there one in {data_dir}{hint}")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ImportError, ValueError, tfds.core.DatasetNotFoundError) as error:
         raise SourceError(f"{spec!r}: TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from error
     if not builder.is_prepared():
         raise SourceError(
@@ -112,6 +116,6 @@ def _image_feature(spec: str, features: Any) -> str:
 def _label_feature(features: Any) -> tuple[str | None, tuple[str, ...]]:
     import tensorflow_datasets as tfds
 
-    if isinstance(features.get("label"), tfds.features.ClassLabel):
+    if "label" in features and isinstance(features["label"], tfds.features.ClassLabel):
         return "label", tuple(features["label"].names)
     return None, ()

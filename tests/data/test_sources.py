@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+
+from sere_jax.data.sources import SourceError, open_source
+from tests.data.images import encode, gradient
+
+PICTURE = encode(gradient(4, 4))
+
+
+def make(root, *paths):
+    for path in paths:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(PICTURE + path.encode())
+    return open_source(f"folder:{root}")
+
+
+def names(source):
+    return [source[i].name for i in range(len(source))]
+
+
+def test_a_flat_folder_has_no_labels_and_a_fixed_order(tmp_path):
+    source = make(tmp_path, "b.JPG", "a.png", "c.webp", "notes.txt", ".hidden.png", ".cache/x.png")
+    assert names(source) == ["a.png", "b.JPG", "c.webp"]
+    assert source.classes == () and [source[i].label for i in range(3)] == [-1, -1, -1]
+    assert source[0].data == PICTURE + b"a.png"
+    assert source.spec == f"folder:{tmp_path}"
+
+
+def test_first_level_folders_are_the_labels_at_any_depth(tmp_path):
+    source = make(tmp_path, "dog/2.png", "dog/deep/er/1.png", "cat/z.png", "cat/.git/no.png")
+    (tmp_path / "empty").mkdir()
+    assert source.classes == ("cat", "dog")
+    assert [(source[i].name, source[i].label) for i in range(3)] == [
+        (os.path.join("cat", "z.png"), 0),
+        (os.path.join("dog", "2.png"), 1),
+        (os.path.join("dog", "deep", "er", "1.png"), 1),
+    ]
+
+
+def test_images_in_both_places_are_refused(tmp_path):
+    with pytest.raises(SourceError, match="2 images lie in .* itself and 1 in its sub-folders"):
+        make(tmp_path, "a.png", "b.png", "cat/c.png")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.png").write_bytes(PICTURE)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cats").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    assert names(open_source(f"folder:{tmp_path / 'set'}")) == [os.path.join("cats", "a.png")]
+
+
+def test_a_source_survives_pickling(tmp_path):
+    source = make(tmp_path, "cat/a.png", "dog/b.png")
+    again = pickle.loads(pickle.dumps(source))
+    assert [again[i] for i in range(2)] == [source[i] for i in range(2)] and again.classes == source.classes
+
+
+def test_a_vanished_file_is_an_os_error(tmp_path):
+    source = make(tmp_path, "a.png")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(OSError):
+        source[0]
+
+
+def test_missing_directories_name_the_nearest(tmp_path):
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
+    with pytest.raises(SourceError, match=r"does not exist.*did you mean .*imagenet\?"):
+        open_source(f"folder:{tmp_path}/imagnet/train")
+    with pytest.raises(SourceError, match=r"did you mean .*train\?"):
+        open_source(f"folder:{tmp_path}/imagenet/trian")
+    with pytest.raises(SourceError, match="no image files"):
+        open_source(f"folder:{tmp_path}")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SourceError, match="is a file"):
+        open_source(f"folder:{tmp_path}/file")
+    with pytest.raises(SourceError, match="names no directory"):
+        open_source("folder:")
+
+
+def test_specs_of_no_known_kind(tmp_path):
+    with pytest.raises(SourceError, match="did you mean 'bundled'"):
+        open_source("bundle:train")
+    with pytest.raises(SourceError, match=f"write 'folder:{tmp_path}'"):
+        open_source(str(tmp_path))
+    with pytest.raises(SourceError, match="expected one of train, gallery, query"):
+        open_source("bundled:test")
+    with pytest.raises(SourceError, match="of no known kind"):
+        open_source("")

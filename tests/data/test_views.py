@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sere_jax.data.views import ViewRecipe, crop_and_resize, make_views, sample_box
+from tests.oracles import crops
+
+ASPECT = (3 / 4, 4 / 3)
+seeds = st.integers(0, 2**32 - 1)
+sides = st.integers(1, 300)
+
+
+def rng_of(seed):
+    return np.random.default_rng(seed)
+
+
+@given(seeds, sides, sides, st.sampled_from([(0.35, 1.0), (0.05, 0.35), (0.14, 1.0), (1.0, 1.0)]))
+def test_boxes_are_those_of_the_naive_statement_and_lie_inside(seed, height, width, scale):
+    box = sample_box(height, width, scale, ASPECT, rng_of(seed))
+    assert box == crops.random_resized_crop(height, width, scale, ASPECT, rng_of(seed))
+    left, top, w, h = box
+    assert left >= 0 and top >= 0 and w >= 1 and h >= 1
+    assert left + w <= width and top + h <= height
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(100, 1000, (433, 0, 133, 100)), (1000, 100, (0, 433, 100, 133)), (1, 1, (0, 0, 1, 1)), (1, 50, (24, 0, 1, 1))],
+)
+def test_an_image_that_no_box_fits_gets_the_central_one(height, width, expected):
+    # The whole area with an aspect within 3/4 .. 4/3 never fits into such a strip, so that all ten tries fail.
+    scale = (1.0, 1.0) if height * width > 1 else (10.0, 10.0)
+    assert sample_box(height, width, scale, ASPECT, rng_of(0)) == expected
+
+
+def test_boxes_are_distributed_as_the_recipe_says():
+    rng = rng_of(3)
+    boxes = np.array([sample_box(400, 400, (0.1, 0.5), ASPECT, rng) for _ in range(4000)], np.float64)
+    area, ratio = boxes[:, 2] * boxes[:, 3] / 400**2, np.log(boxes[:, 2] / boxes[:, 3])
+    # In a square image every box of this scale fits, so nothing is drawn twice: area and log ratio are uniform. The
+    # standard error of a quantile of 4000 uniform draws is below .008 of the range, and rounding moves an area by < .003.
+    for q in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert np.quantile(area, q) == pytest.approx(0.1 + 0.4 * q, abs=0.015)
+        assert np.quantile(ratio, q) == pytest.approx(np.log(ASPECT[0]) + np.log(16 / 9) * q, abs=0.025)
+    place = boxes[:, :2] / (400 - boxes[:, 2:])
+    for axis in (0, 1):
+        assert np.quantile(place[:, axis], [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.03)
+    assert abs(np.corrcoef(place[:, 0], place[:, 1])[0, 1]) < 0.06  # standard error .016
+
+
+def coordinates(height, width):
+    """An image whose red is the column and whose green is the row, so that a crop's pixels tell where they come from."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([columns, rows, np.full_like(rows, 7)], -1).astype(np.uint8)
+
+
+@given(seeds, st.integers(40, 250), st.integers(40, 250), st.sampled_from(["fast", "pil"]))
+def test_box_and_flip_describe_the_pixels(seed, height, width, backend):
+    recipe = ViewRecipe(global_size=48, local_count=2, local_size=16, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
+    views = make_views(coordinates(height, width), recipe, rng_of(seed), backend)
+    for n, (box, flip) in enumerate(zip(views.boxes, views.flips, strict=True)):
+        view = views.global_views[n] if n < 2 else views.local_views[n - 2]
+        size = len(view)
+        left, top, w, h = box.astype(np.float64)
+        u = (np.arange(size) + 0.5) / size
+        columns = left + (1 - u if flip else u) * w - 0.5
+        rows = top + u * h - 0.5
+        # Linear filters reproduce a ramp away from the border, where taps are missing: two source pixels or two output
+        # pixels of support, whichever is wider. One level: rounding to uint8 after each of two passes.
+        x, y = (slice(edge, size - edge) for edge in (int(np.ceil(2 * max(1, size / side))) + 1 for side in (w, h)))
+        assert np.abs(view[y, x, 0] - columns[None, x]).max(initial=0) <= 1.01
+        assert np.abs(view[y, x, 1] - rows[y, None]).max(initial=0) <= 1.01
+        assert (view[..., 2] == 7).all()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_fast_shrinks_by_the_area_mean(flip):
+    image = rng_of(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    out = np.empty((24, 20, 3), np.uint8)
+    crop_and_resize(image, (5, 7, 61, 50), flip, out, "fast")
+    expected = crops.resize(image[7:57, 5:66], 24, 20, crops.area_weights)
+    assert np.abs(out - (expected[:, ::-1] if flip else expected)).max() <= 0.51  # rounding only
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 20), (80, 90), (24, 90)])
+def test_pil_is_antialiased_bicubic_of_the_crop_alone(rows, columns):
+    image = rng_of(2).integers(80, 176, (90, 70, 3), dtype=np.uint8)  # no over- or undershoot reaches 0 or 255
+    out = np.empty((rows, columns, 3), np.uint8)
+    crop_and_resize(image, (5, 7, 61, 50), False, out, "pil")
+    expected = crops.resize(image[7:57, 5:66], rows, columns, crops.bicubic_weights)
+    # Half a level of rounding after each pass; the second pass's weights sum to 1 but up to 1.3 in absolute value.
+    assert np.abs(out - expected).max() <= 1.15
+
+
+@pytest.mark.parametrize("box", [(0, 0, 64, 8), (0, 0, 8, 64), (3, 3, 16, 16), (0, 0, 1, 1)])
+def test_fast_handles_a_side_that_shrinks_while_the_other_grows(box):
+    image = coordinates(64, 64) * np.uint8(3)
+    out = np.empty((16, 16, 3), np.uint8)
+    crop_and_resize(image, box, False, out, "fast")
+    left, top, w, h = box
+    crop = image[top : top + h, left : left + w].astype(np.float64)
+    assert np.abs(out.mean((0, 1)) - crop.mean((0, 1))).max() < 1.0  # both filters keep the mean of a ramp
+    if w > 16:  # the shrinking side is the exact area mean
+        expected = crops.area_weights(w, 16) @ crop[0, :, 0]
+        assert np.abs(out[:, :, 0] - expected).max() <= 1.01
+
+
+def test_flips_come_half_of_the_time_and_after_the_box():
+    recipe = ViewRecipe(global_size=8, local_size=4)
+    image = coordinates(32, 32)
+    views = [make_views(image, recipe, rng_of(seed)) for seed in range(500)]
+    share = np.mean([view.flips for view in views])
+    assert share == pytest.approx(0.5, abs=0.04)  # 3000 draws: standard error .009
+    never = make_views(image, ViewRecipe(global_size=8, local_size=4, flip_prob=0.0), rng_of(7))
+    always = make_views(image, ViewRecipe(global_size=8, local_size=4, flip_prob=1.0), rng_of(7))
+    np.testing.assert_array_equal(never.boxes, always.boxes)
+    np.testing.assert_array_equal(never.global_views[:, :, ::-1], always.global_views)
+    assert always.flips.all() and not never.flips.any()
+
+
+def test_no_local_crops():
+    views = make_views(coordinates(20, 30), ViewRecipe(global_size=8, local_count=0), rng_of(0))
+    assert views.local_views.shape[0] == 0 and views.boxes.shape == (2, 4) and views.boxes.dtype == np.float32
