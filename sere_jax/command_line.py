@@ -52,7 +52,7 @@ def parse(argv: Sequence[str], required: Sequence[str] = ("config", "workdir"), 
 
 def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Only warnings from the libraries' logs, unless `--verbosity` asks for more: absl's programs begin at INFO."""
-    if flag_values["verbosity"].using_default_value:
+    if not flag_values["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
 
 
