@@ -142,7 +142,7 @@ print('agreed')
 """
 
 
-@pytest.mark.parametrize("start", ["flags", "slurm"])
+@pytest.mark.parametrize("start", [pytest.param("flags", marks=pytest.mark.slow), "slurm"])  # the other tests of two processes use flags
 def test_two_processes_put_process_zeros_rows_first(start: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
