@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 
 def teacher_probabilities(
-    logits: Float[jax.Array, "*tokens k"], center: Float[jax.Array, "#k"], temperature: Float[jax.Array, ""] | float
+    logits: Float[jax.Array, "*tokens k"], center: Float[jax.Array, "1 k"], temperature: Float[jax.Array, ""] | float
 ) -> Float[jax.Array, "*tokens k"]:
     """softmax((logits - center) / temperature) over prototypes, without gradient. Source: DINO, Caron et al. 2021, eq. 1."""
     return jax.lax.stop_gradient(jax.nn.softmax((logits.astype(jnp.float32) - center) / temperature, axis=-1))

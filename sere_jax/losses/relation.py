@@ -40,8 +40,8 @@ def relation_targets(relation: Float[jax.Array, "*batch r r"], temperature: floa
 
 
 def relation_cross_entropy(
-    targets: Float[jax.Array, "b *heads r r"],
-    student: Float[jax.Array, "b *heads r r"],
+    targets: Float[jax.Array, "b *#heads r r"],
+    student: Float[jax.Array, "b *#heads r r"],
     temperature: float = 1.0,
     counted: Bool[jax.Array, "b"] | None = None,
 ) -> Float[jax.Array, ""]:
