@@ -98,7 +98,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         momentum = ema_momentum(state.step)
         teacher = _ema(state.teacher, params, momentum) if ema_timing == "after" else state.teacher
-        norm = optax.global_norm(carry.gradients)
+        norm = optax.tree.norm(carry.gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         after = TrainState(
             state.step, params, carry.batch_stats, teacher, carry.teacher_batch_stats, opt_state, objective_state, state.bad_steps
