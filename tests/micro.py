@@ -63,6 +63,17 @@ def compiled(step: Callable, *arguments: Any) -> Callable:
     return jax.jit(step).lower(*arguments).compile(compiler_options=FAST_COMPILE)
 
 
+def jit(function: Callable) -> Callable:
+    """`jax.jit` without expensive optimisation; compiles again for other shapes, as usual."""
+    return jax.jit(function, compiler_options=FAST_COMPILE)
+
+
+def random_like(shapes: Any, seed: int = 0, scale: float = 0.3) -> Any:
+    """Normal noise in the shapes of an abstract tree: quicker than an initialisation, whose zeros and ones hide mistakes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), shapes)
+
+
 def copies(tree: Any) -> Any:
     """The tree as NumPy arrays."""
     return jax.tree.map(np.asarray, tree)
@@ -81,9 +92,3 @@ def assert_close(found: Any, expected: Any, *, rtol: float = 0.0, atol: float = 
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
-
-
-def randomised(tree: Any, seed: int = 0, scale: float = 0.3) -> Any:
-    """The same shapes with normal noise added: an initialisation's zeros and ones hide mistakes."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), x.dtype), tree)
