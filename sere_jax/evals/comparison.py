@@ -97,7 +97,7 @@ def publish(
 ) -> None:
     """Print the table with the notes and write everything as JSON to `path`."""
     _, notes = knn.clip_ks(neighbours, gallery_images)
-    notes = (*notes, *_verdicts(rows))
+    notes = (*notes, *_origins(rows), *_verdicts(rows))
     names = list(rows[0].accuracy)
     cells = [[_label(row), *(f"{100 * row.accuracy[name]:.1f}" for name in names)] for row in rows]
     columns = ["accuracy, %", *(name.replace("k", "k=").replace("/", " ") for name in names)]
@@ -108,6 +108,12 @@ def publish(
 
 def _label(row: Row) -> str:
     return row.name + (f" ({row.tokens.replace('patches', 'mean patch')})" if row.tokens else "")
+
+
+def _origins(rows: Sequence[Row]) -> list[str]:
+    """Which network of which step a row is, where that is known; once a checkpoint."""
+    lines = [f"{row.name}: {row.about['network']} of step {row.about['step']}" for row in rows if row.about.get("step") is not None]
+    return list(dict.fromkeys(lines))
 
 
 def _verdicts(rows: Sequence[Row]) -> list[str]:

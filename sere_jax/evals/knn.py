@@ -94,13 +94,12 @@ def evaluate(
     """Yield ('k10/top1', accuracy) and so on for every k; 'k10/top5' too where there are more than five classes.
 
     A query's class is argmax_c sum_{i in its k nearest} [label_i = c] exp(cos(query, gallery_i) / temperature).
-    `classes` = 0 takes the largest label + 1. Raises EvalError for unlabelled examples.
+    A k above the size of the gallery is clipped to it (`clip_ks` has a note on it). `classes` = 0 takes the largest label + 1.
+    Raises EvalError for unlabelled examples.
     """
     _check_labels(gallery, "gallery")
     _check_labels(query, "query")
-    clipped, notes = clip_ks(neighbours, len(gallery.labels))
-    for note in notes:
-        _log.warning("%s", note)
+    clipped, _ = clip_ks(neighbours, len(gallery.labels))
     classes = classes or int(max(gallery.labels.max(), query.labels.max())) + 1
     similarity, rows = nearest(unit(query.features), unit(gallery.features), clipped[-1])
     near = gallery.labels[rows]
@@ -146,12 +145,17 @@ class KnnEvaluation:
         self._extract = Extractor(apply, mean=mean, std=std, tokens=(tokens,))
         self._sets = (_Cached(gallery, cache_bytes // 2), _Cached(query, cache_bytes // 2))
         self._tokens, self._prefix = tokens, prefix
+        self._neighbours, self._told = neighbours, False
         self._vote = functools.partial(evaluate, neighbours=neighbours, temperature=temperature, classes=classes)
 
     def __call__(self, params: PyTree) -> Iterator[tuple[str, float]]:
         """Yield ('knn/k10/top1', accuracy) and so on."""
         found = [self._extract(params, batches) for batches in self._sets]
         gallery, query = (Labelled(one.features[self._tokens], one.labels) for one in found)
+        if not self._told:
+            for note in clip_ks(self._neighbours, len(gallery.labels))[1]:
+                _log.warning("k-NN during training: %s", note)
+            self._told = True
         for name, value in self._vote(gallery, query):
             yield self._prefix + name, value
 

@@ -108,6 +108,16 @@ def test_periodic_knn_decodes_once_and_follows_the_parameters():
     assert broken["knn/k1/top1"] < 1 and reads == ["gallery"]
 
 
+def test_clipped_neighbours_are_told_once_a_run(caplog):
+    def images():
+        return iter(make_batches(6, 3))
+
+    run = knn.KnnEvaluation(fake_apply, images, images, mean=MEAN, std=STD, neighbours=(1, 50))
+    for _ in range(2):
+        assert set(dict(run({"scale": jnp.float32(1)}))) == {"knn/k1/top1", "knn/k6/top1"}
+    assert caplog.text.count("k = 50") == 1
+
+
 def test_images_beyond_the_cache_are_decoded_again():
     reads = []
 

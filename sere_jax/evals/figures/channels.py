@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sere_jax.evals.figures import canvas
@@ -60,14 +59,14 @@ def draw(
     return figure
 
 
-def _draw_channels(row: Sequence[Axes], features: Float[np.ndarray, "h w d"], count: int) -> None:
+def _draw_channels(row: np.ndarray, features: Float[np.ndarray, "h w d"], count: int) -> None:
     tokens = features.reshape(-1, features.shape[-1])
     correlation = relation(tokens)
     order = _order(correlation)
-    canvas.heat(row[0], correlation[order][:, order], cmap="RdBu_r", limits=(-1, 1))
+    canvas.heat(row[0], correlation[order][:, order], cmap="RdBu_r", limits=(-1.0, 1.0))
     chosen = choose(tokens, count)
     small = correlation[chosen][:, chosen]
-    canvas.heat(row[1], small, cmap="RdBu_r", limits=(-1, 1))
+    canvas.heat(row[1], small, cmap="RdBu_r", limits=(-1.0, 1.0))
     for (i, j), value in np.ndenumerate(small):
         place = ((j + 0.5) / len(chosen), (i + 0.5) / len(chosen))
         colour = "white" if abs(value) > 0.6 else canvas.INK

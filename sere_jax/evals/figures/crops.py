@@ -28,7 +28,7 @@ def view_colour(number: int) -> str:
 
 
 def draw(
-    sources: Sequence[UInt8[np.ndarray, "H W 3"]],
+    sources: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     names: Sequence[str],
     views: Views,
     augmented: tuple[Float[np.ndarray, "b v H W 3"], Float[np.ndarray, "b l S T 3"]] | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from sere_jax.types import Features
 
 FIGURES = ("crops", "attention", "relations", "pca", "channels")
 _NEED_NO_NETWORK = ("crops",)
+_SHOWN_SIDE = 256  # pixels a side of the photographs beside the maps
 
 
 class Settings(NamedTuple):
@@ -95,8 +97,9 @@ def run(
         images, size, views, photometry, patch, points, sampling, tokens, temperature, places, mass, channel_count, seed, backend
     )
     shown = [*networks, *([untrained(networks[0], seed)] if random and networks else [])]
+    studio = Studio(opened, shown, settings)
     for name in wanted:
-        for file, figure in _MAKERS[name](opened, shown, settings):
+        for file, figure in _MAKERS[name](studio):
             path = canvas.save(figure, workdir / "figures" / f"{file}.png")
             report.console().print(f"written: {path}", highlight=False)
 
@@ -113,53 +116,65 @@ def _side(network: Network, settings: Settings, factor: int) -> int:
     return max(network.patch, side // network.patch * network.patch)
 
 
-def _squares(source: Source, settings: Settings, side: int) -> UInt8[np.ndarray, "b S S 3"]:
-    shown = [read_image(source, i, backend=settings.backend) for i in settings.positions]
-    return np.stack([resize_and_centre_crop(image, side, side) for image in shown])
+@dataclasses.dataclass
+class Studio:
+    """What the figures are drawn from. Features of the whole images are made once, for all figures that want them."""
+
+    source: Source
+    networks: Sequence[Network]
+    settings: Settings
+
+    @property
+    def names(self) -> list[str]:
+        """Of the networks, as rows are labelled."""
+        return [network.name for network in self.networks]
+
+    def squares(self, side: int) -> UInt8[np.ndarray, "b S S 3"]:
+        """The centre squares of the chosen images."""
+        shown = [read_image(self.source, i, backend=self.settings.backend) for i in self.settings.positions]
+        return np.stack([resize_and_centre_crop(image, side, side) for image in shown])
+
+    @functools.cached_property
+    def features(self) -> list[Features]:
+        """Of every network, with attention, at twice the size it was trained on unless told otherwise.
+
+        A finer grid of patches shows outlines (the papers' tool takes 480 pixels for 224).
+        """
+        found = []
+        for network in self.networks:
+            images = normalise(self.squares(_side(network, self.settings, 2)), network.mean, network.std)
+            found.append(jax.device_get(jax.jit(functools.partial(network.apply, attention=True))(network.params, images)))
+        return found
+
+    @property
+    def patches(self) -> list[Float[np.ndarray, "b h w d"]]:
+        """The patch tokens that the settings ask for."""
+        kept = [f.patches if self.settings.tokens == "post" else f.patches_prenorm for f in self.features]
+        return [np.asarray(tokens, np.float32) for tokens in kept]
 
 
-def _look(network: Network, images: UInt8[np.ndarray, "b S S 3"], *, with_attention: bool) -> Features:
-    flags = {"attention": True} if with_attention else {}
-
-    @jax.jit
-    def look(params: object, pixels: jax.Array) -> Features:
-        return network.apply(params, normalise(pixels, network.mean, network.std), **flags)
-
-    return jax.device_get(look(network.params, jnp.asarray(images)))
-
-
-def _attention(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
-    # Twice the training size: a finer grid of patches shows outlines (the papers' tool takes 480 for 224).
+def _attention(studio: Studio) -> Iterator[tuple[str, Figure]]:
     maps = []
-    for network in networks:
-        features = _look(network, _squares(source, settings, _side(network, settings, 2)), with_attention=True)
+    for name, features in zip(studio.names, studio.features, strict=True):
         if features.attention is None:
-            raise EvalError(f"{network.name}: gives no attention; expected a vision transformer")
+            raise EvalError(f"{name}: gives no attention; expected a vision transformer")
         h, w = features.patches.shape[1:3]
         maps.append(attention.cls_attention(np.asarray(features.attention), (h, w)))
-    images = _squares(source, settings, max(256, _side(networks[0], settings, 2)))
-    yield "attention", attention.draw(images, maps, [n.name for n in networks], mass=settings.mass)
+    images = studio.squares(max(_SHOWN_SIDE, _side(studio.networks[0], studio.settings, 2)))
+    yield "attention", attention.draw(images, maps, studio.names, mass=studio.settings.mass)
 
 
-def _patches(source: Source, networks: Sequence[Network], settings: Settings, factor: int) -> list[Float[np.ndarray, "b h w d"]]:
-    found = []
-    for network in networks:
-        features = _look(network, _squares(source, settings, _side(network, settings, factor)), with_attention=False)
-        found.append(np.asarray(features.patches if settings.tokens == "post" else features.patches_prenorm, np.float32))
-    return found
+def _pca(studio: Studio) -> Iterator[tuple[str, Figure]]:
+    yield "pca", pca.draw(studio.squares(_SHOWN_SIDE), studio.patches, studio.names)
 
 
-def _pca(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
-    found = _patches(source, networks, settings, 2)
-    yield "pca", pca.draw(_squares(source, settings, 256), found, [n.name for n in networks])
+def _channels(studio: Studio) -> Iterator[tuple[str, Figure]]:
+    count = studio.settings.channel_count
+    yield "channels", channels.draw(studio.squares(_SHOWN_SIDE), studio.patches, studio.names, count=count)
 
 
-def _channels(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
-    found = _patches(source, networks, settings, 2)
-    yield "channels", channels.draw(_squares(source, settings, 256), found, [n.name for n in networks], count=settings.channel_count)
-
-
-def _relations(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
+def _relations(studio: Studio) -> Iterator[tuple[str, Figure]]:
+    source, networks, settings = studio.source, studio.networks, studio.settings
     seen = []
     for network in networks:
         recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings, 1))
@@ -188,8 +203,9 @@ def _rows_of(seen: SeenPairs, i: int, at: tuple[float, float], settings: Setting
     return relations.relation_rows(one, at, tokens=settings.tokens, temperature=settings.temperature)
 
 
-def _crops(source: Source, networks: Sequence[Network], settings: Settings) -> Iterator[tuple[str, Figure]]:
+def _crops(studio: Studio) -> Iterator[tuple[str, Figure]]:
     """The first rows of the first batch, made by the pipeline that feeds training."""
+    source, settings = studio.source, studio.settings
     count = min(len(settings.positions), len(source))
     batches = train_batches(
         source, recipe=settings.views, seed=settings.seed, batch_size=count, total_steps=1, workers=0, prefetch=0, backend=settings.backend
@@ -213,7 +229,7 @@ def _shown(views: jax.Array, kind: PhotometryParams) -> np.ndarray:
     return np.clip(np.asarray(views) * np.asarray(kind.std) + np.asarray(kind.mean), 0, 1)
 
 
-_MAKERS: dict[str, Callable[[Source, Sequence[Network], Settings], Iterator[tuple[str, Figure]]]] = {
+_MAKERS: dict[str, Callable[[Studio], Iterator[tuple[str, Figure]]]] = {
     "crops": _crops,
     "attention": _attention,
     "relations": _relations,

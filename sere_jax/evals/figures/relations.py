@@ -73,7 +73,8 @@ def _softmax_row(asked: jax.Array, others: jax.Array, temperature: float) -> jax
 
 def in_view(point: tuple[float, float], box: Float[np.ndarray, " 4"], flip: bool) -> tuple[float, float]:
     """Crop coordinates (y, x) in [0, 1] of a source point (y, x) in pixels."""
-    y, x = (point[0] - box[1]) / box[3], (point[1] - box[0]) / box[2]
+    left, top, width, height = box.tolist()
+    y, x = (point[0] - top) / height, (point[1] - left) / width
     return y, 1 - x if flip else x
 
 

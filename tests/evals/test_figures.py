@@ -1,0 +1,105 @@
+"""What the figures show, before it is drawn."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sere_jax.evals.figures import attention, canvas, channels, pca, relations
+from sere_jax.evals.views import SeenPairs
+from sere_jax.ops.geometry import overlap_points
+from sere_jax.types import Features
+from tests.oracles import relations as oracle
+
+
+def test_cls_attention_is_the_first_row_without_itself():
+    values = np.arange(2 * 3 * 5 * 5, dtype=np.float32).reshape(2, 3, 5, 5)
+    found = attention.cls_attention(values, (2, 2))
+    np.testing.assert_array_equal(found[1, 2], values[1, 2, 0, 1:].reshape(2, 2))
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4), st.floats(0.05, 0.99))
+def test_kept_patches_are_the_fewest_strongest_that_hold_the_mass(values, share):
+    weights = np.asarray(values).reshape(2, 2)
+    kept = attention.keep_mass(weights, share) > 0
+    total = weights.sum()
+    assert weights[kept].sum() >= share * total - 1e-9
+    if kept.sum() > 1:  # without the weakest of them they hold less
+        assert weights[kept].sum() - weights[kept].min() <= share * total + 1e-9
+    assert not kept.all() or share > 1 - weights.min() / total - 1e-9
+    assert weights[kept].min() >= (weights[~kept].max() if (~kept).any() else 0)
+
+
+def test_overlay_leaves_what_no_head_looks_at():
+    image = np.full((4, 4, 3), 200, np.uint8)
+    head = np.array([[[0.0, 1.0], [0.0, 0.0]]], np.float32)
+    found = attention.overlay(image, head)
+    assert np.allclose(found[:, :2], found[3, 3]) and not np.allclose(found[0, 3], found[3, 3])
+
+
+def test_principal_colours_find_the_planted_directions_and_ignore_signs():
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.normal(size=(8, 3)))[0].T
+    scores = rng.normal(size=(2, 4, 4, 3)) * [9.0, 3.0, 1.0]
+    found, shares = pca.principal_colours(scores @ directions)
+    planted = (scores - scores.mean((0, 1, 2))).reshape(-1, 3)
+    for k in range(3):
+        assert abs(np.corrcoef(found[..., k].ravel(), planted[:, k])[0, 1]) > 0.9  # clipping at percentiles bends the line a little
+    assert shares.sum() == pytest.approx(1, abs=1e-5) and (np.diff(shares) < 0).all()
+    again, _ = pca.principal_colours(scores @ directions)
+    np.testing.assert_array_equal(found, again)
+    assert found.min() == 0 and found.max() == 1
+
+
+def test_channels_are_chosen_for_strength_and_novelty():
+    rng = np.random.default_rng(0)
+    strong, other = rng.normal(size=50), rng.normal(size=50)
+    tokens = np.stack([5 * strong, 4 * strong + 0.01 * other, 3 * other, 0.1 * rng.normal(size=50)], 1)
+    assert channels.choose(tokens, 2).tolist() == [0, 2]  # 1 is as good as a copy of 0
+    assert sorted(channels.choose(tokens, 9).tolist()) == [0, 1, 2, 3]
+    np.testing.assert_allclose(channels.relation(tokens), np.corrcoef(tokens.T), atol=1e-9)
+
+
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (True, True)])
+def test_relation_rows_equal_the_naive_statement(flips):
+    rng = np.random.default_rng(0)
+    boxes = np.array([[[0, 0, 40, 30]], [[10, 5, 60, 50]]], np.float32)
+    maps = rng.normal(size=(2, 1, 4, 4, 6)).astype(np.float32)
+    points = overlap_points(jnp.asarray(boxes[0]), jnp.asarray([flips[0]]), jnp.asarray(boxes[1]), jnp.asarray([flips[1]]), size=5)
+    both = [Features(jnp.zeros((1, 6)), jnp.asarray(m), jnp.asarray(m)) for m in maps]
+    at = (0.25, 0.8)
+    found = relations.relation_rows(SeenPairs(jnp.zeros((1, 2, 8, 8, 3)), *both, points), at, tokens="post", temperature=0.5)
+    query = (5 + at[0] * 25.0, 10 + at[1] * 30.0)  # the overlap is x 10..40, y 5..30
+    rows = []
+    for side in (0, 1):
+        asked = oracle.bilinear_border(maps[side, 0], *relations.in_view(query, boxes[side, 0], flips[side]))
+        row = oracle.softmax(maps[side, 0].reshape(16, 6).astype(np.float64) @ asked / np.sqrt(6) / 0.5)
+        np.testing.assert_allclose(found.maps[side][0].ravel(), row, rtol=1e-4)  # float32 against float64
+        grid = oracle.overlap_grid(boxes[0, 0], flips[0], boxes[1, 0], flips[1], 5)[side]
+        sampled = np.stack([oracle.bilinear_border(maps[side, 0], y, x) for y, x in grid])
+        rows.append(oracle.softmax(sampled @ asked / np.sqrt(6) / 0.5))
+    np.testing.assert_allclose(found.difference[0].ravel(), abs(rows[0] - rows[1]), atol=1e-5)
+
+
+def test_overlap_box_and_places_in_a_view():
+    boxes = np.array([[0, 0, 40, 30], [10, 5, 60, 50]], np.float32)
+    assert relations.overlap_box(boxes) == (10, 5, 40, 30)
+    assert relations.in_view((15.0, 10.0), boxes[0], False) == (0.5, 0.25)
+    assert relations.in_view((15.0, 10.0), boxes[0], True) == (0.5, 0.75)
+
+
+def test_equal_figures_are_equal_files(tmp_path):
+    def drawn(name: str) -> bytes:
+        rng = np.random.default_rng(0)
+        figure = pca.draw(rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), [rng.normal(size=(2, 4, 4, 5))], ["network"])
+        return canvas.save(figure, tmp_path / name).read_bytes()
+
+    assert drawn("a.png") == drawn("b.png")
+
+
+def test_long_names_are_broken_into_lines():
+    assert canvas._wrap("coffee@367,208,191") == "coffee@367,208,\n191"
+    assert all(len(line) <= 17 for line in canvas._wrap("n01983481_American_lobster.JPEG and averyveryverylongwordindeed").split("\n"))

@@ -1,0 +1,191 @@
+"""The k-NN, relations and figures protocols, whole, with a network of micro size; and the command that runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sere_jax.data.views import ViewRecipe
+from sere_jax.evals import classification, relations
+from sere_jax.evals.analysis import Differences
+from sere_jax.evals.figures import protocol as figures
+from sere_jax.evals.network import EvalError, prepared
+from sere_jax.ops.photometric import PhotometryParams
+from tests import micro, saved_run
+from tests.evals import micro_network
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RECIPE = ViewRecipe(global_size=16, local_size=8, local_count=2)
+# Colours stay as they are: augmenting them is tested with the operations, and takes seconds to compile.
+KINDS = (PhotometryParams(jitter_prob=0.0, gray_prob=0.0, blur_prob=0.0),) * 3
+KNN = {
+    "tokens": ("cls",),
+    "neighbours": (1, 3),
+    "temperature": 0.07,
+    "size": 0,
+    "resize": 0,
+    "batch_size": 4,
+    "workers": 0,
+    "backend": "fast",
+    "max_pixels": 10_000,
+    "seed": 0,
+}
+FIGURES = {
+    "size": 0,
+    "views": RECIPE,
+    "photometry": KINDS,
+    "points": 5,
+    "sampling": "endpoints",
+    "tokens": "post",
+    "temperature": 1.0,
+    "queries": (0.5, 0.5),
+    "mass": 0.6,
+    "channel_count": 3,
+    "backend": "fast",
+    "seed": 0,
+}
+
+
+def measured(source: str, directory: Path, **changes):
+    chosen = {
+        "source": source,
+        "images": 0,
+        "views": RECIPE,
+        "photometry": KINDS,
+        "tokens": ("pre", "post"),
+        "spatial_temperatures": (1.0,),
+        "channel_temperatures": (1.0,),
+        "heads": 1,
+        "points": 5,
+        "sampling": "endpoints",
+        "size": 0,
+        "batch_size": 3,
+        "backend": "fast",
+        "random": True,
+        "seed": 0,
+    }
+    relations.run([micro_network.network()], directory, **{**chosen, **changes})
+
+
+def test_knn_of_a_set_by_itself_is_right_for_the_nearest(tmp_path, capsys):
+    source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=9, classes=3)}"
+    classification.run([micro_network.network()], tmp_path, gallery=source, query=source, baselines=True, **KNN)
+    found = json.loads((tmp_path / "eval" / "knn.json").read_text())
+    assert (found["classes"], found["gallery_images"]) == (3, 9)
+    for row in found["results"]:  # every query is in the gallery, at distance 0
+        assert row["accuracy"]["k1/top1"] == 1 and row["best_top1"] == 1
+    assert [row["name"] for row in found["results"]] == ["raw pixels", "colour histogram", "random init", "micro"]
+    assert "k=3 top1" in capsys.readouterr().out
+
+
+def test_knn_sources_that_do_not_fit_are_refused(tmp_path):
+    plain = f"folder:{micro_network.photographs(tmp_path / 'plain')}"
+    two = f"folder:{micro_network.photographs(tmp_path / 'two', classes=2)}"
+    three = f"folder:{micro_network.photographs(tmp_path / 'three', classes=3)}"
+    for gallery, query, words in (("", two, "gallery: found nothing"), (two, plain, "no labels"), (two, three, "class2")):
+        with pytest.raises(EvalError, match=words):
+            classification.open_labelled(gallery, query)
+
+
+@pytest.mark.parametrize("asked, got", [((0, 0), (16, 18)), ((0, 16), (16, 16)), ((32, 0), (32, 36)), ((32, 40), (32, 40))])
+def test_sizes_of_images(asked, got):
+    assert prepared(micro_network.network(), *asked) == got
+
+
+def test_relations_report_and_do_not_depend_on_how_images_are_batched(tmp_path, capsys):
+    source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=6)}"
+    measured(source, tmp_path / "a", batch_size=3)
+    measured(source, tmp_path / "b", batch_size=6, tokens=("post",), random=False)
+    one, two = (json.loads((tmp_path / name / "eval" / "relations.json").read_text())["results"] for name in "ab")
+    assert [row["name"] for row in one] == ["micro", "random init"]
+    label = "normalised tokens, t = 1 / 1"
+    for kind in ("spatial", "channel"):
+        a, b = one[0]["variants"][label][kind], two[0]["variants"][label][kind]
+        assert 0 < a["same"] < 2 and a["ratio"] == pytest.approx(a["same"] / a["different"])
+        # The pair of an image does not know its batch; only the partner does. Float32, other batch shapes.
+        assert a["same"] == pytest.approx(b["same"], rel=1e-4) and a["uniform"] == pytest.approx(b["uniform"], rel=1e-4)
+    assert "spatial ratio" in capsys.readouterr().out
+
+
+def test_relations_of_fewer_than_two_images_are_refused(tmp_path):
+    with pytest.raises(EvalError, match="at least 2"):
+        measured(f"folder:{micro_network.photographs(tmp_path / 'photos')}", tmp_path, images=1)
+    with pytest.raises(EvalError, match="expected 2"):
+        measured("bundled", tmp_path, spatial_temperatures=(1.0, 0.5))
+
+
+def test_summary_counts_only_what_overlaps():
+    same, different, uniform = np.array([0.2, 9.0, 0.4]), np.array([1.0, 9.0, 0.5]), np.array([0.1, 9.0, 0.3])
+    found = relations.summarise(
+        Differences(*(np.float32(x) for x in (same, different, uniform)), np.array([True, False, True]), np.array([True, False, False]))
+    )
+    assert (found.same, found.different, found.uniform, found.images) == pytest.approx((0.3, 1.0, 0.2, 2))
+    assert found.ratio == pytest.approx(0.3)
+    nothing = np.zeros(3, bool)
+    with pytest.raises(EvalError, match="overlap"):
+        relations.summarise(Differences(*(np.float32(x) for x in (same, different, uniform)), nothing, nothing))
+
+
+def test_every_figure_is_drawn_with_random_init_beside(tmp_path):
+    source = f"folder:{micro_network.photographs(tmp_path / 'photos')}"
+    networks = [micro_network.network("a")]
+    figures.run(networks, tmp_path, source=source, which=figures.FIGURES, images=(2,), random=True, **FIGURES)
+    for name in figures.FIGURES:
+        pixels = np.asarray(Image.open(tmp_path / "figures" / f"{name}.png").convert("RGB"))
+        assert min(pixels.shape[:2]) > 300 and pixels.std() > 20, name
+
+
+def test_without_a_network_the_crops_alone_are_drawn(tmp_path, capsys):
+    source = f"folder:{micro_network.photographs(tmp_path / 'photos')}"
+    figures.run([], tmp_path, source=source, which=("pca", "crops"), images=(0,), random=True, **FIGURES)
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["crops.png"]
+    assert "--checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"which": ("crop",)}, "which: found crop"),
+        ({"images": (0, 99)}, r"images: found \[99\].*0 to 3"),
+        ({"queries": (0.5,)}, "queries: found 1"),
+    ],
+)
+def test_mistaken_figures_are_refused(tmp_path, changes, words):
+    source = f"folder:{micro_network.photographs(tmp_path / 'photos')}"
+    with pytest.raises(EvalError, match=words):
+        figures.run([], tmp_path, source=source, **{**FIGURES, "which": ("crops",), "images": (0,), "random": False, **changes})
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "eval.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_evaluates_a_checkpoint(tmp_path):
+    config = micro.config(local_count=2)
+    saved_run.checkpoint(tmp_path / "run", config, saved_run.state(config))
+    source = f"folder:{micro_network.photographs(tmp_path / 'photos', classes=2)}"
+    found = command(
+        f"--config=configs/eval/knn.py:gallery={source},query={source}",
+        f"--checkpoint={tmp_path}/run,{tmp_path}/run/checkpoints",
+        f"--workdir={tmp_path}/out",
+        "--config.neighbours=(1,)",
+    )
+    assert found.returncode == 0, found.stderr
+    results = json.loads((tmp_path / "out" / "eval" / "knn.json").read_text())["results"]
+    assert [(row["name"], row["step"], row["network"]) for row in results] == [(f"run [{i}]", saved_run.STEP, "teacher") for i in (1, 2)]
+    assert results[0]["accuracy"] == {"k1/top1": 1.0}
+
+
+def test_the_command_lists_every_mistake(tmp_path):
+    found = command(
+        "--config=configs/eval/knn.py:bundled", f"--workdir={tmp_path}", "--config.neighbours=(0,)", "--config.baselins=True", "--x=1"
+    )
+    assert found.returncode == 2
+    for words in ("neighbours: found (0,)", "baselins: unknown key; nearest: baselines", "--x: unknown flag", "--checkpoint: missing"):
+        assert words in found.stderr
