@@ -1,7 +1,7 @@
 """Pre-train a vision transformer: python train.py --config=configs/NAME.py[:key=value,...] --workdir=DIR [--config.key=value ...]
 
 The same command resumes: the newest checkpoint of the workdir is picked up. Exit code 2: the configuration has mistakes,
-all of which are listed and nothing was started.
+all of which are listed and nothing was started. 1: the run ended because steps or images were bad.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from absl import app, flags
 from sere_jax import command_line
 
 if TYPE_CHECKING:
+    import jax
     from ml_collections import ConfigDict
+
+    from sere_jax.types import Features, PyTree
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, figures. Made where it does not exist.")
@@ -31,6 +34,8 @@ def main(mistakes: list[str]) -> int:
 
     from sere_jax import config as rules
     from sere_jax import fit, loop, meter, sharding
+    from sere_jax.checkpoint import CheckpointError
+    from sere_jax.data.pipeline import UnreadableData
     from sere_jax.data.sources import SourceError
     from sere_jax.evals.network import EvalError
 
@@ -44,13 +49,14 @@ def main(mistakes: list[str]) -> int:
     try:
         if mistakes:
             raise rules.ConfigError(mistakes)
+        assert _WORKDIR.value is not None  # a required flag
         loop.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value))
     except fit.Stopped as stopped:
         print(stopped)
-    except (rules.ConfigError, SourceError, EvalError) as error:
+    except (rules.ConfigError, SourceError, EvalError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (meter.TooManyBadSteps, meter.TooManyBadImages) as error:
+    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -64,8 +70,12 @@ def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
     if not (config.run.eval_every_steps and config.eval.gallery and config.eval.query):
         return []
     vit, prepare = build.backbone(config), backbone.preprocess(config)
+
+    def apply(params: PyTree, images: jax.Array) -> Features:
+        return vit.apply({"params": params}, images)  # type: ignore[return-value]  # Linen types its answer as anything
+
     knn = classification.periodic(
-        lambda params, images: vit.apply({"params": params}, images),
+        apply,
         gallery=config.eval.gallery,
         query=config.eval.query,
         size=prepare.size,

@@ -28,7 +28,7 @@ from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.optim import adamw
 from sere_jax.state import TrainState
 from sere_jax.step import Noise, make_train_step
-from sere_jax.types import Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
+from sere_jax.types import Array, Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
 
 
 class Steps(NamedTuple):
@@ -185,23 +185,26 @@ def mask_recipe(config: ConfigDict) -> MaskRecipe | None:
     return MaskRecipe(grid=config.views.global_size // config.model.patch_size, **config.masking)
 
 
-def abstract_views(config: ConfigDict) -> Views:
-    """Shapes and types of a global batch."""
+def abstract_views(config: ConfigDict) -> Any:
+    """`Views` of `jax.ShapeDtypeStruct`: shapes and types of a global batch."""
     views, masking, b = view_recipe(config), mask_recipe(config), config.data.batch_size
     channels = config.model.in_channels
 
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
     def crops(count: int, size: int) -> Any:
-        return jax.ShapeDtypeStruct((b, count, size, size, channels), jnp.uint8)
+        return array(jnp.uint8, count, size, size, channels)
 
     return Views(
         global_views=crops(2, views.global_size),
         local_views=crops(views.local_count, views.local_size),
-        boxes=jax.ShapeDtypeStruct((b, 2 + views.local_count, 4), jnp.float32),
-        flips=jax.ShapeDtypeStruct((b, 2 + views.local_count), jnp.bool_),
-        index=jax.ShapeDtypeStruct((b,), jnp.int32),
-        replaced=jax.ShapeDtypeStruct((b,), jnp.bool_),
-        masks=None if masking is None else jax.ShapeDtypeStruct((b, 2, masking.grid, masking.grid), jnp.bool_),
-        mask_indices=None if masking is None else jax.ShapeDtypeStruct((b, 2, masking.cap), jnp.int32),
+        boxes=array(jnp.float32, 2 + views.local_count, 4),
+        flips=array(jnp.bool_, 2 + views.local_count),
+        index=array(jnp.int32),
+        replaced=array(jnp.bool_),
+        masks=None if masking is None else array(jnp.bool_, 2, masking.grid, masking.grid),
+        mask_indices=None if masking is None else array(jnp.int32, 2, masking.cap),
     )
 
 
@@ -238,7 +241,7 @@ def train_step(config: ConfigDict, length: Steps) -> Callable[[TrainState, Views
         local_views: jax.Array,
         requests: tuple[Request, ...],
         *,
-        masks: jax.Array | None,
+        masks: Array | None,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}

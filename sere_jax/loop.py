@@ -139,7 +139,9 @@ def _check_same_run(config: ConfigDict, checkpoints: Checkpoints) -> None:
         return
     saved = rules.from_json_tree(read_config(checkpoints.directory, step))
     if found := rules.differences(saved, config):
-        raise rules.ConfigError([f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config", *found])
+        raise rules.ConfigError(
+            [f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config", *found]
+        )
 
 
 def _write_config(config: ConfigDict, workdir: str) -> None:

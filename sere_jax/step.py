@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Float
 
 from sere_jax.state import TrainState
-from sere_jax.types import Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
+from sere_jax.types import Array, Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
 
 Noise = tuple[Float[jax.Array, "b v k 2"], Float[jax.Array, "b l k 2"]] | None
 Augment = Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]
@@ -33,7 +33,7 @@ class Forward(Protocol):
         local_views: jax.Array,
         requests: tuple[Request, ...],
         *,
-        masks: jax.Array | None,
+        masks: Array | None,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]: ...
 
@@ -63,8 +63,8 @@ def make_train_step(
     `augment(views, keys)` makes normalised float views from uint8 ones with one key an example; `drop_path_noise(keys, views)`
     the student's drop path. Keys are folded from (seed, step, position of the example in the global batch).
     With `accumulate_steps` the batch is cut into as many micro-batches: losses and gradients are averaged, the optimizer, the
-    teacher and the objective's state move once, BatchNorm statistics with every micro-batch. A step whose loss or gradient is not finite leaves everything but `step` and
-    `bad_steps` as it was, and reports `bad_step` = 1.
+    teacher and the objective's state move once, BatchNorm statistics with every micro-batch. A step whose loss or gradient is
+    not finite leaves everything but `step` and `bad_steps` as it was, and reports `bad_step` = 1.
     """
     sides = {side: tuple(r for r in objective.requests if r.side == side) for side in ("student", "teacher")}
 
@@ -76,9 +76,7 @@ def make_train_step(
         teacher, teacher_stats = forward(
             state.teacher, carry.teacher_batch_stats, *crops, sides["teacher"], masks=None, drop_path_noise=None
         )
-        loss, objective_state, metrics = objective.apply(
-            {**student, **jax.lax.stop_gradient(teacher)}, views, state.objective, state.step
-        )
+        loss, objective_state, metrics = objective.apply({**student, **jax.lax.stop_gradient(teacher)}, views, state.objective, state.step)
         return loss, (stats, teacher_stats, objective_state, metrics | {"loss": loss})
 
     def micro_step(state: TrainState, carry: _Carry, views: Views, keys: jax.Array) -> tuple[_Carry, tuple[PyTree, dict]]:

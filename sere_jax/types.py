@@ -30,7 +30,7 @@ class Views(NamedTuple):
     local_views: UInt8[Array, "b l S T c"]
     boxes: Float[Array, "b n 4"]
     flips: Bool[Array, "b n"]
-    index: Int[Array, "b"]  # which example of the source was used (after replacement of an unreadable one)
+    index: Int[Array, "b"]  # type: ignore[assignment]  # hides tuple.index; which example of the source was used (after replacement of an unreadable one)
     replaced: Bool[Array, "b"]  # True where an unreadable example was replaced by another
     masks: Bool[Array, "b v h w"] | None = None  # masked image modelling: True = the patch is hidden from the student
     mask_indices: Int[Array, "b v cap"] | None = None  # flat positions of the hidden patches, padded with -1

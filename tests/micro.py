@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.common import pretrain
 from sere_jax import build
+from sere_jax.state import TrainState
 from sere_jax.types import Views
 
 LENGTH = build.Steps(per_epoch=5, total=50)
@@ -53,9 +54,18 @@ def views(config: ConfigDict, seed: int = 0, batch: int = 8) -> Views:
     )
 
 
-def state(config: ConfigDict, length: build.Steps = LENGTH) -> Any:
-    """The state at step 0, computed op by op: compiling the initialisation takes longer than doing it once."""
-    return build.init_state(config, length)
+def state(config: ConfigDict, length: build.Steps = LENGTH, seed: int = 0) -> TrainState:
+    """A state at step 0 with noise for parameters, and a teacher that is near the student but not equal to it."""
+    shapes = build.abstract_state(config, length)
+    rest = jax.tree_util.tree_map_with_path(lambda path, x: jnp.full(x.shape, _named(path, "var"), x.dtype), shapes)
+    noise = random_like(shapes.params, seed, scale=0.1)
+    params = jax.tree_util.tree_map_with_path(lambda path, x: x + _named(path, "scale"), noise)
+    teacher = jax.tree.map(jnp.add, params, random_like(shapes.params, seed + 1, scale=0.01))
+    return rest._replace(params=params, teacher=teacher)
+
+
+def _named(path: Any, name: str) -> int:
+    return int(getattr(path[-1], "key", None) == name)
 
 
 def compiled(step: Callable, *arguments: Any) -> Callable:
@@ -92,3 +102,10 @@ def assert_close(found: Any, expected: Any, *, rtol: float = 0.0, atol: float = 
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def stacked(params: Any) -> Any:
+    """`blocks_i/...` -> `blocks/...` with a leading depth axis."""
+    blocks = [params[name] for name in sorted(params) if name.startswith("blocks_")]
+    rest = {name: value for name, value in params.items() if not name.startswith("blocks_")}
+    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

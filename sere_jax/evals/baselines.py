@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from sere_jax.evals.features import collect
 from sere_jax.evals.knn import Labelled
 
 PIXELS_SIDE = 16
@@ -32,11 +33,10 @@ BASELINES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": raw_pi
 
 
 def describe(function: Callable[[np.ndarray], np.ndarray], batches: Iterable[Any]) -> Labelled:
-    """One of the `BASELINES` for every valid image of an iterator of `EvalBatch`."""
-    features, labels = [], []
+    """One of the `BASELINES` for every valid image of an iterator of `EvalBatch`, gathered from all processes."""
+    rows = []
     for batch in batches:
-        for image, label, valid in zip(batch.images, batch.labels, batch.valid, strict=True):
-            if valid:
-                features.append(function(image))
-                labels.append(label)
-    return Labelled(np.stack(features), np.asarray(labels, np.int32))
+        found = np.stack([function(image) for image in batch.images])
+        rows.append({"features/baseline": found, "labels": batch.labels, "index": batch.index, "valid": batch.valid})
+    whole = collect(rows, ("baseline",))
+    return Labelled(whole.features["baseline"], whole.labels)

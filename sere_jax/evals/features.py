@@ -74,7 +74,7 @@ class Extractor:
             found = self._embed(params, jax.device_put(images, self._split))
             row = {f"features/{kind}": np.asarray(value)[: len(batch.valid)] for kind, value in found.items()}
             rows.append(row | {"labels": batch.labels, "index": batch.index, "valid": batch.valid})
-        return _collect(rows, self.tokens)
+        return collect(rows, self.tokens)
 
 
 def extract(
@@ -109,7 +109,11 @@ def _pad(images: np.ndarray, multiple: int) -> np.ndarray:
     return np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]) if missing else images
 
 
-def _collect(rows: list[dict[str, np.ndarray]], tokens: tuple[str, ...]) -> Extracted:
+def collect(rows: list[dict[str, np.ndarray]], tokens: tuple[str, ...]) -> Extracted:
+    """Put batches of all processes together: "features/KIND", "labels", "index" and "valid" of each, in order of `index`.
+
+    An example that several processes worked on counts once. Raises EvalError where there is not one valid example.
+    """
     if not rows:
         raise EvalError("images: found none; expected a source with at least one image for each process")
     whole = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
@@ -118,9 +122,10 @@ def _collect(rows: list[dict[str, np.ndarray]], tokens: tuple[str, ...]) -> Extr
     valid = np.flatnonzero(whole["valid"])
     if not len(valid):
         raise EvalError("images: found none that can be read; expected at least one")
-    order = valid[np.argsort(whole["index"][valid], kind="stable")]
+    positions, first = np.unique(whole["index"][valid], return_index=True)
+    order = valid[first]
     features = {kind: whole[f"features/{kind}"][order] for kind in tokens}
-    return Extracted(features, whole["labels"][order].astype(np.int32), whole["index"][order].astype(np.int32))
+    return Extracted(features, whole["labels"][order].astype(np.int32), positions.astype(np.int32))
 
 
 def _gather(whole: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -118,7 +118,9 @@ def run(
     random: bool,
     seed: int,
 ) -> None:
-    """Print one table a variant and write workdir/eval/relations.json."""
+    """Print one table a variant and write workdir/eval/relations.json. Of several processes the first does all the work."""
+    if jax.process_index() != 0:
+        return
     if len(spatial_temperatures) != len(channel_temperatures):
         wanted = len(spatial_temperatures)
         raise EvalError(f"channel_temperatures: found {len(channel_temperatures)}, expected {wanted}, one for each of spatial_temperatures")

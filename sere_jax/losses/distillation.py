@@ -15,7 +15,10 @@ def teacher_probabilities(
 
 
 def distillation_loss(
-    teacher: Float[jax.Array, "b t k"], student_global: Float[jax.Array, "b t k"], student_local: Float[jax.Array, "b l k"], temperature: float
+    teacher: Float[jax.Array, "b t k"],
+    student_global: Float[jax.Array, "b t k"],
+    student_local: Float[jax.Array, "b l k"],
+    temperature: float,
 ) -> Float[jax.Array, ""]:
     """Mean cross-entropy of student against teacher over all pairs (teacher view i, student view j != i), and over the batch.
 

@@ -158,14 +158,12 @@ class ViT(nn.Module):
             if layers or attention:
                 raise ValueError("layers and attention are not collected from scanned blocks; build the ViT with scan_blocks=False")
             x = self._scanned(x, keep)
-            collected, last_attention = {}, None
+            collected, last_attention = dict[int, jax.Array](), None
         else:
             x, collected, last_attention = self._unrolled(x, keep, layers)
         normed = _layer_norm("norm")(x)
         patches, patches_prenorm = (tokens[:, 1:].reshape(x.shape[0], *grid, -1) for tokens in (normed, x))
-        return Features(
-            normed[:, 0], patches, patches_prenorm, tuple(collected[i] for i in layers), last_attention if attention else None
-        )
+        return Features(normed[:, 0], patches, patches_prenorm, tuple(collected[i] for i in layers), last_attention if attention else None)
 
     def _embed(self, images: jax.Array, masks: jax.Array | None) -> tuple[jax.Array, tuple[int, int]]:
         if images.shape[-1] != self.in_channels:

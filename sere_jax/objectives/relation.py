@@ -74,8 +74,12 @@ def spatial(
         boxes, flips = jnp.asarray(views.boxes), jnp.asarray(views.flips)
         return overlap_points(boxes[:, i], flips[:, i], boxes[:, j], flips[:, j], size=size, sampling=sampling)
 
-    def local_terms(teacher: jax.Array, local: jax.Array, views: Views, i: int) -> jax.Array:
-        """Sum over the local crops of their loss against teacher view i; one computation, vectorised over the crops."""
+    def local_terms(teacher: jax.Array, local: jax.Array, views: Views) -> jax.Array:
+        """Sum over the local crops of their loss against both of the teacher's views."""
+        return local_terms_of(teacher, local, views, 0) + local_terms_of(teacher, local, views, 1)
+
+    def local_terms_of(teacher: jax.Array, local: jax.Array, views: Views, i: int) -> jax.Array:
+        """The same against teacher view i; one computation, vectorised over the crops."""
         pairs = [points(views, i, 2 + j, local_points) for j in range(local_count)]
         points_t, points_s = (Points(*(jnp.stack(axis) for axis in zip(*side, strict=True))) for side in zip(*pairs, strict=True))
         return jnp.sum(jax.vmap(pair_loss, in_axes=(None, 1, 0, 0))(teacher[:, i], local, points_t, points_s))
@@ -83,7 +87,7 @@ def spatial(
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
         student, teacher = outputs[requests[0]], jax.lax.stop_gradient(outputs[requests[1]])
         global_sum = sum(pair_loss(teacher[:, i], student[:, j], *points(views, i, j, global_points)) for i, j in ((0, 1), (1, 0)))
-        local_sum = sum(local_terms(teacher, outputs[requests[2]], views, i) for i in (0, 1)) if local_count else None
+        local_sum = local_terms(teacher, outputs[requests[2]], views) if local_count else None
         return _averaged("spatial", jnp.asarray(global_sum), local_sum, local_count, state)
 
     return Objective(requests, dict, apply, _references("spatial", math.log(global_points**2), math.log(local_points**2), local_count))

@@ -22,7 +22,7 @@ def resize_position_embedding(embedding: Float[jax.Array, "1 n d"], grid: tuple[
     The rule is DINO's: the scale handed to the interpolation is (g + 0.1) / s, so output i reads source coordinate
     (i + 0.5) s / (g + 0.1) - 0.5. Nothing is touched where the number of tokens matches and the grid is square.
     """
-    stored = int(round((embedding.shape[1] - 1) ** 0.5))
+    stored = round((embedding.shape[1] - 1) ** 0.5)
     if stored * stored + 1 != embedding.shape[1]:
         raise ValueError(f"position embedding has {embedding.shape[1] - 1} patch slots; expected a square number")
     height, width = grid

@@ -125,13 +125,6 @@ def test_no_drop_path_without_noise_or_rate():
     np.testing.assert_array_equal(_apply(params, images, drop_path_noise=jnp.zeros((2, 2, 2))).cls, plain)
 
 
-def stacked(params: Any) -> Any:
-    """`blocks_i/...` -> `blocks/...` with a leading depth axis."""
-    blocks = [params[name] for name in sorted(params) if name.startswith("blocks_")]
-    rest = {name: value for name, value in params.items() if not name.startswith("blocks_")}
-    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
-
-
 @functools.cache
 def _gradient(scan_blocks: bool, remat: str) -> tuple[jax.Array, Any]:
     noise = jnp.asarray(np.random.default_rng(1).random((2, 2, 2)), jnp.float32)
@@ -141,7 +134,7 @@ def _gradient(scan_blocks: bool, remat: str) -> tuple[jax.Array, Any]:
         features = vit.apply({"params": params}, _images(), drop_path_noise=noise)
         return jnp.sum(features.cls**2) + jnp.sum(features.patches_prenorm)
 
-    return micro.jit(jax.value_and_grad(loss))(stacked(_params()) if scan_blocks else _params())
+    return micro.jit(jax.value_and_grad(loss))(micro.stacked(_params()) if scan_blocks else _params())
 
 
 @pytest.mark.parametrize(("scan_blocks", "remat"), [(True, "none"), (True, "dots"), (False, "full")])
@@ -150,12 +143,12 @@ def test_scan_and_remat_change_nothing(scan_blocks: bool, remat: str):
     plain, expected = _gradient(False, "none")
     np.testing.assert_allclose(value, plain, rtol=1e-5)
     # The same sums in another order, over gradients of up to some hundreds.
-    micro.assert_close(gradient, stacked(expected) if scan_blocks else expected, rtol=1e-3, atol=1e-3)
+    micro.assert_close(gradient, micro.stacked(expected) if scan_blocks else expected, rtol=1e-3, atol=1e-3)
 
 
 def test_scanned_blocks_do_not_collect_layers():
     with pytest.raises(ValueError, match="scan_blocks=False"):
-        _apply(stacked(_params()), _images(), {"scan_blocks": True}, layers=(0,))
+        _apply(micro.stacked(_params()), _images(), {"scan_blocks": True}, layers=(0,))
 
 
 def test_wrong_channels_are_named():

@@ -1,0 +1,64 @@
+"""Two processes with two devices each score what one process scores, with parameters split over them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+_SCORE = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from sere_jax import sharding
+from sere_jax.data.eval_input import eval_batches
+from sere_jax.data.sources import open_source
+from sere_jax.evals import baselines, classification, knn
+from sere_jax.types import Features
+port, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if rank >= 0:
+    sharding.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
+
+def apply(params, images):
+    cls = images.reshape(len(images), -1)[:, ::7] @ params['w']
+    return Features(cls, cls[:, None, None], cls[:, None, None])
+
+mesh = sharding.make_mesh(jax.device_count())
+weights = np.random.default_rng(0).normal(size=(28, 8)).astype(np.float32)
+split = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
+params = {'w': jax.make_array_from_callback((28, 8), split, lambda index: weights[index])}
+evaluation = classification.periodic(
+    apply, gallery=folder, query=folder, size=8, resize=8, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, neighbours=(1, 3, 5)
+)
+scores = [dict(evaluation(params)) for _ in range(2)]
+assert scores[0] == scores[1]
+images = classification.image_set('gallery', open_source(folder), batch_size=4, backend='fast', max_pixels=10000, workers=0)
+described = baselines.describe(baselines.raw_pixels, images.batches(8, 8))
+print('scores', sorted(scores[0].items()), described.labels.tolist(), described.features.sum(1).round(4).tolist())
+"""
+
+
+def start(port: str, rank: int, folder: str) -> subprocess.Popen:
+    devices = 4 if rank < 0 else 2
+    environ = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", _SCORE, port, str(rank), folder]
+    return subprocess.Popen(command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_scores(tmp_path):
+    from tests.evals import micro_network
+
+    # Nine images in batches of four: the second process has nothing but padding in the last batch.
+    folder = f"folder:{micro_network.photographs(tmp_path, count=9, classes=3)}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    outputs = [process.communicate(timeout=120)[0] for process in [start(port, rank, folder) for rank in (-1, 0, 1)]]
+    lines = [[line for line in output.splitlines() if line.startswith("scores")] for output in outputs]
+    assert lines[0] and lines[0] == lines[1] == lines[2], "\n".join(outputs)
