@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.evals import micro_network
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -50,10 +50,7 @@ def start(port: str, rank: int, folder: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
 def test_two_processes_score_what_one_scores(tmp_path):
-    from tests.evals import micro_network
-
     # Nine images in batches of four: the second process has nothing but padding in the last batch.
     folder = f"folder:{micro_network.photographs(tmp_path, count=9, classes=3)}"
     with socket.socket() as probe:
