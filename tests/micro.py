@@ -73,9 +73,9 @@ def compiled(step: Callable, *arguments: Any) -> Callable:
     return jax.jit(step).lower(*arguments).compile(compiler_options=FAST_COMPILE)
 
 
-def jit(function: Callable) -> Callable:
+def jit(function: Callable, static_argnums: int | None = None) -> Callable:
     """`jax.jit` without expensive optimisation; compiles again for other shapes, as usual."""
-    return jax.jit(function, compiler_options=FAST_COMPILE)
+    return jax.jit(function, static_argnums=static_argnums, compiler_options=FAST_COMPILE)
 
 
 def random_like(shapes: Any, seed: int = 0, scale: float = 0.3) -> Any:
