@@ -8,34 +8,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from sere_jax import schedules
+from sere_jax.build_model import backbone, heads
+from sere_jax.build_objective import Steps, objective, recipe
 from sere_jax.data.masks import MaskRecipe
 from sere_jax.data.views import ViewRecipe
-from sere_jax.models.heads import PrototypeHead, RelationHead
 from sere_jax.models.network import Network
-from sere_jax.models.vit import VARIANTS, ViT
-from sere_jax.objectives.dino import dino
-from sere_jax.objectives.recipes import RECIPES, Recipe, combine
-from sere_jax.objectives.relation import Temperatures, channel, spatial
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.optim import adamw
 from sere_jax.state import TrainState
 from sere_jax.step import Noise, make_train_step
-from sere_jax.types import Array, Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
+from sere_jax.types import Array, Metrics, Outputs, PyTree, Request, Schedule, Views
 
-
-class Steps(NamedTuple):
-    """The length of a run: an epoch is floor(examples / batch_size) steps, no example twice in it."""
-
-    per_epoch: int
-    total: int
+__all__ = [
+    "OptimizerSchedules",
+    "Steps",
+    "abstract_state",
+    "abstract_views",
+    "augment",
+    "backbone",
+    "init_state",
+    "mask_recipe",
+    "network",
+    "objective",
+    "optimizer",
+    "optimizer_schedules",
+    "photometry",
+    "recipe",
+    "steps",
+    "train_step",
+    "view_recipe",
+]
 
 
 def steps(config: ConfigDict, examples: int) -> Steps:
@@ -49,93 +58,10 @@ def steps(config: ConfigDict, examples: int) -> Steps:
     return Steps(per_epoch, config.schedule.total_steps or config.schedule.epochs * per_epoch)
 
 
-def recipe(config: ConfigDict) -> Recipe:
-    """The rules of the method that the config names."""
-    return RECIPES[config.recipe]
-
-
-def backbone(config: ConfigDict, *, scan_blocks: bool | None = None) -> ViT:
-    """The vision transformer of the config; `scan_blocks` overrides the config's, since evaluations unroll."""
-    model = config.model
-    width, depth, heads = VARIANTS.get(model.variant, (0, 0, 0))
-    return ViT(
-        width=model.width or width,
-        depth=model.depth or depth,
-        heads=model.heads or heads,
-        patch_size=model.patch_size,
-        image_size=config.views.global_size,
-        in_channels=model.in_channels,
-        drop_path=model.drop_path,
-        dtype=jnp.dtype(model.dtype),
-        scan_blocks=model.scan_blocks if scan_blocks is None else scan_blocks,
-        remat=model.remat,
-        mask_token=config.masking.kind != "none",
-    )
-
-
 def network(config: ConfigDict) -> Network:
     """The backbone with the heads that the recipe's losses ask for."""
-    dtype = jnp.dtype(config.model.dtype)
-    heads: dict[str, nn.Module] = {}
-    for name in sorted({request.head for request in objective(config, Steps(1, 1)).requests}):
-        if name == "dino":
-            heads[name] = PrototypeHead(**config.head, dtype=dtype)
-        else:
-            heads[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
-    return Network(backbone(config), heads)
-
-
-def objective(config: ConfigDict, length: Steps) -> Objective:
-    """The recipe's weighted sum of losses, its schedules laid out for a run of that length."""
-    relation, chosen = config.relation, recipe(config)
-    makers: dict[str, Callable[[], Objective]] = {
-        "dino": lambda: dino(
-            prototypes=config.head.prototypes,
-            student_temp=config.dino.student_temp,
-            teacher_temp=schedules.linear_by_epoch(
-                config.dino.warmup_teacher_temp,
-                config.dino.teacher_temp,
-                epochs=config.dino.warmup_teacher_temp_epochs,
-                steps_per_epoch=length.per_epoch,
-            ),
-            center_momentum=config.dino.center_momentum,
-            local_count=config.views.local_count,
-        ),
-        "spatial": lambda: _spatial(config),
-        "channel": lambda: channel(
-            temperatures=_temperatures(config, relation.teacher_temp_channel),
-            width=backbone(config).width,
-            norm=relation.tokens,
-            local_count=config.views.local_count,
-            local_heads=relation.local_heads,
-        ),
-    }
-    parts = {name: makers[name]() for name in chosen.losses}
-    return combine(chosen, parts, alpha=relation.alpha, beta=relation.beta, image_weight=relation.image_weight)
-
-
-def _spatial(config: ConfigDict) -> Objective:
-    relation = config.relation
-    return spatial(
-        temperatures=_temperatures(config, relation.teacher_temp_spatial),
-        heads=relation.heads or backbone(config).heads,
-        scale=relation.scale,
-        sampling=relation.sampling,
-        padding=relation.padding,
-        sampling_impl=relation.sampling_impl,
-        disjoint=relation.disjoint,
-        global_points=relation.global_points,
-        local_points=relation.local_points,
-        norm=relation.tokens,
-        local_count=config.views.local_count,
-        local_heads=relation.local_heads,
-    )
-
-
-def _temperatures(config: ConfigDict, sharp: float) -> Temperatures:
-    """`sharp` and the plain temperature on the sides that `temperature_side` says: the teacher (code), the student (TPAMI 4.1)."""
-    plain = config.relation.student_temp
-    return Temperatures(sharp, plain) if config.relation.temperature_side == "teacher" else Temperatures(plain, sharp)
+    names = {request.head for request in objective(config, Steps(1, 1)).requests if request.head}
+    return Network(backbone(config), heads(config, names))
 
 
 class OptimizerSchedules(NamedTuple):

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "evals": {"types", "ops", "models", "data", "losses", "optim", "schedules", "sharding", "progress", "fit"},
     "interop": {"types"},
 }
-METHODS = {"objectives", "losses", "models", "build", "data"}
+METHODS = {"objectives", "losses", "models", "build", "build_model", "build_objective", "data"}
 MAY_NOT_IMPORT = {
     "fit": METHODS | {"evals", "loop"},
     "progress": METHODS | {"evals", "loop", "fit", "step"},

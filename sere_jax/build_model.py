@@ -1,0 +1,43 @@
+"""From a config to its networks: the backbone, and the heads by name. A part of `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sere_jax.models.heads import PrototypeHead, RelationHead
+from sere_jax.models.vit import VARIANTS, ViT
+
+
+def backbone(config: ConfigDict, *, scan_blocks: bool | None = None) -> ViT:
+    """The vision transformer of the config; `scan_blocks` overrides the config's, since evaluations unroll."""
+    model = config.model
+    width, depth, heads = VARIANTS.get(model.variant, (0, 0, 0))
+    return ViT(
+        width=model.width or width,
+        depth=model.depth or depth,
+        heads=model.heads or heads,
+        patch_size=model.patch_size,
+        image_size=config.views.global_size,
+        in_channels=model.in_channels,
+        drop_path=model.drop_path,
+        dtype=jnp.dtype(model.dtype),
+        scan_blocks=model.scan_blocks if scan_blocks is None else scan_blocks,
+        remat=model.remat,
+        mask_token=config.masking.kind != "none",
+    )
+
+
+def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The heads of these names: `dino` is a prototype head, the others are SERE's modules."""
+    dtype = jnp.dtype(config.model.dtype)
+    found: dict[str, nn.Module] = {}
+    for name in sorted(names):
+        if name == "dino":
+            found[name] = PrototypeHead(**config.head, dtype=dtype)
+        else:
+            found[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
+    return found
