@@ -1,0 +1,54 @@
+"""The metrics of `configs/quickstart.py` at its first steps, kept in tests/golden/quickstart_step1.json.
+
+Everything is in these numbers: initialisation, augmentation, network, losses, schedules, optimizer, teacher. The other tests say
+what is right; this one says that something moved. Changing the file is legitimate where a change is meant to alter the numbers of
+a run (the quickstart's config, a rule of the method, the order in which random numbers are drawn), and the commit's message says
+which and why. It is not where a refactoring, a speed-up or a new version of a library "only" moved them: find out why first.
+
+Made anew by
+
+    python -m tests.test_golden
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs.quickstart import get_config
+from sere_jax import build
+from tests import micro
+
+FILE = Path(__file__).parent / "golden" / "quickstart_step1.json"
+PEAK = 12  # a step behind the warm-up and the frozen epoch, where one update shows
+
+
+def _metrics() -> dict[str, dict[str, float]]:
+    """Metrics of the initial network, and of the same one after one update, on one batch of noise."""
+    config = get_config()
+    length = build.Steps(per_epoch=10, total=config.schedule.total_steps)
+    views = micro.views(config, batch=8)
+    step = micro.jit(build.train_step(config, length))
+    state = micro.jit(lambda: build.init_state(config, length))()
+    state, first = step(state._replace(step=jnp.int32(PEAK)), views)
+    _, second = step(state, views)
+    return {"initial": jax.tree.map(float, dict(first)), "updated": jax.tree.map(float, dict(second))}
+
+
+def test_metrics_of_the_quickstart():
+    found, golden = _metrics(), json.loads(FILE.read_text())
+    assert found["initial"] == pytest.approx(golden["initial"], rel=1e-4)
+    # Adam's first update is the gradient's sign times the rate: where a gradient is nearly 0 another machine may round it to the
+    # other side, so the second set of numbers is good to fewer digits.
+    assert found["updated"] == pytest.approx(golden["updated"], rel=1e-3)
+    # The update shows: on its own batch the loss falls.
+    assert golden["updated"]["loss"] < golden["initial"]["loss"]
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(_metrics(), indent=1, sort_keys=True) + "\n")
+    print(FILE.read_text())
