@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sere_jax import schedules
@@ -22,6 +23,7 @@ from sere_jax.models.network import Network
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.optim import adamw
+from sere_jax.sharding import replicated
 from sere_jax.state import TrainState
 from sere_jax.step import Noise, make_train_step
 from sere_jax.types import Array, Metrics, Outputs, PyTree, Request, Schedule, Views
@@ -156,8 +158,12 @@ def augment(config: ConfigDict) -> Callable[[Views, jax.Array], tuple[jax.Array,
     return apply
 
 
-def train_step(config: ConfigDict, length: Steps) -> Callable[[TrainState, Views], tuple[TrainState, Metrics]]:
-    """The pure train step of the config, not yet compiled."""
+def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> Callable[[TrainState, Views], tuple[TrainState, Metrics]]:
+    """The pure train step of the config, not yet compiled.
+
+    With a `mesh`, parameters that the state keeps in parts are put together before the networks run. Left to itself the compiler
+    may cut activations along their channels instead: they would travel in every block, and heads and logits with them.
+    """
     module, depth = network(config), backbone(config).depth
 
     def forward(
@@ -170,7 +176,8 @@ def train_step(config: ConfigDict, length: Steps) -> Callable[[TrainState, Views
         masks: Array | None,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]:
-        variables = {"params": params, "batch_stats": batch_stats}
+        whole = params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
+        variables = {"params": whole, "batch_stats": batch_stats}
         outputs, updated = module.apply(
             variables, global_views, local_views, requests, masks=masks, drop_path_noise=drop_path_noise, mutable=["batch_stats"]
         )

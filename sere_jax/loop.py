@@ -95,7 +95,7 @@ def compile_step(config: ConfigDict, length: build.Steps, mesh: Mesh) -> Compile
     rows = sharding.batch_sharding(mesh)
     views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), build.abstract_views(config))
     step = jax.jit(
-        build.train_step(config, length),
+        build.train_step(config, length, mesh),
         in_shardings=(shardings, rows),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
