@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from sere_jax.config import RULES, Rule, check
+from sere_jax.config import check
 from sere_jax.config_keys import flatten, nearest
+from sere_jax.config_rules import RULES, Rule
 
 _TOKENS = Rule(str, choices=("cls", "patches", "cls+patches"), length=0)
 _SIDE = Rule(int, low=0)
