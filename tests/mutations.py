@@ -1,0 +1,186 @@
+"""Wrong versions of the method, one change each, and the tests that must notice. A slow script: about ten seconds a mutation.
+
+    python -m tests.mutations            all of them
+    python -m tests.mutations flip ema   those whose name contains one of the words
+
+Each change is made in a temporary copy of the package, and only the named tests run there. A mutation that survives means that a
+rule of the method is not tested; one whose text is not found means that the code has moved on and the table has to follow.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mutation(NamedTuple):
+    """In `file` of sere_jax, `old` becomes `new`; one of `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+_RELATION, _DINO, _STEP = "tests/objectives/test_relation_objective.py", "tests/objectives/test_dino_objective.py", "tests/test_step.py"
+_GEOMETRY, _OPTIM, _DISTILLATION = "tests/ops/test_geometry.py", "tests/test_optim.py", "tests/losses/test_distillation.py"
+_HEADS, _NETWORK, _VIT = "tests/models/test_heads.py", "tests/models/test_network.py", "tests/models/test_vit.py"
+_STOP = "jax.lax.stop_gradient("
+
+MUTATIONS = (
+    # Sides and temperatures.
+    Mutation("temperature-side", "build_objective.py", "Temperatures(sharp, plain) if", "Temperatures(plain, sharp) if", _RELATION),
+    Mutation(
+        "temperature-of-targets",
+        "objectives/relation.py",
+        "scale=scale), temperatures.teacher)",
+        "scale=scale), temperatures.student)",
+        _RELATION,
+    ),
+    Mutation(
+        "dino-temperature",
+        "losses/distillation.py",
+        "jnp.float32) / temperature, axis=-1))\n\n\ndef update",
+        "jnp.float32), axis=-1))\n\n\ndef update",
+        _DISTILLATION,
+    ),
+    # The center.
+    Mutation("center-sign", "losses/distillation.py", "jnp.float32) - center)", "jnp.float32) + center)", _DISTILLATION),
+    Mutation(
+        "center-momentum",
+        "losses/distillation.py",
+        "momentum * center + (1.0 - momentum)",
+        "(1.0 - momentum) * center + momentum",
+        _DISTILLATION,
+    ),
+    Mutation(
+        "center-before-loss",
+        "objectives/dino.py",
+        'teacher_probabilities(logits(teacher), state["center"]',
+        'teacher_probabilities(logits(teacher), 0.9 * state["center"]',
+        _DINO,
+    ),
+    # Pairs of views.
+    Mutation("same-view-pairs", "losses/distillation.py", "_cross_entropy(total - teacher,", "_cross_entropy(teacher,", _DISTILLATION),
+    Mutation("channel-pairs", "objectives/relation.py", "targets[:, ::-1]", "targets", _RELATION),
+    Mutation("local-box", "objectives/relation.py", "2 + j, local_points", "1 + j, local_points", _RELATION),
+    Mutation("number-of-terms", "objectives/relation.py", "total / (2 + 2 * local_count)", "total / (2 + local_count)", _RELATION),
+    # Geometry.
+    Mutation("flip", "ops/geometry.py", "jnp.where(flips[..., None], 1.0 - x, x)", "x", _GEOMETRY),
+    Mutation(
+        "flip-rows",
+        "ops/geometry.py",
+        "jnp.where(flips[..., None], 1.0 - x, x)",
+        "jnp.where(flips[..., None], 1.0 - x, x)\n        y = jnp.where(flips[..., None], 1.0 - y, y)",
+        _GEOMETRY,
+    ),
+    Mutation("half-pixel", "ops/geometry.py", "* length - 0.5", "* (length - 1)", _GEOMETRY),
+    Mutation("padding", "ops/geometry.py", 'if padding == "border" else', 'if padding == "zeros" else', _GEOMETRY),
+    Mutation("touching", "ops/geometry.py", "(right > left) & (bottom > top)", "(right >= left) & (bottom >= top)", _GEOMETRY),
+    Mutation(
+        "scale",
+        "losses/relation.py",
+        'd // heads if scale == "head" else d',
+        'd if scale == "head" else d // heads',
+        "tests/losses/test_relation_loss.py",
+    ),
+    # Weights.
+    Mutation(
+        "image-weight", "objectives/recipes.py", "(4.0 - alpha - beta) / 2.0", "(3.0 - alpha - beta)", "tests/objectives/test_recipes.py"
+    ),
+    Mutation(
+        "alpha-beta",
+        "objectives/recipes.py",
+        '{"spatial": alpha, "channel": beta}',
+        '{"spatial": beta, "channel": alpha}',
+        "tests/objectives/test_recipes.py",
+    ),
+    # Gradients.
+    Mutation("stop-gradient-targets", "losses/distillation.py", f"return {_STOP}jax.nn.softmax(", "return (jax.nn.softmax(", _DISTILLATION),
+    Mutation(
+        "stop-gradient-relation",
+        "losses/relation.py",
+        f"return {_STOP}jax.nn.softmax(",
+        "return (jax.nn.softmax(",
+        "tests/losses/test_relation_loss.py",
+    ),
+    Mutation("stop-gradient-step", "step.py", f"**{_STOP}teacher)", "**teacher", _STEP),
+    Mutation("accumulation", "step.py", "a + g / accumulate_steps", "a + g", _STEP),
+    # The optimizer.
+    Mutation(
+        "global-clip",
+        "optim.py",
+        "jax.tree_util.tree_map_with_path(clip, updates) if limit",
+        "optax.clip_by_global_norm(limit).update(updates, optax.EmptyState())[0] if limit",
+        _OPTIM,
+    ),
+    Mutation("clip-over-layers", "optim.py", "range(int(is_stacked(path)), gradient.ndim)", "range(gradient.ndim)", _OPTIM),
+    Mutation("decay-over-layers", "optim.py", "parameter.ndim - int(is_stacked(path)) > 1", "parameter.ndim > 1", _OPTIM),
+    Mutation("decay-bias", "optim.py", 'names(path)[-1] == "bias"', 'names(path)[-1] == "scale"', _OPTIM),
+    Mutation("freeze-length", "optim.py", "active = step >= steps", "active = step > steps", _OPTIM),
+    Mutation("freeze-moments", "optim.py", "jnp.where(active, new, old), new_state", "new, new_state", _OPTIM),
+    Mutation("warm-up", "schedules.py", "max(warmup_steps - 1, 1)", "max(warmup_steps, 1)", "tests/test_schedules.py"),
+    # The teacher.
+    Mutation("ema-order", "step.py", "_ema(state.teacher, params, momentum)", "_ema(state.teacher, state.params, momentum)", _STEP),
+    Mutation("ema-weights", "step.py", "momentum * t + (1.0 - momentum) * s", "momentum * s + (1.0 - momentum) * t", _STEP),
+    Mutation("teacher-statistics", "step.py", "state.teacher, carry.teacher_batch_stats", "state.teacher, carry.batch_stats", _STEP),
+    Mutation("running-variance", "models/heads.py", "* (count / max(count - 1, 1))", "", _HEADS),
+    # Bad steps and random numbers.
+    Mutation("bad-loss", "step.py", 'jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)', 'jnp.isfinite(metrics["loss"])', _STEP),
+    Mutation("bad-state", "step.py", "jnp.where(finite, new, old), after", "new, after", _STEP),
+    Mutation("random-step", "step.py", "example_keys(seed, state.step,", "example_keys(seed, 0 * state.step,", _STEP),
+    # The network.
+    Mutation("norm", "models/network.py", 'if request.norm == "post" else', 'if request.norm == "pre" else', _NETWORK),
+    Mutation("predictor-side", "models/heads.py", "if self.symmetric or not student", "if self.symmetric or student", _HEADS),
+    Mutation("drop-path-scale", "models/vit.py", "(noise >= rates) / (1.0 - rates)", "(noise >= rates) * 1.0", _VIT),
+    Mutation("position-embedding", "ops/resize.py", "offset: float = 0.1", "offset: float = 0.0", "tests/ops/test_resize.py"),
+)
+
+
+def noticed(mutation: Mutation) -> bool:
+    """Whether one of the mutation's tests fails in a copy of the package that has it.
+
+    Raises ValueError where its text is not found exactly once, RuntimeError where the tests could not run at all.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("sere_jax", "configs", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        source = copy / "sere_jax" / mutation.file
+        text = source.read_text()
+        if text.count(mutation.old) != 1:
+            raise ValueError(
+                f"{mutation.name}: found {text.count(mutation.old)} times in sere_jax/{mutation.file}, expected once: {mutation.old!r}"
+            )
+        source.write_text(text.replace(mutation.old, mutation.new))
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", mutation.tests]
+        found = subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True, timeout=600)
+    if found.returncode not in (0, 1):
+        raise RuntimeError(f"{mutation.name}: the tests did not run\n{found.stdout}{found.stderr}")
+    return found.returncode == 1
+
+
+def main(words: list[str]) -> int:
+    """Prints each mutation and whether it was noticed; the exit status is the number of those that were not."""
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    survived = []
+    for mutation in chosen:
+        fine = noticed(mutation)
+        print(f"{'noticed ' if fine else 'SURVIVED'}  {mutation.name:24} {mutation.file}", flush=True)
+        if not fine:
+            survived.append(mutation.name)
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} mutations noticed")
+    return len(survived)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
