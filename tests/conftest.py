@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = " ".join([_given, *(flag for flag in _FLAGS if flag.sp
 
 import hypothesis
 
+from tests.deviations import deviation, pytest_addoption, pytest_terminal_summary  # noqa: F401  # pytest finds them here
+
 # The same examples in every run (a red suite must be red again), and no deadline: the first call of a jitted function compiles.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=40, database=None)
 hypothesis.settings.load_profile("suite")
