@@ -26,7 +26,7 @@ from sere_jax.optim import adamw
 from sere_jax.sharding import replicated
 from sere_jax.state import TrainState
 from sere_jax.step import Noise, make_train_step
-from sere_jax.types import Array, Metrics, Outputs, PyTree, Request, Schedule, Views
+from sere_jax.types import Metrics, Outputs, PyTree, Request, Schedule, Views
 
 __all__ = [
     "OptimizerSchedules",
@@ -173,13 +173,13 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> C
         local_views: jax.Array,
         requests: tuple[Request, ...],
         *,
-        masks: Array | None,
+        views: Views,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]:
         whole = params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
         variables = {"params": whole, "batch_stats": batch_stats}
         outputs, updated = module.apply(
-            variables, global_views, local_views, requests, masks=masks, drop_path_noise=drop_path_noise, mutable=["batch_stats"]
+            variables, global_views, local_views, requests, views=views, drop_path_noise=drop_path_noise, mutable=["batch_stats"]
         )
         # Heads that this side does not run keep their statistics.
         return outputs, {**batch_stats, **updated.get("batch_stats", {})}

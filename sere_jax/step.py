@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Float
 
 from sere_jax.state import TrainState
-from sere_jax.types import Array, Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
+from sere_jax.types import Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
 
 Noise = tuple[Float[jax.Array, "b v k 2"], Float[jax.Array, "b l k 2"]] | None
 Augment = Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]
@@ -23,7 +23,10 @@ Augment = Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]
 
 @runtime_checkable
 class Forward(Protocol):
-    """One side's network: parameters, its running statistics and normalised views -> outputs and new running statistics."""
+    """One side's network: parameters, its running statistics and normalised views -> outputs and new running statistics.
+
+    The sides see the same `views`: masks (which hide patches from the student alone) and the geometry of the crops.
+    """
 
     def __call__(
         self,
@@ -33,7 +36,7 @@ class Forward(Protocol):
         local_views: jax.Array,
         requests: tuple[Request, ...],
         *,
-        masks: Array | None,
+        views: Views,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]: ...
 
@@ -72,9 +75,9 @@ def make_train_step(
         crop_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         crops = augment(views, crop_keys)
         noise = drop_path_noise(path_keys, views)
-        student, stats = forward(params, carry.batch_stats, *crops, sides["student"], masks=views.masks, drop_path_noise=noise)
+        student, stats = forward(params, carry.batch_stats, *crops, sides["student"], views=views, drop_path_noise=noise)
         teacher, teacher_stats = forward(
-            state.teacher, carry.teacher_batch_stats, *crops, sides["teacher"], masks=None, drop_path_noise=None
+            state.teacher, carry.teacher_batch_stats, *crops, sides["teacher"], views=views, drop_path_noise=None
         )
         loss, objective_state, metrics = objective.apply({**student, **jax.lax.stop_gradient(teacher)}, views, state.objective, state.step)
         return loss, (stats, teacher_stats, objective_state, metrics | {"loss": loss})

@@ -52,13 +52,18 @@ class Request(NamedTuple):
     `head` names a head of the network, or is "" for the tokens themselves. `views` chooses the crops, `tokens` what
     is fed to the head, `norm` whether that is taken after ("post") or before ("pre") the final LayerNorm, `side`
     which network answers.
+
+    `tokens`: `cls`; `patches` [b, v, h, w, d]; `masked`, those at `Views.mask_indices` [b, v, cap, d] (padding holds the first
+    patch, for the loss to leave out); `aligned`, the two global crops' features at the points of their overlap [b, 2, p, d].
+    The student sees its global crops with `Views.masks`, where a method has masks; `whole` asks for the crops without.
     """
 
     head: str
     views: Literal["global", "local"]
-    tokens: Literal["cls", "patches"]
+    tokens: Literal["cls", "patches", "masked", "aligned"]
     norm: Literal["post", "pre"]
     side: Literal["student", "teacher"]
+    whole: bool = False
 
 
 class PrototypeOutput(NamedTuple):

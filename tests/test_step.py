@@ -19,7 +19,7 @@ STUDENT, TEACHER = (Request("toy", "global", "cls", "post", side) for side in ("
 VIEWS = micro.views(micro.config())
 
 
-def _forward(params, batch_stats, global_views, local_views, requests, *, masks, drop_path_noise):
+def _forward(params, batch_stats, global_views, local_views, requests, *, views, drop_path_noise):
     """x W, less the batch's mean (a BatchNorm's share of trouble), which is also the running statistic."""
     x = jnp.mean(global_views, (2, 3)) @ params["w"]
     if drop_path_noise is not None:
@@ -86,10 +86,10 @@ def _by_hand(state: TrainState, rows: list[slice], teacher: Any = None) -> dict[
         crop_keys = jnp.stack([jax.random.split(key)[0] for key in keys[part]])
         path_keys = jnp.stack([jax.random.split(key)[1] for key in keys[part]])
         crops, noise = _augment(views, crop_keys), _drop_path(path_keys, views)
-        from_teacher, teacher_stats = _forward(teacher, teacher_stats, *crops, (TEACHER,), masks=None, drop_path_noise=None)
+        from_teacher, teacher_stats = _forward(teacher, teacher_stats, *crops, (TEACHER,), views=views, drop_path_noise=None)
 
         def loss_of(params, crops=crops, noise=noise, from_teacher=from_teacher, stats=stats, views=views):
-            found, new_stats = _forward(params, stats, *crops, (STUDENT,), masks=None, drop_path_noise=noise)
+            found, new_stats = _forward(params, stats, *crops, (STUDENT,), views=views, drop_path_noise=noise)
             loss, center, _ = objective.apply({**found, **from_teacher}, views, state.objective, state.step)
             return loss, (new_stats, center)
 

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-from jaxtyping import Bool, Float
+import jax.numpy as jnp
+from jaxtyping import Float
 
-from sere_jax.types import Features, Outputs, Request
+from sere_jax.ops.geometry import Padding, Sampling, SamplingImpl, overlap_points, sample
+from sere_jax.ops.patches import gather_patches
+from sere_jax.types import Features, Outputs, Request, Views
+
+
+class Alignment(NamedTuple):
+    """How features are sampled for the requests with tokens = "aligned": the settings of `ops.geometry`."""
+
+    points: int = 13  # a side
+    sampling: Sampling = "endpoints"
+    padding: Padding = "zeros"
+    impl: SamplingImpl = "map_coordinates"
 
 
 class Network(nn.Module):
@@ -19,6 +32,7 @@ class Network(nn.Module):
 
     backbone: nn.Module
     heads: dict[str, nn.Module]
+    alignment: Alignment = Alignment()
 
     def __call__(
         self,
@@ -26,32 +40,58 @@ class Network(nn.Module):
         local_views: Float[jax.Array, "b l S T c"],
         requests: Sequence[Request],
         *,
-        masks: Bool[jax.Array, "b v h w"] | None = None,
+        views: Views | None = None,
         drop_path_noise: tuple[Float[jax.Array, "b v k 2"], Float[jax.Array, "b l k 2"]] | None = None,
     ) -> Outputs:
-        """Answer the requests (all of one side). `drop_path_noise` is for the global and the local crops."""
+        """Answer the requests (all of one side). `views` brings masks and geometry for the requests that need them;
+        `drop_path_noise` is for the global and the local crops.
+        """
         noise_global, noise_local = drop_path_noise or (None, None)
-        kinds = {request.views for request in requests}
-        features = {}
-        if "global" in kinds:
-            features["global"] = self._features(global_views, masks, noise_global)
-        if "local" in kinds:
-            features["local"] = self._features(local_views, None, noise_local)
-        return {request: self._answer(request, features[request.views]) for request in requests}
+        features: dict[tuple[str, bool], Features] = {}
+        outputs: Outputs = {}
+        for request in requests:
+            kind = (request.views, _sees_masks(request, views))
+            if kind not in features:
+                crops, noise = (global_views, noise_global) if request.views == "global" else (local_views, noise_local)
+                features[kind] = self._features(crops, jnp.asarray(views.masks) if views is not None and kind[1] else None, noise)
+            outputs[request] = self._answer(request, features[kind], views)
+        return outputs
 
-    def _features(self, views: jax.Array, masks: jax.Array | None, noise: jax.Array | None) -> Features:
-        b, v = views.shape[:2]
-        flat = [None if x is None else x.reshape(b * v, *x.shape[2:]) for x in (views, masks, noise)]
+    def _features(self, crops: jax.Array, masks: jax.Array | None, noise: jax.Array | None) -> Features:
+        b, v = crops.shape[:2]
+        flat = [None if x is None else x.reshape(b * v, *x.shape[2:]) for x in (crops, masks, noise)]
         features = self.backbone(flat[0], masks=flat[1], drop_path_noise=flat[2])
         return jax.tree.map(lambda x: x.reshape(b, v, *x.shape[1:]), features)
 
-    def _answer(self, request: Request, features: Features) -> object:
-        if request.tokens == "cls":
-            tokens = features.cls
-        else:
-            tokens = features.patches if request.norm == "post" else features.patches_prenorm
+    def _answer(self, request: Request, features: Features, views: Views | None) -> object:
+        tokens = self._tokens(request, features, views)
         if not request.head:
             return tokens
         if request.head not in self.heads:
             raise ValueError(f"a request names the head {request.head!r}; this network has {sorted(self.heads)}")
         return self.heads[request.head](tokens, student=request.side == "student")
+
+    def _tokens(self, request: Request, features: Features, views: Views | None) -> jax.Array:
+        if request.tokens == "cls":
+            return features.cls
+        patches = features.patches if request.norm == "post" else features.patches_prenorm
+        if request.tokens == "patches":
+            return patches
+        if request.tokens == "masked":
+            if views is None or views.mask_indices is None:
+                raise ValueError("a request asks for masked tokens; the views have no mask_indices")
+            return gather_patches(patches, views.mask_indices)
+        if views is None:
+            raise ValueError("a request asks for aligned tokens; there are no views to tell the crops' boxes")
+        return self._aligned(patches, views)
+
+    def _aligned(self, patches: Float[jax.Array, "b 2 h w d"], views: Views) -> Float[jax.Array, "b 2 p d"]:
+        boxes, flips = jnp.asarray(views.boxes), jnp.asarray(views.flips)
+        size, sampling, padding, impl = self.alignment
+        points = overlap_points(boxes[:, 0], flips[:, 0], boxes[:, 1], flips[:, 1], size=size, sampling=sampling)
+        return jnp.stack([sample(patches[:, i], points[i], padding=padding, impl=impl) for i in (0, 1)], axis=1)
+
+
+def _sees_masks(request: Request, views: Views | None) -> bool:
+    masked = views is not None and views.masks is not None
+    return masked and request.side == "student" and request.views == "global" and not request.whole

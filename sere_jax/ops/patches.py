@@ -1,0 +1,18 @@
+"""Choosing some of a view's patches by their positions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from sere_jax.types import Array
+
+
+def gather_patches(patches: Float[jax.Array, "b v h w d"], indices: Int[Array, "b v cap"]) -> Float[jax.Array, "b v cap d"]:
+    """The patches at flat positions (row by row); where an index is -1, padding, the first patch.
+
+    Gathers within an example, so that a sharded batch stays where it is.
+    """
+    flat = patches.reshape(*patches.shape[:2], -1, patches.shape[-1])
+    return jnp.take_along_axis(flat, jnp.maximum(jnp.asarray(indices), 0)[..., None], axis=2)
