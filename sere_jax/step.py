@@ -6,7 +6,8 @@ global arrays: under `jax.jit` with a sharded batch the same code is synchronise
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -60,6 +61,7 @@ def make_train_step(
     ema_timing: Literal["after", "before", "none"] = "after",
     accumulate_steps: int = 1,
     seed: int = 0,
+    logged: Mapping[str, Schedule] = MappingProxyType({}),
 ) -> Callable[[TrainState, Views], tuple[TrainState, Metrics]]:
     """Build `train_step(state, views) -> (state, metrics)`.
 
@@ -67,7 +69,8 @@ def make_train_step(
     the student's drop path. Keys are folded from (seed, step, position of the example in the global batch).
     With `accumulate_steps` the batch is cut into as many micro-batches: losses and gradients are averaged, the optimizer, the
     teacher and the objective's state move once, BatchNorm statistics with every micro-batch. A step whose loss or gradient is
-    not finite leaves everything but `step` and `bad_steps` as it was, and reports `bad_step` = 1.
+    not finite leaves everything but `step` and `bad_steps` as it was, and reports `bad_step` = 1. The values of
+    `logged` schedules stand among the metrics.
     """
     sides = {side: tuple(r for r in objective.requests if r.side == side) for side in ("student", "teacher")}
 
@@ -107,6 +110,7 @@ def make_train_step(
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
         bad = 1 - finite.astype(jnp.int32)
         metrics |= {"grad_norm": norm, "ema_momentum": momentum, "bad_step": bad.astype(jnp.float32)}
+        metrics |= {name: jnp.asarray(schedule(state.step), jnp.float32) for name, schedule in logged.items()}
         return kept._replace(step=before.step + 1, bad_steps=before.bad_steps + bad), metrics
 
     return train_step
