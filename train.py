@@ -64,12 +64,12 @@ def main(mistakes: list[str]) -> int:
 
 def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
     """The evaluations of `run.eval_every_steps`: k-NN where the config names a gallery and a query set."""
-    from sere_jax import backbone, build
+    from sere_jax import build, weights
     from sere_jax.evals import classification
 
     if not (config.run.eval_every_steps and config.eval.gallery and config.eval.query):
         return []
-    vit, prepare = build.backbone(config), backbone.preprocess(config)
+    vit, prepare = build.backbone(config), weights.preprocess(config)
 
     def apply(params: PyTree, images: jax.Array) -> Features:
         return vit.apply({"params": params}, images)  # type: ignore[return-value]  # Linen types its answer as anything

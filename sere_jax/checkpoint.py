@@ -132,6 +132,12 @@ def read_config(directory: Directory, step: int | None = None) -> dict[str, Any]
     return _read_meta(root, step)["config"]
 
 
+def saved_fields(directory: Directory, step: int | None = None) -> list[str]:
+    """The top-level names that a saved step holds: a state's fields, but for those without leaves."""
+    root, step = find_step(directory, step)
+    return sorted({name.split("/")[0] for name in _read_meta(root, step)["leaves"]})
+
+
 def read_state(directory: Directory, step: int | None = None, only: Sequence[str] = ()) -> tuple[dict[str, Any], int]:
     """A saved state as a nested dict of NumPy arrays, and its step; no target needed, and any machine will do.
 

@@ -13,11 +13,12 @@ import pytest
 
 import sere_jax
 from sere_jax import build
-from sere_jax.backbone import Preprocess, load_backbone
+from sere_jax.backbone import load_backbone
 from sere_jax.checkpoint import CheckpointError
 from sere_jax.interop.export import export, main
 from sere_jax.interop.files import FileError, read_tensors, write_tensors
 from sere_jax.interop.tables import InteropError
+from sere_jax.weights import Preprocess
 from tests import micro, saved_run
 from tests.oracles import timm_vit
 
@@ -167,9 +168,9 @@ def test_sources_that_are_not_there_are_named(tmp_path):
         load_backbone(tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         load_backbone(tmp_path)
-    (tmp_path / "x.pth").write_bytes(b"")
-    with pytest.raises(FileError, match=r"found a file that ends in '\.pth'"):
-        load_backbone(tmp_path / "x.pth")
+    (tmp_path / "x.h5").write_bytes(b"")
+    with pytest.raises(FileError, match=r"found a file that ends in '\.h5'"):
+        load_backbone(tmp_path / "x.h5")
 
 
 def test_the_program(run, tmp_path, capsys):

@@ -1,8 +1,10 @@
-"""Export weights: python -m sere_jax.interop.export --checkpoint=DIR --format=timm --network=teacher --output=FILE.safetensors
+"""Export weights: python -m sere_jax.interop.export --checkpoint=X --format=timm --network=teacher --output=FILE.safetensors
 
-Beside FILE come FILE's name with `.config.json` (architecture, timm's arguments, the training config) and with
-`.preprocessor.json` (sizes, mean, std, interpolation). The tensors' file holds the same in its metadata and says where the
-weights come from. No PyTorch is needed, and a checkpoint of any number of devices will do. Exit code 2: it could not be done.
+X is a run's workdir or anything else that `load_backbone` reads, so that this also turns one format into another. Beside FILE
+come FILE's name with `.config.json` (architecture, timm's arguments, the training config, where the weights come from) and with
+`.preprocessor.json` (sizes, mean, std, interpolation). The format hf_vit takes a directory: `transformers` reads it.
+docs/weights.md has the table. PyTorch is needed for `.pth` alone, an accelerator never, and a checkpoint of any number of devices
+will do. Exit code 2: it could not be done.
 """
 
 from __future__ import annotations
@@ -12,20 +14,27 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
 
-from sere_jax.backbone import Preprocess, Weights, read_weights
 from sere_jax.checkpoint import CheckpointError
-from sere_jax.interop.dino import to_dino
+from sere_jax.interop import hf
+from sere_jax.interop.dino import Layout, to_dino
 from sere_jax.interop.files import FileError, write_json, write_tensors
 from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.timm import Architecture, to_timm
+from sere_jax.interop.torch_file import TorchFileError, write_torch
+from sere_jax.weights import HF_FILE, NETWORKS, Preprocess, Weights, read_weights
 
-FORMATS = ("timm", "dino", "npz")
+FORMATS = ("timm", "dino", "ibot", "sere", "hf_vit", "npz")
 DTYPES = ("float32", "bfloat16", "float16")
+
+_FULL = ("dino", "ibot", "sere")  # layouts of whole checkpoints: both networks, heads, `.pth`
+_ENDINGS = {"timm": (".safetensors",), "hf_vit": ("",), "npz": (".npz",)} | dict.fromkeys(_FULL, (".safetensors", ".pth"))
+# DistributedDataParallel, which wraps the student, puts this before the names; these methods' loaders expect it so.
+_STUDENT_PREFIX = "module."
 
 LICENCE = (
     "Weights trained with sere_jax (Apache-2.0), with no weights of the SERE authors in them. "
@@ -40,6 +49,7 @@ class Exported(NamedTuple):
     config: Path
     preprocessor: Path
     numbers: int  # of all tensors together
+    report: tuple[str, ...]  # of a file: what was recognised, taken and left
 
 
 def export(
@@ -51,65 +61,118 @@ def export(
     step: int | None = None,
     with_heads: bool = False,
     dtype: str = "float32",
+    heads: int = 0,
+    image_size: int = 0,
 ) -> Exported:
-    """Write one network of a checkpoint for others to use.
+    """Write one network of a checkpoint, or both, for others to use.
 
     Args:
-      checkpoint: whatever `load_backbone` reads.
-      output: FILE.safetensors for the layouts timm and dino, FILE.npz for npz.
-      layout: timm (the backbone by timm's names), dino (`backbone.*`, `head.*`), npz (our own names and shapes).
-      network: teacher | student; "": the one that the recipe evaluates.
-      with_heads: with the heads: DINO's own for dino, all of them for npz.
+      checkpoint, step, heads, image_size: as `load_backbone` takes them.
+      output: FILE.safetensors; FILE.npz for npz; FILE.pth too for dino, ibot and sere; a directory for hf_vit.
+      layout: timm (the backbone by timm's names), dino, ibot, sere (`backbone.*`, `head.*`, see `to_dino`), hf_vit (of Hugging
+        Face's transformers), npz (our own names and shapes).
+      network: teacher | student; "": the one that the recipe evaluates; both: of dino, ibot and sere, under `student.` and `teacher.`.
+      with_heads: with the heads: DINO's own for dino and ibot, the relation heads too for sere, all of them for npz.
 
     Raises CheckpointError, FileError and InteropError, as `load_backbone` does; InteropError on arguments that do not fit.
     """
     output = Path(output).expanduser()
-    _check(output, layout, with_heads, dtype)
-    weights = read_weights(checkpoint, network=network, step=step)
-    tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in _tensors(weights, layout, with_heads).items()}
-    described = _description(weights, layout, dtype)
-    write_tensors(output, tensors, described)
-    config, preprocessor = output.with_suffix(".config.json"), output.with_suffix(".preprocessor.json")
-    write_json(config, described | {"timm": _timm_arguments(weights.architecture)})
-    write_json(preprocessor, _preprocessor(weights.preprocess))
-    return Exported(output, config, preprocessor, sum(tensor.size for tensor in tensors.values()))
+    _check(output, layout, network, with_heads, dtype)
+    wanted = tuple(NETWORKS) if network == "both" else (network,)
+    read = [read_weights(checkpoint, network=name, step=step, heads=heads, image_size=image_size) for name in wanted]
+    tensors = {weights.about["network"]: _typed(_tensors(weights, layout, with_heads), dtype) for weights in read}
+    described = _description(read[0], layout, dtype) | ({"network": "both"} if network == "both" else {})
+    places = _places(output, layout)
+    _write(places[0], tensors, described, both=network == "both")
+    configuration = hf.configuration(read[0].architecture) | {"sere_jax": described} if layout == "hf_vit" else described
+    write_json(places[1], configuration | {"timm": _timm_arguments(read[0].architecture)} if layout != "hf_vit" else configuration)
+    write_json(places[2], _preprocessor(read[0].preprocess))
+    numbers = sum(tensor.size for named in tensors.values() for tensor in named.values())
+    return Exported(*places, numbers, tuple(read[0].about.get("report", ())))
 
 
-def _check(output: Path, layout: str, with_heads: bool, dtype: str) -> None:
-    ending = ".npz" if layout == "npz" else ".safetensors"
+def _check(output: Path, layout: str, network: str, with_heads: bool, dtype: str) -> None:
     mistakes = [
         f"{name}: found {value!r}, expected one of {', '.join(choices)}"
         for name, value, choices in (("format", layout, FORMATS), ("dtype", dtype, DTYPES))
         if value not in choices
     ]
-    if output.suffix != ending:
-        mistakes.append(f"output: found {output.name!r}, expected a name that ends in {ending} for the format {layout}")
-    if with_heads and layout == "timm":
-        mistakes.append("with_heads: the timm layout has no heads, expected the format dino or npz")
+    endings = _ENDINGS.get(layout, (output.suffix,))
+    if output.suffix not in endings:
+        expected = "a directory" if endings == ("",) else f"a name that ends in {' or '.join(endings)}"
+        mistakes.append(f"output: found {output.name!r}, expected {expected} for the format {layout}")
+    if with_heads and layout in ("timm", "hf_vit"):
+        mistakes.append(f"with_heads: the {layout} layout has no heads, expected the format dino, ibot, sere or npz")
+    if network == "both" and layout not in _FULL:
+        mistakes.append(f"network: the {layout} layout holds one network, expected teacher or student, or the format dino, ibot or sere")
     if mistakes:
         raise InteropError("\n".join(mistakes))
 
 
+def _places(output: Path, layout: str) -> tuple[Path, Path, Path]:
+    """Where the tensors, the config and the preprocessor's description go."""
+    if layout == "hf_vit":
+        return output / HF_FILE, output / "config.json", output / "preprocessor_config.json"
+    return output, output.with_suffix(".config.json"), output.with_suffix(".preprocessor.json")
+
+
+def _typed(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    return {name: tensor.astype(jnp.dtype(dtype)) if tensor.dtype.kind in "fV" else tensor for name, tensor in tensors.items()}
+
+
 def _tensors(weights: Weights, layout: str, with_heads: bool) -> dict[str, np.ndarray]:
+    backbone = weights.params["backbone"]
     if layout == "timm":
-        return to_timm(weights.params["backbone"])
-    if layout == "dino":
-        return to_dino(weights.params, with_heads=with_heads)
-    return flatten(weights.params if with_heads else {"backbone": weights.params["backbone"]})
+        return to_timm(backbone)
+    if layout == "hf_vit":
+        return hf.to_hf(backbone)
+    if layout in _FULL:
+        return to_dino(weights.params, layout=cast(Layout, layout), with_heads=with_heads, batch_stats=weights.batch_stats)
+    if not with_heads:
+        return flatten({"backbone": backbone})
+    return flatten(weights.params | ({"batch_stats": weights.batch_stats} if weights.batch_stats else {}))
+
+
+def _write(path: Path, tensors: dict[str, dict[str, np.ndarray]], described: dict[str, Any], *, both: bool) -> None:
+    if path.suffix == ".pth":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wrapped = {
+            network: {(_STUDENT_PREFIX if network == "student" else "") + name: tensor for name, tensor in named.items()}
+            for network, named in tensors.items()
+        }
+        try:
+            write_torch(path, wrapped, described)
+        except TorchFileError as error:
+            raise FileError(f"{path}: {error}") from error
+        return
+    flat = {f"{network}." * both + name: tensor for network, named in tensors.items() for name, tensor in named.items()}
+    write_tensors(path, flat, described)
 
 
 def _description(weights: Weights, layout: str, dtype: str) -> dict[str, Any]:
+    about = weights.about
     return {
         "layout": layout,
         "dtype": dtype,
-        "network": weights.about["network"],
-        "step": weights.about["step"],
+        "network": about["network"],
+        "step": about["step"],
         "architecture": weights.architecture._asdict(),
         "preprocess": weights.preprocess._asdict(),
-        "config": weights.about["config"],
+        "config": about["config"],
+        "imported_from": about.get("format", ""),
+        "position_embedding_resized_from": about.get("resized_from", 0),
         "versions": {package: _version(package) for package in ("sere_jax", "jax", "flax", "numpy", "safetensors")},
-        "licence": LICENCE,
+        "licence": _licence(about),
     }
+
+
+def _licence(about: dict[str, Any]) -> str:
+    if about.get("licence"):
+        return about["licence"]
+    if about.get("format"):
+        return f"Weights of others, read from {Path(about['source']).name}. Their terms are those of whoever trained them."
+    start = about["config"].get("init_from", "")
+    return LICENCE if not start else f"{LICENCE} Training started from {start}, whose terms come on top."
 
 
 def _version(package: str) -> str:
@@ -136,8 +199,10 @@ def _timm_arguments(sizes: Architecture) -> dict[str, Any]:
 
 
 def _preprocessor(prepared: Preprocess) -> dict[str, Any]:
-    """In the terms of Hugging Face's image processors."""
+    """In the terms of Hugging Face's image processors; theirs for BiT is the one that resizes the shorter side and crops."""
     return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": prepared.resize},
         "resample": 3,  # bicubic, by Pillow's numbers
@@ -155,13 +220,17 @@ def _preprocessor(prepared: Preprocess) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sere_jax.interop.export", description="Export the weights of a checkpoint.")
-    parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints directory, one step in it, or an exported file")
-    parser.add_argument("--output", required=True, help="FILE.safetensors, or FILE.npz for --format=npz")
+    parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints directory, one step in it, or a file")
+    parser.add_argument(
+        "--output", required=True, help="FILE.safetensors; .npz for npz; .pth too for dino, ibot, sere; hf_vit: a directory"
+    )
     parser.add_argument("--format", default="timm", choices=FORMATS)
-    parser.add_argument("--network", default="", choices=("teacher", "student"), help="default: the one that the recipe evaluates")
+    parser.add_argument("--network", default="", choices=("teacher", "student", "both"), help="default: the one that the recipe evaluates")
     parser.add_argument("--step", type=int, help="default: the newest")
-    parser.add_argument("--with_heads", action="store_true", help="with the heads (dino: DINO's own; npz: all)")
+    parser.add_argument("--with_heads", action="store_true", help="with the heads (dino, ibot: DINO's own; sere, npz: all)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not say it")
+    parser.add_argument("--image_size", type=int, default=0, help="pixels a side to resize the position embedding to; default: it stays")
     given = parser.parse_args(argv)
     try:
         written = export(
@@ -172,10 +241,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             step=given.step,
             with_heads=given.with_heads,
             dtype=given.dtype,
+            heads=given.heads,
+            image_size=given.image_size,
         )
     except (CheckpointError, FileError, InteropError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
+    print("".join(f"{line}\n" for line in written.report), end="")
     print(f"{written.tensors}: {written.numbers:,} numbers in {given.dtype}, format {given.format}")
     print(f"{written.config}\n{written.preprocessor}")
     return 0

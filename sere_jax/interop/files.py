@@ -1,4 +1,4 @@
-"""Files of tensors with what they are and where they come from: safetensors and npz. NumPy only."""
+"""Files of tensors with what they are and where they come from: safetensors and npz, and PyTorch's own to read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from sere_jax.interop import torch_file
 from sere_jax.interop.tables import Tensors
+
+READABLE = (".safetensors", ".npz", *torch_file.ENDINGS)
 
 _METADATA = "__metadata__"  # the entry of an npz that holds what safetensors keeps in its header
 
@@ -47,15 +50,19 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a `.safetensors` or `.npz`, and its metadata, JSON values decoded ({} where it has none).
+    """The tensors of a `.safetensors`, a `.npz` or a PyTorch file (see `torch_file`), and its metadata.
 
+    Metadata are JSON values, {} where there are none; a PyTorch file's have the names of what is no tensor under `left`.
     Raises FileError where it is missing, damaged or of another kind.
     """
     path = Path(path)
-    _check_ending(path)
+    if not path.name.endswith(READABLE):
+        raise FileError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(READABLE)}")
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     try:
+        if path.name.endswith(torch_file.ENDINGS):
+            return torch_file.read_torch(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
                 tensors = {name: archive[name] for name in archive.files}

@@ -22,16 +22,16 @@ class InteropError(ValueError):
 
 
 class Line(NamedTuple):
-    """One parameter. `shape` is ours; `layout` says how theirs lies: the same, linear [out, in] for our [in, out], or a
-    convolution [out, in, h, w] for our [h, w, in, out]."""
+    """One parameter. `shape` is ours; `layout` says how theirs lies: the same, linear [out, in] for our [in, out], a
+    convolution [out, in, h, w] for our [h, w, in, out], or pointwise: a convolution [out, in, 1, 1] for our matrix [in, out]."""
 
     ours: str  # blocks_0/attn/qkv/kernel
     theirs: str  # blocks.0.attn.qkv.weight
     shape: tuple[int, ...]
-    layout: Literal["same", "linear", "conv"] = "same"
+    layout: Literal["same", "linear", "conv", "pointwise"] = "same"
 
 
-_TO_THEIRS = {"linear": (1, 0), "conv": (3, 2, 0, 1)}
+_TO_THEIRS = {"linear": (1, 0), "pointwise": (1, 0), "conv": (3, 2, 0, 1)}
 _TO_OURS = {"linear": (1, 0), "conv": (2, 3, 1, 0)}
 
 
@@ -42,7 +42,7 @@ def to_theirs(tree: Tree, lines: Sequence[Line], *, ignore: Iterable[str] = ()) 
     """
     named = flatten(tree)
     _check(named, {line.ours: line.shape for line in lines}, ignore)
-    return {line.theirs: _turned(named[line.ours], _TO_THEIRS.get(line.layout)) for line in lines}
+    return {line.theirs: _turned(named[line.ours], _TO_THEIRS.get(line.layout)).reshape(_their_shape(line)) for line in lines}
 
 
 def to_ours(tensors: Tensors, lines: Sequence[Line], *, ignore: Iterable[str] = ()) -> dict[str, Any]:
@@ -52,7 +52,13 @@ def to_ours(tensors: Tensors, lines: Sequence[Line], *, ignore: Iterable[str] = 
     """
     expected = {line.theirs: _their_shape(line) for line in lines}
     _check(tensors, expected, ignore)
-    return nest({line.ours: _turned(tensors[line.theirs], _TO_OURS.get(line.layout)) for line in lines})
+    return nest({line.ours: _ours(tensors[line.theirs], line) for line in lines})
+
+
+def _ours(tensor: np.ndarray, line: Line) -> np.ndarray:
+    if line.layout == "pointwise":
+        return _turned(np.reshape(tensor, line.shape[::-1]), (1, 0))
+    return _turned(tensor, _TO_OURS.get(line.layout))
 
 
 def _turned(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
@@ -62,7 +68,8 @@ def _turned(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
 
 def _their_shape(line: Line) -> tuple[int, ...]:
     axes = _TO_THEIRS.get(line.layout)
-    return line.shape if axes is None else tuple(line.shape[axis] for axis in axes)
+    shape = line.shape if axes is None else tuple(line.shape[axis] for axis in axes)
+    return (*shape, 1, 1) if line.layout == "pointwise" else shape
 
 
 def _check(found: Tensors, expected: Mapping[str, tuple[int, ...]], ignore: Iterable[str]) -> None:

@@ -38,21 +38,22 @@ def lines(architecture: Architecture) -> list[Line]:
     ]
     for i in range(architecture.depth):
         table += _block(f"blocks_{i}/", f"blocks.{i}.", d)
-    return table + _norm("norm/", "norm.", d)
+    return table + norm("norm/", "norm.", d)
 
 
 def _block(ours: str, theirs: str, d: int) -> list[Line]:
     return [
-        *_norm(ours + "norm1/", theirs + "norm1.", d),
+        *norm(ours + "norm1/", theirs + "norm1.", d),
         *linear(ours + "attn/qkv/", theirs + "attn.qkv.", d, 3 * d),
         *linear(ours + "attn/proj/", theirs + "attn.proj.", d, d),
-        *_norm(ours + "norm2/", theirs + "norm2.", d),
+        *norm(ours + "norm2/", theirs + "norm2.", d),
         *linear(ours + "mlp/fc1/", theirs + "mlp.fc1.", d, 4 * d),
         *linear(ours + "mlp/fc2/", theirs + "mlp.fc2.", 4 * d, d),
     ]
 
 
-def _norm(ours: str, theirs: str, d: int) -> list[Line]:
+def norm(ours: str, theirs: str, d: int) -> list[Line]:
+    """The two lines of a normalisation's scale and bias; the prefixes end in their separators."""
     return [Line(ours + "scale", theirs + "weight", (d,)), Line(ours + "bias", theirs + "bias", (d,))]
 
 
@@ -84,7 +85,7 @@ def architecture_of(tensors: Tensors, *, heads: int) -> Architecture:
 
     Raises InteropError where the tensors are not those of a ViT, or the width is not divisible by `heads`.
     """
-    return _architecture(tensors, ("cls_token", "pos_embed", "patch_embed.proj.weight"), r"blocks\.(\d+)\.", heads, (2, 1))
+    return read_sizes(tensors, ("cls_token", "pos_embed", "patch_embed.proj.weight"), r"blocks\.(\d+)\.", heads, (2, 1))
 
 
 def architecture_of_params(params: Tree, *, heads: int = 1) -> Architecture:
@@ -93,11 +94,17 @@ def architecture_of_params(params: Tree, *, heads: int = 1) -> Architecture:
     named |= {key: np.zeros(0) for key in params if key.startswith("blocks_")}
     kernel = params.get("patch_embed", {}).get("proj", {}).get("kernel")
     named |= {} if kernel is None else {"patch_embed/proj/kernel": kernel}
-    return _architecture(named, ("cls_token", "pos_embed", "patch_embed/proj/kernel"), r"blocks_(\d+)$", heads, (0, 2))
+    return read_sizes(named, ("cls_token", "pos_embed", "patch_embed/proj/kernel"), r"blocks_(\d+)$", heads, (0, 2))
 
 
-def _architecture(named: Tensors, names: tuple[str, str, str], block: str, heads: int, axes: tuple[int, int]) -> Architecture:
-    """`axes`: where the patch convolution's kernel has its patch side and its input channels."""
+def read_sizes(named: Tensors, names: tuple[str, str, str], block: str, heads: int, axes: tuple[int, int]) -> Architecture:
+    """Sizes read off a ViT's tensors of any naming; raises as `architecture_of` does.
+
+    Args:
+      names: what the cls token, the position embedding and the patch convolution's kernel are called.
+      block: pattern that matches at the start of a block's names and captures its number.
+      axes: where the kernel has its patch side and its input channels.
+    """
     ranks = dict(zip(names, (3, 3, 4), strict=True))
     wrong = [name for name in names if name not in named or np.ndim(named[name]) != ranks[name]]
     if wrong:

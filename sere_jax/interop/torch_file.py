@@ -1,0 +1,83 @@
+"""PyTorch's own files. The only place that knows torch, which is imported when such a file is opened and not before."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from sere_jax.interop.tables import Tensors
+
+ENDINGS = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
+
+LEFT = "left"  # the metadata key for what was not read
+_ABOUT = "sere_jax"
+_WRAPPERS = ("state_dict", "model")  # dictionaries that hold one network and add nothing to its names
+_NOT_WEIGHTS = ("optimizer", "scaler", "fp16_scaler", "lr_scheduler", "amp")
+
+
+class TorchFileError(ValueError):
+    """A file that PyTorch wrote cannot be read, or there is no PyTorch."""
+
+
+def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a file by their path of names, `teacher.backbone.norm.weight`, and its metadata.
+
+    Metadata are what `write_torch` was told, and under `left` the names of what was not read.
+
+    Nested dictionaries are joined by dots, but for `state_dict` and `model`. Optimizers, numbers and arguments are left.
+    Only data is read, never code (`weights_only`); `argparse.Namespace`, in which DINO and iBOT keep their arguments, is allowed.
+    Raises TorchFileError on anything else, with the reason.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise TorchFileError("PyTorch is needed to read it: pip install torch, or convert it to .safetensors elsewhere") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle of code, a zip file cut short, an HTML page: whatever torch raises on those
+        raise TorchFileError(" ".join(str(error).split())[:400] or type(error).__name__) from error
+    about = loaded.pop(_ABOUT, {}) if isinstance(loaded, dict) else {}
+    tensors: dict[str, np.ndarray] = {}
+    left: list[str] = []
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, Mapping) and name not in _NOT_WEIGHTS:
+            for key, inner in value.items():
+                walk(inner, name if not name and key in _WRAPPERS else f"{name}.{key}".lstrip("."))
+        elif isinstance(value, torch.Tensor):
+            plain = value.detach().contiguous()
+            half = plain.dtype == torch.bfloat16
+            tensors[name] = plain.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if half else plain.numpy()
+        else:
+            left.append(name)
+
+    walk(loaded, "")
+    return tensors, {**about, LEFT: left}
+
+
+def write_torch(path: Path, networks: Mapping[str, Tensors], about: Mapping[str, Any]) -> None:
+    """Write {network: tensors by name} as `torch.save` does, and `about` (text, numbers, dictionaries of them) beside them.
+
+    Raises TorchFileError without PyTorch.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise TorchFileError("PyTorch is needed to write it: pip install torch, or write a .safetensors") from error
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        half = array.dtype == ml_dtypes.bfloat16
+        copy = np.array(array.view(np.uint16) if half else array, order="C")
+        return torch.from_numpy(copy).view(torch.bfloat16) if half else torch.from_numpy(copy)
+
+    content = {network: {name: tensor(array) for name, array in tensors.items()} for network, tensors in networks.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save({**content, _ABOUT: dict(about)}, partial)
+    os.replace(partial, path)
