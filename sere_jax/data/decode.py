@@ -4,22 +4,41 @@ Pixels are returned as they are stored. An EXIF orientation tag is ignored by bo
 pixels, and a decoder that turned some images (as `cv2.imread` does) would make boxes and label maps disagree with them.
 Colour profiles and gamma chunks are ignored as well. Transparency is dropped, as `PIL.Image.convert("RGB")` does; of an
 animation the first frame is used; 16-bit samples are scaled to 8 bits.
+
+Damage is an error, never a guess: Pillow fills in what is missing or garbled in the middle of a JPEG and skips the
+checksums of PNG pixels, so both are checked here. (JPEG has no checksum: damage that leaves a stream of as many blocks as
+there should be cannot be told from a picture.) `docs/data.md` lists what becomes of which file.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
+import zlib
 from typing import Literal
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Backend = Literal["fast", "pil"]
 BACKENDS: tuple[Backend, ...] = ("fast", "pil")
 MAX_PIXELS = 50_000_000
+
+# Pillow would try every format it knows on bytes from anywhere, and for some (EPS) start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+_ORIENTATION = 0x0112
+_TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SCANS = 20  # of a JPEG of max_pixels, and more of smaller ones: each scan costs another pass over all pixels
 
 
 class BadImage(ValueError):
@@ -33,44 +52,70 @@ def decode(data: bytes, *, backend: Backend = "fast", max_pixels: int = MAX_PIXE
     `"pil"` reads everything with Pillow. The header's size is checked against `max_pixels` before anything is decoded, so
     that a small file cannot claim gigabytes. Raises BadImage.
     """
-    if backend == "fast" and data[:2] == b"\xff\xd8":
-        return _decode_jpeg(data, max_pixels)
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-    return _decode_pillow(data, max_pixels)
-
-
-def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray:
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(height, width, max_pixels)
-        if colours in ("CMYK", "YCCK"):  # libjpeg-turbo does not convert these, Pillow does
-            return _decode_pillow(data, max_pixels)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
-    except ValueError as error:  # simplejpeg's only exception; BadImage is one too and passes through
-        raise error if isinstance(error, BadImage) else BadImage(f"damaged JPEG: {error}") from error
-
-
-def _decode_pillow(data: bytes, max_pixels: int) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-        with image:
-            _check_size(image.height, image.width, max_pixels)
-            return _to_rgb(image)
+        if data[:2] == b"\xff\xd8":
+            return _decode_jpeg(data, backend, max_pixels)
+        if data[:8] == _PNG:
+            _check_png(data)
+        return _decode_pillow(data, max_pixels)
     except BadImage:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BadImage(f"not a readable image: none of {', '.join(_FORMATS)}") from error
     except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError ...)
         raise BadImage(f"not a readable image: {error or type(error).__name__}") from error
 
 
+def _decode_jpeg(data: bytes, backend: Backend, max_pixels: int) -> np.ndarray:
+    """JPEG with both backends: libjpeg-turbo tells damage, and for `fast` gives the pixels."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(height, width, max_pixels)
+        scans = data.count(b"\xff\xda")
+        if scans * height * width > _SCANS * max_pixels:
+            raise BadImage(f"a JPEG of {width} x {height} pixels in {scans} passes")
+        inks = colours in ("CMYK", "YCCK")  # libjpeg-turbo does not turn these into RGB, Pillow does
+        if backend == "fast" and not inks:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        # Read to the end at an eighth of the size, for its complaints alone: Pillow hears of none.
+        simplejpeg.decode_jpeg(data, colorspace="CMYK" if inks else "GRAY", min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:  # simplejpeg's only exception; BadImage is one too and passes through
+        raise error if isinstance(error, BadImage) else BadImage(f"damaged JPEG: {error}") from error
+    return _decode_pillow(data, max_pixels)
+
+
+def _check_png(data: bytes) -> None:
+    """The checksums of a PNG's pixels and palette. Raises BadImage where one is wrong or a chunk is cut short."""
+    view, start = memoryview(data), len(_PNG)
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        kind = data[start + 4 : start + 8]
+        if end > len(data):
+            raise BadImage("a PNG that is cut short")
+        if kind in (b"IDAT", b"PLTE", b"tRNS") and zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise BadImage(f"a damaged PNG: the checksum of its {kind.decode()} is wrong")
+        if kind == b"IEND":
+            return
+        start = end
+
+
+def _decode_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_size(image.height, image.width, max_pixels)
+        turned = image.getexif().get(_ORIENTATION) if image.format == "TIFF" else None
+        if turned in _TURN_BACK:  # of all formats, Pillow obeys this one's tag by itself
+            image.load()
+            return _to_rgb(image.transpose(_TURN_BACK[turned]))
+        return _to_rgb(image)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # I;16 and its byte orders, or I: 16-bit grey. convert("RGB") would clip it to white
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        grey = ((values + 128) // 257).astype(np.uint8)
+    if image.mode.startswith("I"):  # 16-bit grey: I;16 and its byte orders, or I. convert("RGB") would clip it to white
+        if image.mode == "I" and image.format != "PPM":
+            raise BadImage("32-bit samples have no agreed range")
+        grey = ((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise BadImage("floating-point samples have no agreed range")

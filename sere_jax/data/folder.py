@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 
 from sere_jax.data.example import Example, SourceError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
+MAX_BYTES = 1 << 30
 
 
 class FolderSource:
@@ -23,7 +26,7 @@ class FolderSource:
         self.spec = spec
         self.directory = os.path.abspath(os.path.expanduser(directory))
         _check_directory(spec, directory, self.directory)
-        self._paths = list(_image_paths(self.directory))
+        self._paths = _list(spec, self.directory)
         if not self._paths:
             raise SourceError(f"{spec!r}: no image files under {self.directory} (extensions looked for: {' '.join(sorted(EXTENSIONS))})")
         tops = [path.partition(os.sep)[0] if os.sep in path else "" for path in self._paths]
@@ -41,10 +44,37 @@ class FolderSource:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Example:
-        """Read one file. Raises OSError when it has become unreadable since it was listed."""
+        """Read one file. Raises OSError when it has become unreadable since it was listed, or is no plain file."""
         path = self._paths[index]
-        with open(os.path.join(self.directory, path), "rb") as file:
-            return Example(path, file.read(), self._labels[index])
+        return Example(path, read_file(os.path.join(self.directory, path)), self._labels[index])
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a plain file of at most MAX_BYTES. Raises OSError for anything else: a pipe would block, a device never end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", path)
+        if status.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than an image may have ({MAX_BYTES})", path)
+        return file.read()
+
+
+def _list(spec: str, root: str) -> list[str]:
+    """A directory that cannot be listed is refused: another machine might list it, and then see another data set."""
+    try:
+        return list(_image_paths(root))
+    except OSError as error:
+        where = f"{ascii(error.filename)[:200]} cannot be listed: {error.strerror}"
+        raise SourceError(f"{spec!r}: {where}. Make it readable, hide it with a leading dot, or name a sub-folder.") from error
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: listed as a file that cannot be read
+        return False
 
 
 def _image_paths(root: str) -> Iterator[str]:
@@ -56,7 +86,7 @@ def _image_paths(root: str) -> Iterator[str]:
         if identity in ancestors:  # a link back to a directory above would never end
             return
         with os.scandir(directory) as entries:
-            listing = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            listing = sorted((entry.name, _is_directory(entry)) for entry in entries if not entry.name.startswith("."))
         for name, is_directory in listing:
             if is_directory:
                 yield from walk(os.path.join(directory, name), os.path.join(prefix, name), ancestors | {identity})

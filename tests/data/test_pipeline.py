@@ -144,7 +144,7 @@ def test_a_bad_image_is_replaced_and_its_geometry_follows(kind, caplog):
 
 
 def test_a_source_of_nothing_but_bad_images_ends_with_a_clear_error():
-    with pytest.raises(UnreadableData, match="memory: 21 images in a row could not be read; the last error: not a readable image"):
+    with pytest.raises(UnreadableData, match="memory: 21 images in a row could not be read; the last error: a PNG that is cut short"):
         batches(MemorySource(10, bad=range(10)))
 
 
