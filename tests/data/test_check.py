@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import rich.console
+
+from sere_jax.data import check
+from tests.data.images import MemorySource, encode, gradient
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_report_names_what_cannot_be_read(workers):
+    report = check.check(MemorySource(40, bad=[4, 11], missing=[30]), workers=workers)
+    assert [item.position for item in report.bad] == [4, 11, 30] and report.images == 40
+    assert [item.position for item in report.good] == [i for i in range(40) if i not in (4, 11, 30)]
+    facts = report.as_json()
+    assert facts["unreadable"] == 3 and facts["errors"][2] == {"index": 30, "name": "item 30", "error": "no file 30"}
+    assert facts["shorter_side"]["least"] == 20 and facts["longer_side"]["most"] == 34
+
+
+def folder(path, *, damaged=()):
+    for name in ("cat", "dog"):
+        (path / name).mkdir()
+        for i in range(3 if name == "cat" else 2):
+            data = encode(gradient(20 + i, 30), "JPEG")
+            (path / name / f"{i}.jpg").write_bytes(data[:100] if (name, i) in damaged else data)
+    return f"--source=folder:{path}"
+
+
+def test_the_program_on_good_and_bad_folders(tmp_path, capsys):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.mkdir(), bad.mkdir()
+    assert check.main([folder(good), "--workers=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "0 (0.00%)" in shown and "2, of 2 to 3 readable images" in shown
+    assert check.main([folder(bad, damaged=[("cat", 1)]), f"--json={tmp_path / 'report.json'}"]) == 1
+    assert "cat/1.jpg" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["errors"][0]["name"] == "cat/1.jpg"
+    assert check.main([f"--source=folder:{bad}", "--json=-"]) == 1
+    assert json.loads(capsys.readouterr().out)["images"] == 5  # nothing but JSON
+
+
+def test_a_source_that_is_not_there(capsys):
+    assert check.main(["--source=folder:/nowhere/at all"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_printed_and_many_errors():
+    source = MemorySource(30, bad=range(30))
+    report = check.check(source)
+    odd = report._replace(bad=[report.bad[0]._replace(name="caf\udce9\n[red]"), *report.bad[1:]])
+    console = rich.console.Console(file=io.StringIO(), width=120)
+    check.show(odd, console)
+    shown = console.file.getvalue()
+    assert "caf\\udce9\\n[red]" in shown and "10 more" in shown
+    json.dumps(odd.as_json()).encode()
