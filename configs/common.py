@@ -36,6 +36,8 @@ def pretrain() -> ConfigDict:
             "model": _model(),
             "head": _head(),
             "dino": _dino(),
+            "patch": _patch(),
+            "barlow": _barlow(),
             "relation": _relation(),
             "optimizer": _optimizer(),
             "teacher": _teacher(),
@@ -89,9 +91,10 @@ def _photometry() -> dict[str, Any]:
 
 
 def _masking() -> dict[str, Any]:
-    """Masked image modelling. No method reads it yet."""
+    """Masked image modelling: patches of the student's global crops that are hidden (iBOT's recipe)."""
     return {
         "kind": "none",  # none | block | random
+        "start_epoch": 0,  # nothing is hidden before
         "ratio": (0.0, 0.3),  # hidden share of the patches; one of them is drawn for a view ...
         "ratio_var": (0.0, 0.2),  # ... and moved uniformly by at most this much
         "prob": 0.5,  # of the second ratio
@@ -131,6 +134,27 @@ def _dino() -> dict[str, Any]:
         "warmup_teacher_temp": 0.04,  # at the start
         "warmup_teacher_temp_epochs": 0,
         "center_momentum": 0.9,
+    }
+
+
+def _patch() -> dict[str, Any]:
+    """The loss on single patches: iBOT's on masked ones, DINO+'s on those that two crops share. Otherwise as `dino`."""
+    return {
+        "patch_weight": 1.0,  # beside the cls loss
+        "teacher_patch_temp": 0.04,  # after the warm-up, which lasts dino.warmup_teacher_temp_epochs
+        "warmup_teacher_patch_temp": 0.04,
+        "patch_center_momentum": 0.9,
+    }
+
+
+def _barlow() -> dict[str, Any]:
+    """Barlow's relation over the batch (Table 11). The paper says none of these; only off_diagonal is Barlow Twins' own."""
+    return {
+        "barlow_weight": 0.024,
+        "off_diagonal": 0.0051,
+        "embedding": "patches",  # what is related: the mean of the patches' projections | cls
+        "projector": "relation",  # BatchNorm and ReLU, as SERE's channel relation has it | mlp, Barlow Twins' of three layers
+        "projector_width": 8192,  # of the mlp
     }
 
 

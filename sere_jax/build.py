@@ -19,7 +19,7 @@ from sere_jax.build_model import backbone, heads
 from sere_jax.build_objective import Steps, objective, recipe
 from sere_jax.data.masks import MaskRecipe
 from sere_jax.data.views import ViewRecipe
-from sere_jax.models.network import Network
+from sere_jax.models.network import Alignment, Network
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.optim import adamw
@@ -63,7 +63,9 @@ def steps(config: ConfigDict, examples: int) -> Steps:
 def network(config: ConfigDict) -> Network:
     """The backbone with the heads that the recipe's losses ask for."""
     names = {request.head for request in objective(config, Steps(1, 1)).requests if request.head}
-    return Network(backbone(config), heads(config, names))
+    relation = config.relation
+    alignment = Alignment(relation.global_points, relation.sampling, relation.padding, relation.sampling_impl)
+    return Network(backbone(config), heads(config, names), alignment)
 
 
 class OptimizerSchedules(NamedTuple):
@@ -106,11 +108,19 @@ def view_recipe(config: ConfigDict) -> ViewRecipe:
     return ViewRecipe(**config.views)
 
 
-def mask_recipe(config: ConfigDict) -> MaskRecipe | None:
-    """The masking recipe, or None where no patch is hidden."""
-    if config.masking.kind == "none":
+def mask_recipe(config: ConfigDict, length: Steps | None = None) -> MaskRecipe | None:
+    """The masking recipe, or None where no patch is hidden; with the run's length it knows when masking starts."""
+    masking = config.masking
+    if masking.kind == "none":
         return None
-    return MaskRecipe(grid=config.views.global_size // config.model.patch_size, **config.masking)
+    return MaskRecipe(
+        grid=config.views.global_size // config.model.patch_size,
+        kind=masking.kind,
+        ratio=masking.ratio,
+        ratio_var=masking.ratio_var,
+        prob=masking.prob,
+        start_step=masking.start_epoch * length.per_epoch if length else 0,
+    )
 
 
 def abstract_views(config: ConfigDict) -> Any:
@@ -206,13 +216,11 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> C
 
 def init_state(config: ConfigDict, length: Steps) -> TrainState:
     """The state at step 0: a function of the config's seed alone. The teacher starts as a copy of the student."""
-    views = config.views
-    channels = config.model.in_channels
-    global_views = jnp.zeros((1, 2, views.global_size, views.global_size, channels))
-    local_views = jnp.zeros((1, views.local_count, views.local_size, views.local_size, channels))
+    views = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), abstract_views(config))
+    crops = [x.astype(jnp.float32) for x in (views.global_views, views.local_views)]
     method = objective(config, length)
     requests = tuple(request for request in method.requests if request.side == "student")
-    variables = network(config).init(jax.random.key(config.seed), global_views, local_views, requests)
+    variables = network(config).init(jax.random.key(config.seed), *crops, requests, views=views)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),

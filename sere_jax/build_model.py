@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sere_jax.models.heads import PrototypeHead, RelationHead
+from sere_jax.models.heads import BarlowProjector, PrototypeHead, RelationHead
 from sere_jax.models.vit import VARIANTS, ViT
 
 
@@ -32,12 +32,16 @@ def backbone(config: ConfigDict, *, scan_blocks: bool | None = None) -> ViT:
 
 
 def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The heads of these names: `dino` is a prototype head, the others are SERE's modules."""
+    """The heads of these names: `dino` is a prototype head, `batch` Barlow's projector, the others are SERE's modules."""
     dtype = jnp.dtype(config.model.dtype)
     found: dict[str, nn.Module] = {}
     for name in sorted(names):
         if name == "dino":
             found[name] = PrototypeHead(**config.head, dtype=dtype)
+        elif name == "batch" and config.barlow.projector == "mlp":
+            found[name] = BarlowProjector(config.barlow.projector_width, dtype=dtype)
+        elif name == "batch":
+            found[name] = RelationHead(dtype=dtype, symmetric=True)
         else:
             found[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
     return found

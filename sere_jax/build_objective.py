@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 
 from sere_jax import schedules
 from sere_jax.build_model import backbone
+from sere_jax.objectives.barlow import batch_relation
 from sere_jax.objectives.dino import dino
+from sere_jax.objectives.patch import aligned, patch
 from sere_jax.objectives.recipes import RECIPES, Recipe, combine
 from sere_jax.objectives.relation import Temperatures, channel, spatial
-from sere_jax.types import Objective
+from sere_jax.types import Objective, Schedule
 
 
 class Steps(NamedTuple):
@@ -29,31 +31,50 @@ def recipe(config: ConfigDict) -> Recipe:
 
 def objective(config: ConfigDict, length: Steps) -> Objective:
     """The recipe's weighted sum of losses, its schedules laid out for a run of that length."""
-    relation, chosen = config.relation, recipe(config)
+    relation, chosen, width = config.relation, recipe(config), backbone(config).width
     makers: dict[str, Callable[[], Objective]] = {
         "dino": lambda: dino(
             prototypes=config.head.prototypes,
             student_temp=config.dino.student_temp,
-            teacher_temp=schedules.linear_by_epoch(
-                config.dino.warmup_teacher_temp,
-                config.dino.teacher_temp,
-                epochs=config.dino.warmup_teacher_temp_epochs,
-                steps_per_epoch=length.per_epoch,
-            ),
+            teacher_temp=_teacher_temp(config, length, config.dino.warmup_teacher_temp, config.dino.teacher_temp),
             center_momentum=config.dino.center_momentum,
             local_count=config.views.local_count,
         ),
+        "patch": lambda: _patch(config, length, patch),
+        "aligned": lambda: _patch(config, length, aligned),
         "spatial": lambda: _spatial(config),
         "channel": lambda: channel(
             temperatures=_temperatures(config, relation.teacher_temp_channel),
-            width=backbone(config).width,
+            width=width,
             norm=relation.tokens,
             local_count=config.views.local_count,
             local_heads=relation.local_heads,
+            student_tokens=relation.student_tokens,
+        ),
+        "batch": lambda: batch_relation(
+            tokens=config.barlow.embedding,
+            norm=relation.tokens,
+            off_diagonal=config.barlow.off_diagonal,
+            width=config.barlow.projector_width if config.barlow.projector == "mlp" else width,
         ),
     }
     parts = {name: makers[name]() for name in chosen.losses}
-    return combine(chosen, parts, alpha=relation.alpha, beta=relation.beta, image_weight=relation.image_weight)
+    weights = {"patch": config.patch.patch_weight, "aligned": config.patch.patch_weight, "batch": config.barlow.barlow_weight}
+    return combine(chosen, parts, alpha=relation.alpha, beta=relation.beta, image_weight=relation.image_weight, weights=weights)
+
+
+def _teacher_temp(config: ConfigDict, length: Steps, start: float, end: float) -> Schedule:
+    return schedules.linear_by_epoch(start, end, epochs=config.dino.warmup_teacher_temp_epochs, steps_per_epoch=length.per_epoch)
+
+
+def _patch(config: ConfigDict, length: Steps, make: Callable[..., Objective]) -> Objective:
+    settings = config.patch
+    return make(
+        prototypes=config.head.prototypes,
+        student_temp=config.dino.student_temp,
+        teacher_temp=_teacher_temp(config, length, settings.warmup_teacher_patch_temp, settings.teacher_patch_temp),
+        center_momentum=settings.patch_center_momentum,
+    )
 
 
 def _spatial(config: ConfigDict) -> Objective:
@@ -71,6 +92,7 @@ def _spatial(config: ConfigDict) -> Objective:
         norm=relation.tokens,
         local_count=config.views.local_count,
         local_heads=relation.local_heads,
+        student_tokens=relation.student_tokens,
     )
 
 

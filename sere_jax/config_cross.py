@@ -80,9 +80,21 @@ def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
 def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
     total = v["relation.alpha"] + v["relation.beta"]
     recipe = RECIPES[v["recipe"]]
-    if v["relation.image_weight"] == "paper" or total <= 4 or not (recipe.image and recipe.relations):
+    if v["relation.image_weight"] == "paper" or total <= 4 or not (recipe.image and recipe.self_relation):
         return []
     return [f"relation.alpha: found alpha + beta = {total:g}, expected at most 4: the image loss has weight (4 - alpha - beta) / 2"]
+
+
+def _masking(v: Values, devices: int, processes: int) -> list[str]:
+    if v["masking.kind"] == "none":
+        if "patch" not in RECIPES[v["recipe"]].losses:
+            return []
+        return [f"masking.kind: found 'none', expected block or random: {v['recipe']} learns from hidden patches"]
+    pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
+    if all(mean - var >= 0 and mean + var <= 1 for mean, var in pairs):
+        return []
+    found = " and ".join(f"{mean} -+ {var}" for mean, var in pairs)
+    return [f"masking.ratio: found {found} with masking.ratio_var, expected shares between 0 and 1"]
 
 
 def _channels(v: Values, devices: int, processes: int) -> list[str]:
@@ -122,6 +134,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Values, int, int], list[str]
     ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
+    (("recipe", "masking.kind", "masking.ratio", "masking.ratio_var"), _masking),
     (("model.in_channels", "photometry.mean", "photometry.std"), _channels),
     (("run.fsdp",), _mesh),
     (("run.eval_every_steps", "eval.gallery", "eval.query"), _evaluation),

@@ -156,7 +156,7 @@ def _batches(config: ConfigDict, source: Source, length: build.Steps, start_step
     return train_batches(
         source,
         recipe=build.view_recipe(config),
-        masking=build.mask_recipe(config),
+        masking=build.mask_recipe(config, length),
         seed=config.seed,
         batch_size=data.batch_size,
         start_step=start_step,

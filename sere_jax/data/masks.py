@@ -26,6 +26,7 @@ class MaskRecipe:
     ratio: tuple[float, float] = (0.0, 0.3)
     ratio_var: tuple[float, float] = (0.0, 0.2)
     prob: float = 0.5
+    start_step: int = 0  # nothing is hidden before (iBOT's pred_start_epoch)
 
     @property
     def cap(self) -> int:
@@ -42,6 +43,11 @@ def sample_masks(recipe: MaskRecipe, views: int, rng: np.random.Generator) -> tu
         hidden = np.flatnonzero(mask)
         row[: len(hidden)] = hidden
     return masks, indices
+
+
+def no_masks(recipe: MaskRecipe, views: int) -> tuple[Bool[np.ndarray, "v h w"], Int[np.ndarray, "v cap"]]:
+    """What `sample_masks` answers where nothing is hidden."""
+    return np.zeros((views, recipe.grid, recipe.grid), np.bool_), np.full((views, recipe.cap), -1, np.int32)
 
 
 def sample_ratio(recipe: MaskRecipe, rng: np.random.Generator) -> float:

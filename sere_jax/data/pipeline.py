@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 
 from sere_jax.data.decode import MAX_PIXELS, Backend, BadImage, decode
 from sere_jax.data.example import Source
-from sere_jax.data.masks import MaskRecipe, sample_masks
+from sere_jax.data.masks import MaskRecipe, no_masks, sample_masks
 from sere_jax.data.order import Stream, example_index, position_rng, steps_per_epoch
 from sere_jax.data.views import GLOBAL_COUNT, ImageViews, ViewRecipe, empty_views, make_views
 from sere_jax.types import Views
@@ -141,11 +141,14 @@ class BatchMaker:
             raise
 
     def _masks(self, step: int) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-        if self.masking is None:
+        masking = self.masking
+        if masking is None:
             return None, None
         first = int(step) * self.batch_size + self.first_row
         rngs = (position_rng(self.seed, first + row, Stream.MASKS) for row in range(self.rows))
-        masks, indices = zip(*(sample_masks(self.masking, GLOBAL_COUNT, rng) for rng in rngs), strict=True)
+        hides = step >= masking.start_step
+        drawn = (sample_masks(masking, GLOBAL_COUNT, rng) if hides else no_masks(masking, GLOBAL_COUNT) for rng in rngs)
+        masks, indices = zip(*drawn, strict=True)
         return np.stack(masks), np.stack(indices)
 
 

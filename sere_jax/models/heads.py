@@ -100,3 +100,19 @@ class PrototypeHead(nn.Module):
         # PyTorch's normalize: divide by max(|x|, 1e-12); the square keeps the gradient finite at zero.
         x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
         return PrototypeOutput(x, Prototypes(self.prototypes, self.norm_last_layer, name="last_layer")(self.bottleneck))
+
+
+class BarlowProjector(nn.Module):
+    """Barlow Twins' projector: three linear layers without bias, each `width` wide, BatchNorm and ReLU after the first two."""
+
+    width: int = 8192
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[jax.Array, "*batch d"], *, student: bool) -> Float[jax.Array, "*batch e"]:
+        x = tokens
+        for i in range(3):
+            init = uniform_fan_in(x.shape[-1])
+            x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"mlp_{i}")(x)
+            x = x if i == 2 else nn.relu(BatchNorm(name=f"bn_{i}")(x))
+        return x

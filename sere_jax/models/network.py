@@ -73,8 +73,8 @@ class Network(nn.Module):
 
     def _tokens(self, request: Request, features: Features, views: Views | None) -> jax.Array:
         if request.tokens == "cls":
-            return features.cls
-        patches = features.patches if request.norm == "post" else features.patches_prenorm
+            return jnp.asarray(features.cls)
+        patches = jnp.asarray(features.patches if request.norm == "post" else features.patches_prenorm)
         if request.tokens == "patches":
             return patches
         if request.tokens == "masked":

@@ -27,12 +27,21 @@ class Temperatures(NamedTuple):
     student: float
 
 
-def relation_requests(head: str, *, norm: Norm, local_count: int, local_heads: Literal["separate", "shared"]) -> tuple[Request, ...]:
+def relation_requests(
+    head: str,
+    *,
+    norm: Norm,
+    local_count: int,
+    local_heads: Literal["separate", "shared"],
+    student_tokens: Literal["masked", "unmasked"] = "masked",
+) -> tuple[Request, ...]:
     """Student's and teacher's relation features of global crops, and the student's of local crops if there are any.
 
-    Local crops have heads of their own (`separate`, the authors' code) or use the global crops'.
+    Local crops have heads of their own (`separate`, the authors' code) or use the global crops'. Where a method masks the student's
+    crops, `unmasked` asks for them whole: one more forward pass.
     """
-    requests = [Request(head, "global", "patches", norm, side) for side in ("student", "teacher")]
+    student, teacher = (Request(head, "global", "patches", norm, side) for side in ("student", "teacher"))
+    requests = [student._replace(whole=student_tokens == "unmasked"), teacher]
     if local_count:
         requests.append(Request(head if local_heads == "shared" else f"{head}_local", "local", "patches", norm, "student"))
     return tuple(requests)
@@ -52,6 +61,7 @@ def spatial(
     norm: Norm,
     local_count: int,
     local_heads: Literal["separate", "shared"],
+    student_tokens: Literal["masked", "unmasked"] = "masked",
 ) -> Objective:
     """Spatial self-relation on the overlap of each pair of crops (section 3.2).
 
@@ -59,7 +69,7 @@ def spatial(
     relation along keys and queries, at a fraction of the cost. `disjoint` says whether a pair without overlap counts in the
     mean with its constant ln(points), as in the authors' code, or is left out, as in TPAMI's footnote.
     """
-    requests = relation_requests("spatial", norm=norm, local_count=local_count, local_heads=local_heads)
+    requests = relation_requests("spatial", norm=norm, local_count=local_count, local_heads=local_heads, student_tokens=student_tokens)
 
     def pair_loss(teacher: jax.Array, student: jax.Array, points_t: Points, points_s: Points) -> jax.Array:
         """Teacher's and student's maps [b, h, w, d] of one pair of views, and where each sees the overlap."""
@@ -94,10 +104,16 @@ def spatial(
 
 
 def channel(
-    *, temperatures: Temperatures, width: int, norm: Norm, local_count: int, local_heads: Literal["separate", "shared"]
+    *,
+    temperatures: Temperatures,
+    width: int,
+    norm: Norm,
+    local_count: int,
+    local_heads: Literal["separate", "shared"],
+    student_tokens: Literal["masked", "unmasked"] = "masked",
 ) -> Objective:
     """Channel self-relation of whole views (section 3.3); channels need no alignment. `width` is the number of channels d."""
-    requests = relation_requests("channel", norm=norm, local_count=local_count, local_heads=local_heads)
+    requests = relation_requests("channel", norm=norm, local_count=local_count, local_heads=local_heads, student_tokens=student_tokens)
 
     def relation(features: jax.Array) -> jax.Array:
         return channel_relation(features.reshape(*features.shape[:2], -1, features.shape[-1]))

@@ -25,7 +25,8 @@ def _constant(name: str, value: float, *extra: Request) -> Objective:
     return Objective((Request(name, "global", "cls", "post", "student"), *extra), lambda: {"count": 0}, apply, {name: 10 * value})
 
 
-PARTS = {"dino": _constant("dino", 1.0), "spatial": _constant("spatial", 100.0), "channel": _constant("channel", 10000.0)}
+VALUES = {"dino": 1.0, "patch": 3.0, "aligned": 5.0, "batch": 7.0, "spatial": 100.0, "channel": 10000.0}
+PARTS = {name: _constant(name, value) for name, value in VALUES.items()}
 
 
 def _total(recipe: str, alpha: float, beta: float, image_weight: str = "code") -> float:
@@ -41,7 +42,7 @@ def test_weight_of_the_image_loss(alpha: float, beta: float, factor: float):
 
 @pytest.mark.parametrize("image_weight", ["code", "paper"])
 def test_each_part_can_stand_alone(image_weight: str):
-    totals = {name: _total(name, 0.5, 0.5, image_weight) for name in RECIPES}
+    totals = {name: _total(name, 0.5, 0.5, image_weight) for name, recipe in RECIPES.items() if set(recipe.losses) <= set(PARTS)}
     image = 1.5 if image_weight == "code" else 1.0
     expected = {
         "dino": 1.0,
@@ -51,8 +52,21 @@ def test_each_part_can_stand_alone(image_weight: str):
         "spatial": 50,
         "channel": 5000,
         "spatial_channel": 5050,
+        "ibot": 4.0,
+        "ibot_sere": 4 * image + 5050,
+        "dinoplus": 6.0,
+        "dinoplus_sere": 6 * image + 5050,
+        "dino_barlow": 1 + 7,  # no self-relation, so alpha and beta say nothing of the image loss
     }
-    assert totals == pytest.approx(expected)
+    assert {name: totals[name] for name in expected} == pytest.approx(expected)
+
+
+def test_factors_of_single_losses():
+    """iBOT + SERE's total: (lambda_1 cls + lambda_2 patch) (4 - alpha - beta) / 2 + alpha spatial + beta channel."""
+    settings = {"alpha": 0.2, "beta": 0.5, "image_weight": "code"}
+    method = combine(RECIPES["ibot_sere"], PARTS, **settings, weights={"patch": 2.0, "batch": 9.0})
+    total = method.apply({}, VIEWS, method.init(), STEP)[0]
+    assert float(total) == pytest.approx(1.65 * (1 + 2 * 3) + 0.2 * 100 + 0.5 * 10000)
 
 
 def test_a_sum_unites_requests_states_metrics_and_references():
