@@ -29,6 +29,9 @@ def pretrain() -> ConfigDict:
         {
             "seed": 0,  # decides initialisation, the order of the data and every random number of the augmentation
             "recipe": "dino_sere",  # the method: dino | dino_sere | a part of it alone (sere_jax/objectives/recipes.py has the table)
+            "init_from": "",  # weights to start from: a workdir or any file that docs/weights.md lists; '': at random
+            "init_heads": True,  # the heads too, as far as init_from holds them | False: the backbone alone
+            "init_resize": False,  # True: its position embedding is resized to views.global_size | False: another size is an error
             "data": _data(),
             "views": _views(),
             "photometry": _photometry(),
@@ -110,6 +113,9 @@ def _model() -> dict[str, Any]:
         "heads": 0,  # attention heads; 0: the variant's
         "patch_size": 16,  # pixels
         "in_channels": 3,
+        "init": "normal",  # of a ViT's linear layers: normal, 0.02 (DINO, iBOT) | mocov3 | mae (both Xavier, models/init.py)
+        "positions": "learned",  # learned | fixed sine and cosine: sincos_rows (MoCo v3's order) | sincos_columns (MAE's)
+        "freeze_patch_embed": False,  # True: the patch embedding stays as it was made (MoCo v3)
         "drop_path": 0.1,  # of the last block, growing linearly from 0; the student only
         "dtype": "bfloat16",  # of activations (float32 | bfloat16); parameters, losses and statistics are float32
         "scan_blocks": False,  # one compiled block run `depth` times: compiles faster, the same training
@@ -185,15 +191,20 @@ def _relation() -> dict[str, Any]:
 
 def _optimizer() -> dict[str, Any]:
     return {
-        "name": "adamw",  # beta 0.9 and 0.999, epsilon 1e-8
+        "name": "adamw",  # adamw (beta 0.9 and beta2, epsilon 1e-8) | sgd | lars
+        "beta2": 0.999,  # of AdamW
+        "momentum": 0.9,  # of SGD and LARS
+        "trust_coefficient": 0.001,  # of LARS
         "base_lr": 5e-4,  # for 256 images; the peak is base_lr x batch_size / 256
         "min_lr": 1e-6,  # where the cosine ends
         "warmup_epochs": 10,  # linear from 0
+        "warmup": "inclusive",  # the peak is reached at its last step: inclusive (DINO) | at the first after it: exclusive (MoCo v3, MAE)
         "weight_decay": 0.04,  # at the start, cosine to the next
         "weight_decay_end": 0.4,
         "clip_grad": 3.0,  # largest norm of one tensor's gradient; 0: no clipping
         "freeze_last_layer_epochs": 1,  # the prototypes do not move in these
         "decay_bias": False,  # True: biases are decayed, as in the authors' iBOT + SERE code
+        "decay_scale": False,  # True: the scales of normalisation layers too; with decay_bias that is everything (MoCo v3)
         "accumulate_steps": 1,  # micro-batches that a batch is cut into, one after the other, for one update
     }
 

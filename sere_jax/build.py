@@ -6,27 +6,26 @@ Everything below takes keyword arguments, so that signatures tell what a part de
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sere_jax import schedules
 from sere_jax.build_model import backbone, heads
 from sere_jax.build_objective import Steps, objective, recipe
+from sere_jax.build_optimizer import OptimizerSchedules, frozen, optimizer, optimizer_schedules
 from sere_jax.data.masks import MaskRecipe
 from sere_jax.data.views import ViewRecipe
 from sere_jax.models.network import Alignment, Network
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
-from sere_jax.optim import adamw
+from sere_jax.optim import stop_frozen
 from sere_jax.sharding import replicated
 from sere_jax.state import TrainState
 from sere_jax.step import Noise, make_train_step
-from sere_jax.types import Metrics, Outputs, PyTree, Request, Schedule, Views
+from sere_jax.types import Metrics, Outputs, PyTree, Request, Views
 
 __all__ = [
     "OptimizerSchedules",
@@ -35,6 +34,7 @@ __all__ = [
     "abstract_views",
     "augment",
     "backbone",
+    "frozen",
     "init_state",
     "mask_recipe",
     "network",
@@ -66,41 +66,6 @@ def network(config: ConfigDict) -> Network:
     relation = config.relation
     alignment = Alignment(relation.global_points, relation.sampling, relation.padding, relation.sampling_impl)
     return Network(backbone(config), heads(config, names), alignment)
-
-
-class OptimizerSchedules(NamedTuple):
-    """Functions of the step: learning rate, weight decay, and the teacher's momentum."""
-
-    learning_rate: Schedule
-    weight_decay: Schedule
-    ema_momentum: Schedule
-
-
-def optimizer_schedules(config: ConfigDict, length: Steps) -> OptimizerSchedules:
-    """lr_peak = base_lr * batch_size / 256. With accumulation schedules are laid out in micro-batches and read once a window."""
-    optimizer, parts = config.optimizer, config.optimizer.accumulate_steps
-    total = length.total * parts
-    rate = schedules.warmup_cosine(
-        optimizer.base_lr * config.data.batch_size / 256,
-        optimizer.min_lr,
-        warmup_steps=min(optimizer.warmup_epochs * length.per_epoch, length.total) * parts,
-        steps=total,
-    )
-    decay = schedules.cosine(optimizer.weight_decay, optimizer.weight_decay_end, total)
-    momentum = schedules.cosine(config.teacher.ema_momentum, config.teacher.ema_momentum_end, total)
-    return OptimizerSchedules(*(schedules.every(schedule, parts) for schedule in (rate, decay, momentum)))
-
-
-def optimizer(config: ConfigDict, length: Steps) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of the config."""
-    found = optimizer_schedules(config, length)
-    return adamw(
-        learning_rate=found.learning_rate,
-        weight_decay=found.weight_decay,
-        clip_grad=config.optimizer.clip_grad,
-        decay_bias=config.optimizer.decay_bias,
-        freeze_last_layer_steps=config.optimizer.freeze_last_layer_epochs * length.per_epoch,
-    )
 
 
 def view_recipe(config: ConfigDict) -> ViewRecipe:
@@ -186,6 +151,7 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> C
         views: Views,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]:
+        params = stop_frozen(params, frozen(config))
         whole = params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
         variables = {"params": whole, "batch_stats": batch_stats}
         outputs, updated = module.apply(
@@ -201,16 +167,18 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> C
         draw = jax.vmap(lambda key: jax.random.uniform(key, (sum(counts), depth, 2)))(keys)
         return draw[:, : counts[0]], draw[:, counts[0] :]
 
+    found = optimizer_schedules(config, length)
     return make_train_step(
         forward=forward,
         objective=objective(config, length),
         optimizer=optimizer(config, length),
         augment=augment(config),
         drop_path_noise=noise,
-        ema_momentum=optimizer_schedules(config, length).ema_momentum,
+        ema_momentum=found.ema_momentum,
         ema_timing=recipe(config).ema_timing,
         accumulate_steps=config.optimizer.accumulate_steps,
         seed=config.seed,
+        logged={"learning_rate": found.learning_rate, "weight_decay": found.weight_decay},
     )
 
 

@@ -28,6 +28,8 @@ def backbone(config: ConfigDict, *, scan_blocks: bool | None = None) -> ViT:
         scan_blocks=model.scan_blocks if scan_blocks is None else scan_blocks,
         remat=model.remat,
         mask_token=config.masking.kind != "none",
+        init_rule=model.init,
+        positions=model.positions,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sere_jax.models.init import INITS
 from sere_jax.models.vit import VARIANTS
 from sere_jax.objectives.recipes import RECIPES
 
@@ -78,6 +79,9 @@ _BOOL = Rule(bool)
 RULES: Mapping[str, Rule] = {
     "seed": Rule(int, low=0, high=2**32 - 1),
     "recipe": _choice(*RECIPES),
+    "init_from": Rule(str),
+    "init_heads": _BOOL,
+    "init_resize": _BOOL,
     "data.source": _SOURCE,
     "data.batch_size": _count(1),
     "data.backend": _choice("fast", "pil"),
@@ -116,6 +120,9 @@ RULES: Mapping[str, Rule] = {
     "model.heads": _count(),
     "model.patch_size": _count(1),
     "model.in_channels": _count(1),
+    "model.init": _choice(*INITS),
+    "model.positions": _choice("learned", "sincos_rows", "sincos_columns"),
+    "model.freeze_patch_embed": _BOOL,
     "model.drop_path": _number(0.0, 0.99),
     "model.dtype": _choice("float32", "bfloat16"),
     "model.scan_blocks": _BOOL,
@@ -158,15 +165,20 @@ RULES: Mapping[str, Rule] = {
     "relation.image_weight": _choice("code", "paper"),
     "relation.global_points": _count(2),
     "relation.local_points": _count(2),
-    "optimizer.name": _choice("adamw"),
+    "optimizer.name": _choice("adamw", "sgd", "lars"),
+    "optimizer.beta2": _number(0.0, 0.9999),
+    "optimizer.momentum": _number(0.0, 0.9999),
+    "optimizer.trust_coefficient": _number(above=True),
     "optimizer.base_lr": _number(above=True),
     "optimizer.min_lr": _number(),
     "optimizer.warmup_epochs": _count(),
+    "optimizer.warmup": _choice("inclusive", "exclusive"),
     "optimizer.weight_decay": _number(),
     "optimizer.weight_decay_end": _number(),
     "optimizer.clip_grad": _number(),
     "optimizer.freeze_last_layer_epochs": _count(),
     "optimizer.decay_bias": _BOOL,
+    "optimizer.decay_scale": _BOOL,
     "optimizer.accumulate_steps": _count(1),
     "teacher.ema_momentum": _SHARE,
     "teacher.ema_momentum_end": _SHARE,

@@ -1,4 +1,4 @@
-"""AdamW with the rules of DINO, iBOT and SERE, as a chain of optax transformations.
+"""AdamW, SGD and LARS with the rules of DINO, iBOT, SERE, MoCo v3 and MAE, as chains of optax transformations.
 
 Every transformation takes the global step as the extra argument `step`, so that a skipped step does not shift a schedule.
 Where blocks are stacked by scan, a layer's slice counts as a tensor of its own: scan on and off give the same training.
@@ -7,7 +7,7 @@ Where blocks are stacked by scan, a layer's slice counts as a tensor of its own:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,29 +19,95 @@ LAST_LAYER = "last_layer"  # the prototypes
 _STACKED = "blocks"  # the parameter path of scanned blocks, whose leading axis is the layer
 
 
-def adamw(
-    *,
-    learning_rate: Schedule,
-    weight_decay: Schedule,
-    clip_grad: float = 0.0,
-    decay_bias: bool = False,
-    freeze_last_layer_steps: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """Per-tensor clipping, then AdamW (0.9, 0.999, epsilon 1e-8) with decoupled decay: p - lr (adam + wd p).
+class Rules(NamedTuple):
+    """What all optimizers here share.
 
-    Decayed are all tensors of two or more dimensions (cls token and position embedding included), and 1-D biases with
-    `decay_bias`. In the first `freeze_last_layer_steps` the prototypes' gradient counts as absent: neither the values, nor the
-    moments with their count, nor the decay move. Update with `optimizer.update(grads, state, params, step=step)`.
+    `decay_bias` and `decay_scale` add 1-D biases and 1-D scales to the decayed parameters. In the first
+    `freeze_last_layer_steps` the prototypes' gradient counts as absent: neither the values, nor the moments with their count, nor
+    the decay move. `frozen` holds prefixes of parameter paths (`backbone/pos_embed`) that never move and have no moments.
     """
 
-    def rule() -> optax.GradientTransformationExtraArgs:
-        return optax.chain(optax.scale_by_adam(), _decay_and_scale(learning_rate, weight_decay, decay_bias))
+    learning_rate: Schedule
+    weight_decay: Schedule
+    clip_grad: float = 0.0
+    decay_bias: bool = False
+    decay_scale: bool = False
+    freeze_last_layer_steps: int = 0
+    frozen: tuple[str, ...] = ()
+
+
+def adamw(rules: Rules, *, beta2: float = 0.999) -> optax.GradientTransformationExtraArgs:
+    """Per-tensor clipping, then AdamW (0.9, `beta2`, epsilon 1e-8) with decoupled decay: p - lr (adam + wd p).
+
+    Decayed are all tensors of two or more dimensions (cls token and position embedding included), and 1-D ones as `rules`
+    say. Update with `optimizer.update(grads, state, params, step=step)`.
+    """
+    return _optimizer(rules, lambda: optax.chain(optax.scale_by_adam(b2=beta2), _add_decay(rules), _scale(rules)))
+
+
+def sgd(rules: Rules, *, momentum: float = 0.9) -> optax.GradientTransformationExtraArgs:
+    """Per-tensor clipping, then PyTorch's SGD: m <- momentum m + (g + wd p), p - lr m. DINO's recipe for ResNets."""
+    return _optimizer(rules, lambda: optax.chain(_add_decay(rules), optax.trace(momentum), _scale(rules)))
+
+
+def lars(rules: Rules, *, momentum: float = 0.9, trust_coefficient: float = 1e-3) -> optax.GradientTransformationExtraArgs:
+    """LARS as MoCo v3 runs it: u = g + wd p, times trust |p| / |u| for tensors of two or more dimensions; m <- momentum m + u, p - lr m.
+
+    `optax.lars` multiplies by the rate before the momentum, which is another rule while the rate changes.
+    """
+    trust = trust_ratio(trust_coefficient)
+    return _optimizer(rules, lambda: optax.chain(_add_decay(rules), trust, optax.trace(momentum), _scale(rules)))
+
+
+def trust_ratio(coefficient: float) -> optax.GradientTransformation:
+    """Scale each update u of a tensor p of two or more dimensions by coefficient |p| / |u|; by 1 where either norm is 0.
+
+    Source: You et al. 2017, LARS, as in MoCo v3. Stacked blocks are scaled layer by layer, which optax's would not do.
+    """
+
+    def scale(path: Any, update: jax.Array, parameter: jax.Array) -> jax.Array:
+        if not _is_matrix(path, parameter):
+            return update
+        size, length = _norm(path, parameter), _norm(path, update)
+        both = (size > 0) & (length > 0)
+        return update * jnp.where(both, coefficient * size / jnp.where(both, length, 1.0), 1.0)
+
+    def update(updates: PyTree, params: PyTree = None) -> PyTree:
+        return jax.tree_util.tree_map_with_path(scale, updates, params)
+
+    return optax.stateless(update)
+
+
+def _optimizer(
+    rules: Rules, rule: Callable[[], optax.GradientTransformationExtraArgs | optax.GradientTransformation]
+) -> optax.GradientTransformationExtraArgs:
+    """`rule` after clipping, for the prototypes apart from the rest, and for nothing that is frozen."""
+
+    def label(path: Any) -> str:
+        if is_frozen(path, rules.frozen):
+            return "frozen"
+        return LAST_LAYER if LAST_LAYER in names(path) else "rest"
 
     def labels(params: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, _: LAST_LAYER if LAST_LAYER in names(path) else "rest", params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: label(path), params)
 
-    inner = {"rest": rule(), LAST_LAYER: _delayed(rule(), freeze_last_layer_steps)}
-    return optax.chain(clip_per_tensor(clip_grad), optax.partition(inner, labels))
+    inner = {
+        "rest": optax.with_extra_args_support(rule()),
+        LAST_LAYER: _delayed(optax.with_extra_args_support(rule()), rules.freeze_last_layer_steps),
+        "frozen": optax.set_to_zero(),
+    }
+    return optax.chain(clip_per_tensor(rules.clip_grad), optax.partition(inner, labels))
+
+
+def is_frozen(path: Any, frozen: tuple[str, ...]) -> bool:
+    """Whether a parameter path lies under one of the prefixes `frozen`, such as `backbone/patch_embed`."""
+    name = "/".join(names(path)) + "/"
+    return any(name.startswith(prefix + "/") for prefix in frozen)
+
+
+def stop_frozen(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
+    """The same parameters, through which no gradient reaches what is frozen."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path, frozen) else x, params)
 
 
 def clip_per_tensor(limit: float) -> optax.GradientTransformation:
@@ -51,9 +117,7 @@ def clip_per_tensor(limit: float) -> optax.GradientTransformation:
     """
 
     def clip(path: Any, gradient: jax.Array) -> jax.Array:
-        axes = tuple(range(int(is_stacked(path)), gradient.ndim))
-        norm = jnp.sqrt(jnp.sum(jnp.square(gradient), axis=axes, keepdims=True))
-        return gradient * jnp.minimum(1.0, limit / (norm + 1e-6))
+        return gradient * jnp.minimum(1.0, limit / (_norm(path, gradient) + 1e-6))
 
     def update(updates: PyTree, params: PyTree = None) -> PyTree:
         return jax.tree_util.tree_map_with_path(clip, updates) if limit else updates
@@ -61,9 +125,19 @@ def clip_per_tensor(limit: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def decays(path: Any, parameter: jax.Array, *, decay_bias: bool) -> bool:
-    """Whether a parameter is decayed: two or more dimensions, or a bias under `decay_bias`; 1-D scales never are."""
-    return parameter.ndim - int(is_stacked(path)) > 1 or (decay_bias and names(path)[-1] == "bias")
+def decays(path: Any, parameter: jax.Array, *, decay_bias: bool, decay_scale: bool = False) -> bool:
+    """Whether a parameter is decayed: two or more dimensions, or a bias under `decay_bias`, or a scale under `decay_scale`."""
+    return _is_matrix(path, parameter) or {"bias": decay_bias, "scale": decay_scale}.get(names(path)[-1], False)
+
+
+def _is_matrix(path: Any, parameter: jax.Array) -> bool:
+    """Two or more dimensions, the layer axis of stacked blocks not counted."""
+    return parameter.ndim - int(is_stacked(path)) > 1
+
+
+def _norm(path: Any, x: jax.Array) -> jax.Array:
+    """The Euclidean norm of a tensor, or of each layer's slice of a stacked one; broadcasts against it."""
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(int(is_stacked(path)), x.ndim)), keepdims=True))
 
 
 def is_stacked(path: Any) -> bool:
@@ -76,15 +150,27 @@ def names(path: Any) -> tuple[str, ...]:
     return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 
-def _decay_and_scale(learning_rate: Schedule, weight_decay: Schedule, decay_bias: bool) -> optax.GradientTransformationExtraArgs:
+def _add_decay(rules: Rules) -> optax.GradientTransformationExtraArgs:
+    """u + wd p for the parameters that are decayed."""
+
     def update(updates: PyTree, state: PyTree, params: PyTree = None, *, step: jax.Array, **_: Any) -> tuple[PyTree, PyTree]:
-        rate, decay = learning_rate(step), weight_decay(step)
+        decay = rules.weight_decay(step)
 
-        def scale(path: Any, direction: jax.Array, parameter: jax.Array) -> jax.Array:
-            wanted = decay * parameter if decays(path, parameter, decay_bias=decay_bias) else 0.0
-            return -rate * (direction + wanted)
+        def add(path: Any, direction: jax.Array, parameter: jax.Array) -> jax.Array:
+            wanted = decays(path, parameter, decay_bias=rules.decay_bias, decay_scale=rules.decay_scale)
+            return direction + decay * parameter if wanted else direction
 
-        return jax.tree_util.tree_map_with_path(scale, updates, params), state
+        return jax.tree_util.tree_map_with_path(add, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _scale(rules: Rules) -> optax.GradientTransformationExtraArgs:
+    """-lr u."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, *, step: jax.Array, **_: Any) -> tuple[PyTree, PyTree]:
+        rate = rules.learning_rate(step)
+        return jax.tree.map(lambda u: -rate * u, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

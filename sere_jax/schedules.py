@@ -17,16 +17,18 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
     return value
 
 
-def warmup_cosine(peak: float, end: float, *, warmup_steps: int, steps: int) -> Schedule:
-    """Linear from 0 to `peak`, both included, in `warmup_steps`; then `cosine` to `end` over the rest of `steps`.
+def warmup_cosine(peak: float, end: float, *, warmup_steps: int, steps: int, inclusive: bool = True) -> Schedule:
+    """Linear from 0 to `peak` in `warmup_steps`; then `cosine` to `end` over the rest of `steps`.
 
-    The peak therefore stands twice, at the last step of the warm-up and at the first after it.
+    `inclusive`: the warm-up reaches the peak, which therefore stands twice, at its last step and at the first after it (DINO,
+    iBOT). Otherwise it stops short of it: step i has peak i / warmup_steps (MoCo v3, MAE).
     """
+    last = warmup_steps - 1 if inclusive else warmup_steps
     decay = cosine(peak, end, steps - warmup_steps)
 
     def value(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step)
-        return jnp.where(step < warmup_steps, peak * step / max(warmup_steps - 1, 1), decay(step - warmup_steps))
+        return jnp.where(step < warmup_steps, peak * step / max(last, 1), decay(step - warmup_steps))
 
     return value
 

@@ -56,7 +56,7 @@ RATES, DECAYS = [0.0, 0.01, 0.02, 0.015, 0.01, 0.005], [0.1, 0.2, 0.3, 0.4, 0.5,
 
 def _adamw(**options: Any) -> Any:
     read = lambda values: lambda step: jnp.asarray(values, jnp.float32)[step]  # noqa: E731
-    return optim.adamw(learning_rate=read(RATES), weight_decay=read(DECAYS), **options)
+    return optim.adamw(optim.Rules(read(RATES), read(DECAYS), **options))
 
 
 @functools.cache

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from sere_jax.models.init import uniform_fan_in
+from sere_jax.models.init import block_init, cls_init, patch_init
+from sere_jax.ops.positions import sincos_positions
 from sere_jax.ops.resize import resize_position_embedding
 from sere_jax.types import Features
 
 Remat = Literal["none", "dots", "full"]
+Positions = Literal["learned", "sincos_rows", "sincos_columns"]
 
 # (width, depth, heads)
 VARIANTS: dict[str, tuple[int, int, int]] = {
@@ -26,8 +28,6 @@ VARIANTS: dict[str, tuple[int, int, int]] = {
     "vitb": (768, 12, 12),
     "vitl": (1024, 24, 16),
 }
-
-_LINEAR_INIT = nn.initializers.normal(0.02)
 
 
 def _layer_norm(name: str) -> nn.LayerNorm:
@@ -40,14 +40,15 @@ class PatchProjection(nn.Module):
     width: int
     patch_size: int
     dtype: Any
+    init_rule: str = "normal"
 
     @nn.compact
     def __call__(self, images: Float[jax.Array, "b H W c"]) -> Float[jax.Array, "b h w d"]:
         b, height, width, channels = images.shape
         p, h, w = self.patch_size, height // self.patch_size, width // self.patch_size
-        init = uniform_fan_in(p * p * channels)
-        kernel = self.param("kernel", init, (p, p, channels, self.width), jnp.float32)
-        bias = self.param("bias", init, (self.width,), jnp.float32)
+        init = patch_init(self.init_rule, self.width, p * p * channels)
+        kernel = self.param("kernel", init.first, (p, p, channels, self.width), jnp.float32)
+        bias = self.param("bias", init.second, (self.width,), jnp.float32)
         patches = images[:, : h * p, : w * p].reshape(b, h, p, w, p, channels).swapaxes(2, 3).reshape(b, h, w, -1)
         return patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
 
@@ -58,10 +59,11 @@ class PatchEmbed(nn.Module):
     width: int
     patch_size: int
     dtype: Any
+    init_rule: str = "normal"
 
     @nn.compact
     def __call__(self, images: Float[jax.Array, "b H W c"]) -> Float[jax.Array, "b h w d"]:
-        return PatchProjection(self.width, self.patch_size, self.dtype, name="proj")(images)
+        return PatchProjection(self.width, self.patch_size, self.dtype, self.init_rule, name="proj")(images)
 
 
 class Attention(nn.Module):
@@ -69,28 +71,32 @@ class Attention(nn.Module):
 
     heads: int
     dtype: Any
+    init_rule: str = "normal"
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"]) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b m n n"]]:
         b, n, d = x.shape
-        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="qkv")(x)
+        init = block_init(self.init_rule, d)
+        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init.first, name="qkv")(x)
         q, k, v = qkv.reshape(b, n, 3, self.heads, d // self.heads).transpose(2, 0, 3, 1, 4)
         logits = jnp.einsum("bmqe,bmke->bmqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * (d // self.heads) ** -0.5, axis=-1)
         mixed = jnp.einsum("bmqk,bmke->bmqe", weights.astype(self.dtype), v).transpose(0, 2, 1, 3).reshape(b, n, d)
-        return nn.Dense(d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="proj")(mixed), weights
+        return nn.Dense(d, dtype=self.dtype, kernel_init=init.second, name="proj")(mixed), weights
 
 
 class Mlp(nn.Module):
     """Two linear layers with an exact GELU between, four times as wide inside."""
 
     dtype: Any
+    init_rule: str = "normal"
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
         d = x.shape[-1]
-        hidden = nn.Dense(4 * d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="fc1")(x)
-        return nn.Dense(d, dtype=self.dtype, kernel_init=_LINEAR_INIT, name="fc2")(nn.gelu(hidden, approximate=False))
+        init = block_init(self.init_rule, d).second
+        hidden = nn.Dense(4 * d, dtype=self.dtype, kernel_init=init, name="fc1")(x)
+        return nn.Dense(d, dtype=self.dtype, kernel_init=init, name="fc2")(nn.gelu(hidden, approximate=False))
 
 
 class Block(nn.Module):
@@ -98,12 +104,13 @@ class Block(nn.Module):
 
     heads: int
     dtype: Any
+    init_rule: str = "normal"
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"], keep: Float[jax.Array, "b 2"] | None) -> tuple[Any, Any]:
-        attended, attention = Attention(self.heads, self.dtype, name="attn")(_layer_norm("norm1")(x).astype(self.dtype))
+        attended, attention = Attention(self.heads, self.dtype, self.init_rule, name="attn")(_layer_norm("norm1")(x).astype(self.dtype))
         x = x + _scaled(attended, keep, 0)
-        x = x + _scaled(Mlp(self.dtype, name="mlp")(_layer_norm("norm2")(x).astype(self.dtype)), keep, 1)
+        x = x + _scaled(Mlp(self.dtype, self.init_rule, name="mlp")(_layer_norm("norm2")(x).astype(self.dtype)), keep, 1)
         return x, attention
 
 
@@ -137,6 +144,8 @@ class ViT(nn.Module):
     scan_blocks: bool = False
     remat: Remat = "none"
     mask_token: bool = False
+    init_rule: str = "normal"  # models/init.py
+    positions: Positions = "learned"  # the other two are tables that training does not move
 
     @nn.compact
     def __call__(
@@ -168,22 +177,28 @@ class ViT(nn.Module):
     def _embed(self, images: jax.Array, masks: jax.Array | None) -> tuple[jax.Array, tuple[int, int]]:
         if images.shape[-1] != self.in_channels:
             raise ValueError(f"images have {images.shape[-1]} channels; this ViT was built with in_channels={self.in_channels}")
-        x = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(images)
+        x = PatchEmbed(self.width, self.patch_size, self.dtype, self.init_rule, name="patch_embed")(images)
         b, h, w, d = x.shape
         if self.mask_token:
             token = self.param("mask_token", nn.initializers.zeros, (1, d), jnp.float32)
             x = x if masks is None else jnp.where(masks[..., None], token.astype(x.dtype), x)
-        cls = self.param("cls_token", _LINEAR_INIT, (1, 1, d), jnp.float32)
+        cls = self.param("cls_token", cls_init(self.init_rule), (1, 1, d), jnp.float32)
         stored = self.image_size // self.patch_size
-        positions = self.param("pos_embed", _LINEAR_INIT, (1, 1 + stored * stored, d), jnp.float32)
+        positions = self.param("pos_embed", self._start_positions, (1, 1 + stored * stored, d), jnp.float32)
         tokens = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (b, 1, d)), x.reshape(b, h * w, d)], axis=1)
         return tokens + resize_position_embedding(positions, (h, w)).astype(x.dtype), (h, w)
+
+    def _start_positions(self, key: jax.Array, shape: tuple[int, int, int], dtype: Any) -> jax.Array:
+        if self.positions == "learned":
+            return nn.initializers.normal(0.02)(key, shape, dtype)
+        side = self.image_size // self.patch_size
+        return jnp.asarray(sincos_positions(self.width, (side, side), "rows" if self.positions == "sincos_rows" else "columns"), dtype)
 
     def _unrolled(self, x: jax.Array, keep: jax.Array | None, layers: tuple[int, ...]) -> tuple[jax.Array, dict[int, jax.Array], Any]:
         block_type = _rematerialised(Block, self.remat)
         collected, attention = {}, None
         for i in range(self.depth):
-            x, attention = block_type(self.heads, self.dtype, name=f"blocks_{i}")(x, None if keep is None else keep[:, i])
+            x, attention = block_type(self.heads, self.dtype, self.init_rule, name=f"blocks_{i}")(x, None if keep is None else keep[:, i])
             if i in layers:
                 collected[i] = x
         return x, collected, attention
@@ -196,7 +211,7 @@ class ViT(nn.Module):
             in_axes=nn.broadcast if keep is None else 1,
             length=self.depth,
         )
-        return scanned(self.heads, self.dtype, name="blocks")(x, keep)[0]
+        return scanned(self.heads, self.dtype, self.init_rule, name="blocks")(x, keep)[0]
 
 
 def _rematerialised(block: type[nn.Module], remat: Remat) -> Any:
