@@ -99,8 +99,8 @@ MUTATIONS = (
     Mutation(
         "alpha-beta",
         "objectives/recipes.py",
-        '{"spatial": alpha, "channel": beta}',
-        '{"spatial": beta, "channel": alpha}',
+        '{"spatial": alpha, "channel": beta,',
+        '{"spatial": beta, "channel": alpha,',
         "tests/objectives/test_recipes.py",
     ),
     # Gradients.
@@ -122,12 +122,18 @@ MUTATIONS = (
         "optax.clip_by_global_norm(limit).update(updates, optax.EmptyState())[0] if limit",
         _OPTIM,
     ),
-    Mutation("clip-over-layers", "optim.py", "range(int(is_stacked(path)), gradient.ndim)", "range(gradient.ndim)", _OPTIM),
+    Mutation("clip-over-layers", "optim.py", "range(int(is_stacked(path)), x.ndim)", "range(x.ndim)", _OPTIM),
     Mutation("decay-over-layers", "optim.py", "parameter.ndim - int(is_stacked(path)) > 1", "parameter.ndim > 1", _OPTIM),
-    Mutation("decay-bias", "optim.py", 'names(path)[-1] == "bias"', 'names(path)[-1] == "scale"', _OPTIM),
+    Mutation("decay-bias", "optim.py", '{"bias": decay_bias, "scale": decay_scale}', '{"bias": decay_scale, "scale": decay_bias}', _OPTIM),
     Mutation("freeze-length", "optim.py", "active = step >= steps", "active = step > steps", _OPTIM),
     Mutation("freeze-moments", "optim.py", "jnp.where(active, new, old), new_state", "new, new_state", _OPTIM),
-    Mutation("warm-up", "schedules.py", "max(warmup_steps - 1, 1)", "max(warmup_steps, 1)", "tests/test_schedules.py"),
+    Mutation(
+        "warm-up",
+        "schedules.py",
+        "last = warmup_steps - 1 if inclusive else warmup_steps",
+        "last = warmup_steps",
+        "tests/test_schedules.py",
+    ),
     # The teacher.
     Mutation("ema-order", "step.py", "_ema(state.teacher, params, momentum)", "_ema(state.teacher, state.params, momentum)", _STEP),
     Mutation("ema-weights", "step.py", "momentum * t + (1.0 - momentum) * s", "momentum * s + (1.0 - momentum) * t", _STEP),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sere_jax import build
-from sere_jax.types import Objective, Outputs, Views
+from sere_jax.types import Objective, Outputs, Request, Views
 from tests import micro
 from tests.oracles import sere as oracle
 
@@ -146,8 +146,8 @@ def test_what_is_asked_of_the_network(tokens: str, local_heads: str):
     suffix = "_local" if local_heads == "separate" else ""
     expected = set()
     for head in ("spatial", "channel"):
-        expected |= {(head, "global", "patches", tokens, "student"), (head, "global", "patches", tokens, "teacher")}
-        expected |= {(head + suffix, "local", "patches", tokens, "student")}
+        expected |= {Request(head, "global", "patches", tokens, side) for side in ("student", "teacher")}
+        expected |= {Request(head + suffix, "local", "patches", tokens, "student")}
     assert set(found) == expected
-    assert set(build.network(_config(2, tokens=tokens, local_heads=local_heads)).heads) == {request[0] for request in expected}
+    assert set(build.network(_config(2, tokens=tokens, local_heads=local_heads)).heads) == {request.head for request in expected}
     assert all(request.views == "global" for request in build.objective(_config(0, tokens=tokens), micro.LENGTH).requests)
