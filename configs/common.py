@@ -53,7 +53,7 @@ def pretrain() -> ConfigDict:
 
 def _data() -> dict[str, Any]:
     return {
-        "source": "folder:",  # bundled[:train|gallery|query] | folder:DIR | tfds:NAME[/CONFIG]:SPLIT
+        "source": "folder:",  # bundled[:train|gallery|query] | folder:DIR | tfds:NAME[/CONFIG]:SPLIT | classes:LIST:SOURCE
         "batch_size": 512,  # images a step over all devices and processes
         "backend": "fast",  # fast: simplejpeg + OpenCV | pil: Pillow's bicubic, as in the reference code, slower
         "workers": 4,  # processes of this host that decode and crop; 0 works in the trainer itself

@@ -141,7 +141,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Values, int, int], list[str]
 )
 
 
-_SOURCE_FORMS = "bundled[:train|gallery|query], folder:DIR or tfds:NAME[/CONFIG]:SPLIT"
+_SOURCE_FORMS = "bundled[:train|gallery|query], folder:DIR, tfds:NAME[/CONFIG]:SPLIT or classes:LIST:SOURCE"
 
 
 def source_mistakes(key: str, spec: str) -> list[str]:
@@ -154,11 +154,16 @@ def source_mistakes(key: str, spec: str) -> list[str]:
         if not colon or rest in regions:
             return []
         return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
+    if kind == "classes" and ":" in rest:
+        file, _, inner = rest.partition(":")
+        known = os.path.isfile(os.path.expanduser(file))
+        lines = [] if known else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
+        return lines + source_mistakes(key, inner)
     if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
         return []
     if os.path.isdir(os.path.expanduser(spec)):
         return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}; nearest: folder:{spec}"]
-    return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}{nearest(kind, ('bundled', 'folder', 'tfds'))}"]
+    return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}{nearest(kind, ('bundled', 'folder', 'tfds', 'classes'))}"]
 
 
 def _holds_a_file(directory: str) -> bool:

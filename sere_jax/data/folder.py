@@ -8,6 +8,9 @@ import os
 import stat
 from collections.abc import Iterator
 
+import numpy as np
+from jaxtyping import Int
+
 from sere_jax.data.example import Example, SourceError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
@@ -42,6 +45,10 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of every image, -1 where there are none."""
+        return np.array(self._labels, np.int32)
 
     def __getitem__(self, index: int) -> Example:
         """Read one file. Raises OSError when it has become unreadable since it was listed, or is no plain file."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import re
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from sere_jax.data.example import Example, SourceError
+
+_log = logging.getLogger(__name__)
 
 # tensorflow_datasets is imported inside the functions: it takes a second, and most runs read a folder.
 
@@ -40,6 +47,25 @@ class TfdsSource:
         label = int(record[self._label]) if self._label else -1
         name = record[self._file_name].decode() if self._file_name else f"{self.spec}[{index}]"
         return Example(name, record[self._image], label)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of every example. The first time all records are read; the answer is kept beside the data where that can be written."""
+        kept = os.path.join(self._data_dir, f"sere_jax_labels-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npy")
+        try:
+            found = np.load(kept)
+            if found.shape == (len(self),):
+                return found
+        except (OSError, ValueError):
+            pass
+        _log.warning("%s: reading the classes of %d examples, once", self.spec, len(self))
+        found = np.array([int(self._data[i][self._label]) if self._label else -1 for i in range(len(self))], np.int32)
+        try:
+            temporary = f"{kept}.{os.getpid()}.npy"
+            np.save(temporary, found)
+            os.replace(temporary, kept)
+        except OSError as error:
+            _log.warning("%s: the classes cannot be kept beside the data: %s", self.spec, error)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_data"}  # open files stay where they are

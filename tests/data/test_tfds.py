@@ -109,3 +109,15 @@ def test_tensorflow_is_not_imported():
 def test_errors_say_what_to_do(rest, message):
     with pytest.raises(SourceError, match=message):
         open_source(f"tfds:{rest}")
+
+
+def test_some_classes_of_a_prepared_set(tmp_path, data_dir, caplog):
+    """All records are read for their classes once; the answer is kept beside the data."""
+    (tmp_path / "list.txt").write_text("eel\ncat\n")
+    spec = f"classes:{tmp_path / 'list.txt'}:tfds:tiny_photos/plain:train"
+    for reads in (1, 1):
+        source = open_source(spec)
+        names = {example.name: example.label for example in (source[i] for i in range(len(source)))}
+        assert names == {"JPEG0": 1, "JPEG2": 0, "JPEG3": 1, "JPEG5": 0, "JPEG6": 1}
+        assert sum("reading the classes of 7" in record.message for record in caplog.records) == reads
+    assert pickle.loads(pickle.dumps(source))[0] == source[0]
