@@ -17,8 +17,21 @@ from sere_jax.types import Views
 
 LENGTH = build.Steps(per_epoch=5, total=50)
 
-# Most of a step's compilation is LLVM's optimisation, which tests of numbers do not need.
+
+
+def _accepted(option: str, value: Any) -> dict[str, Any]:
+    """The compile option, or nothing where this XLA has no such (any more)."""
+    try:
+        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return {option: value}
+
+
+# Most of a step's compilation is LLVM's optimisation, which tests of numbers do not need; and without fusion emitters the rest
+# takes half as long (3.6 s for 7.9 s, DINO + SERE's gradients on one core).
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FAST_COMPILE |= _accepted("xla_cpu_use_fusion_emitters", False)
 
 
 def config(

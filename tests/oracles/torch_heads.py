@@ -62,9 +62,9 @@ class Network(nn.Module):
         if head is not None:
             self.head = head
 
-    def stages(self, crops: torch.Tensor) -> Stages:
+    def stages(self, crops: torch.Tensor, masks: torch.Tensor | None = None) -> Stages:
         """Crops [b, v, c, H, W]; both views in one batch, so that BatchNorm's statistics are those of both. Rows are (b v)."""
-        return self.backbone(crops.flatten(0, 1))
+        return self.backbone(crops.flatten(0, 1), None if masks is None else masks.flatten(0, 1))
 
     def relation(self, name: str, stages: Stages, views: int, norm: str, student: bool) -> torch.Tensor:
         """Features of a relation head, [b, v, d, h, w], from the patch tokens before or after the final norm."""
@@ -74,3 +74,7 @@ class Network(nn.Module):
     def logits(self, stages: Stages, views: int) -> torch.Tensor:
         """Prototype logits of the cls tokens, [b, v, K]."""
         return self.head(stages.cls).unflatten(0, (-1, views))
+
+    def patch_logits(self, stages: Stages, views: int) -> torch.Tensor:
+        """The same head on the patch tokens, [b, v, h w, K] (iBOT's shared head)."""
+        return self.head(stages.patches).unflatten(0, (-1, views))

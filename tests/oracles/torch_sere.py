@@ -1,15 +1,35 @@
-"""The losses of DINO + SERE in PyTorch, term by term, with `grid_sample` on the relation tensors themselves (SPEC 1.3 to 1.6)."""
+"""The losses of DINO, iBOT and SERE in PyTorch, term by term, with `grid_sample` on the relation tensors themselves (SPEC 1.3 to 1.6)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from tests.oracles.torch_heads import Network
+from tests.oracles.torch_vit import Stages
 
 TEACHER_VIEWS = 2
+IMAGE = ("dino", "patch")
+
+Terms = dict[str, torch.Tensor]
+
+
+class Batch(NamedTuple):
+    """Normalised crops, the boxes (left, top, width, height) and mirrorings of all, global ones first, and iBOT's masks."""
+
+    large: torch.Tensor  # [b, 2, c, H, W]
+    small: torch.Tensor  # [b, l, c, S, S]
+    boxes: list[list[list[float]]]
+    flips: list[list[bool]]
+    masks: torch.Tensor | None = None  # [b, 2, h, w], True: hidden from the student
+
+    def part(self, j: int, parts: int) -> Batch:
+        """The rows j, j + parts, ..."""
+        return Batch(*(None if x is None else x[j::parts] for x in self))
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,7 @@ class Rules:
     heads: int = 6
     tokens: str = "pre"
     local_heads: str = "separate"
+    student_tokens: str = "masked"
     global_points: int = 13
     local_points: int = 6
     student_temp: float = 0.1
@@ -41,7 +62,7 @@ class Rules:
         return pair if self.temperature_side == "teacher" else pair[::-1]
 
     def weight(self, loss: str) -> float:
-        if loss != "dino":
+        if loss not in IMAGE:
             return {"spatial": self.alpha, "channel": self.beta}[loss]
         has_relations = "spatial" in self.losses or "channel" in self.losses
         return (4 - self.alpha - self.beta) / 2 if self.image_weight == "code" and has_relations else 1.0
@@ -98,15 +119,15 @@ def cross_entropy(teacher: torch.Tensor, student: torch.Tensor, temperatures: tu
 
 
 def spatial_term(
-    teacher: torch.Tensor, student: torch.Tensor, boxes, flips, pair: tuple[int, int], size: int, rules: Rules
+    teacher: torch.Tensor, student: torch.Tensor, batch: Batch, pair: tuple[int, int], size: int, rules: Rules
 ) -> torch.Tensor:
     """One pair of crops `pair` (numbers among all crops); teacher's and student's features of it, [b, d, h, w]."""
     i, j = pair
     found = []
-    for e in range(len(teacher)):
+    for e, (boxes, flips) in enumerate(zip(batch.boxes, batch.flips, strict=True)):
         grids = [
-            overlap_grid(boxes[e][i], flips[e][i], boxes[e][j], size, rules.sampling),
-            overlap_grid(boxes[e][j], flips[e][j], boxes[e][i], size, rules.sampling),
+            overlap_grid(boxes[i], flips[i], boxes[j], size, rules.sampling),
+            overlap_grid(boxes[j], flips[j], boxes[i], size, rules.sampling),
         ]
         if grids[0] is None and rules.disjoint == "skip":
             continue
@@ -130,53 +151,68 @@ def pairs(count: int) -> list[tuple[int, int]]:
 
 
 class Method:
-    """student, teacher, views -> every term, the total, and the mean of the teacher's logits for the center."""
+    """student, teacher, views -> every term, the total, and the teacher's mean logits by center."""
 
     def __init__(self, rules: Rules, student: Network, teacher: Network):
         self.rules, self.student, self.teacher = rules, student, teacher
 
-    def __call__(
-        self, crops, boxes, flips, center: torch.Tensor, teacher_temp: float
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """`crops`: global [b, 2, c, H, W] and local [b, l, c, S, S], normalised."""
-        large, small = crops
-        count = 2 + small.shape[1]
+    def __call__(self, batch: Batch, centers: Mapping[str, torch.Tensor], temps: Mapping[str, float]) -> tuple[Terms, Terms]:
+        locals_ = batch.small.shape[1]
         with torch.no_grad():
-            of_teacher = self.teacher.stages(large)
-        of_student = [self.student.stages(large), self.student.stages(small) if small.shape[1] else None]
-        terms: dict[str, torch.Tensor] = {}
-        mean_logits = None
+            of_teacher = self.teacher.stages(batch.large)
+        of_student = {"global": self.student.stages(batch.large, batch.masks)}
+        if batch.masks is not None and self.rules.student_tokens == "unmasked":
+            of_student["whole"] = self.student.stages(batch.large)
+        if locals_:
+            of_student["local"] = self.student.stages(batch.small)
+        terms: Terms = {}
+        means: Terms = {}
         if "dino" in self.rules.losses:
             with torch.no_grad():
-                targets = self.teacher.logits(of_teacher, 2)
-            students = [self.student.logits(of_student[0], 2)]
-            students += [self.student.logits(of_student[1], count - 2)] if count > 2 else []
-            terms["dino"] = self.dino(targets, torch.cat(students, 1), center, teacher_temp)
-            mean_logits = targets.mean((0, 1))
+                teacher = self.teacher.logits(of_teacher, 2)
+            students = [self.student.logits(of_student["global"], 2)]
+            students += [self.student.logits(of_student["local"], locals_)] if locals_ else []
+            terms["dino"] = self.dino(self.targets(teacher, centers["dino"], temps["dino"]), torch.cat(students, 1))
+            means["dino"] = teacher.mean((0, 1))
+        if "patch" in self.rules.losses:
+            with torch.no_grad():
+                teacher = self.teacher.patch_logits(of_teacher, 2)
+            student = self.student.patch_logits(of_student["global"], 2)
+            terms["patch"] = self.patch(self.targets(teacher, centers["patch"], temps["patch"]), student, batch.masks)
+            means["patch"] = teacher.mean((0, 1, 2))
         for name in ("spatial", "channel"):
             if name in self.rules.losses:
-                terms |= self.relation(name, of_teacher, of_student, boxes, flips, count)
+                terms |= self.relation(name, of_teacher, of_student, batch)
         terms["loss"] = sum(self.rules.weight(name) * terms[name] for name in self.rules.losses)
-        return terms, mean_logits
+        return terms, means
 
-    def dino(self, teacher: torch.Tensor, student: torch.Tensor, center: torch.Tensor, temp: float) -> torch.Tensor:
-        targets = ((teacher - center) / temp).softmax(-1)
+    def targets(self, logits: torch.Tensor, center: torch.Tensor, temp: float) -> torch.Tensor:
+        return ((logits - center) / temp).softmax(-1)
+
+    def dino(self, targets: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
         logs = (student / self.rules.student_temp).log_softmax(-1)
         return torch.stack([-(targets[:, i] * logs[:, j]).sum(-1).mean() for i, j in pairs(student.shape[1])]).mean()
 
-    def relation(self, name: str, of_teacher, of_student, boxes, flips, count: int) -> dict[str, torch.Tensor]:
-        rules = self.rules
+    def patch(self, targets: torch.Tensor, student: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """iBOT: the mean over a view's hidden patches, of the same view; a view without any counts as 0."""
+        tokens = -(targets * (student / self.rules.student_temp).log_softmax(-1)).sum(-1)
+        hidden = masks.flatten(2)
+        return ((tokens * hidden).sum(-1) / hidden.sum(-1).clamp(min=1)).mean()
+
+    def relation(self, name: str, of_teacher: Stages, of_student: Mapping[str, Stages], batch: Batch) -> Terms:
+        rules, locals_ = self.rules, batch.small.shape[1]
         with torch.no_grad():
             teacher = self.teacher.relation(name, of_teacher, 2, rules.tokens, student=False)
-        students = list(self.student.relation(name, of_student[0], 2, rules.tokens, student=True).unbind(1))
-        if count > 2:
+        large = of_student.get("whole", of_student["global"])
+        students = list(self.student.relation(name, large, 2, rules.tokens, student=True).unbind(1))
+        if locals_:
             head = name if rules.local_heads == "shared" else f"{name}_local"
-            students += self.student.relation(head, of_student[1], count - 2, rules.tokens, student=True).unbind(1)
+            students += self.student.relation(head, of_student["local"], locals_, rules.tokens, student=True).unbind(1)
         found: dict[str, list[torch.Tensor]] = {"global": [], "local": []}
-        for i, j in pairs(count):
+        for i, j in pairs(2 + locals_):
             size = rules.global_points if j < 2 else rules.local_points
             if name == "spatial":
-                term = spatial_term(teacher[:, i], students[j], boxes, flips, (i, j), size, rules)
+                term = spatial_term(teacher[:, i], students[j], batch, (i, j), size, rules)
             else:
                 term = channel_term(teacher[:, i], students[j], rules)
             found["global" if j < 2 else "local"].append(term)

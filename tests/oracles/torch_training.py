@@ -1,4 +1,4 @@
-"""The training loop of DINO + SERE in PyTorch: clip, AdamW with its groups and schedules, last-layer freeze, EMA, center (SPEC 1.5)."""
+"""The training loop of DINO, iBOT and SERE in PyTorch (SPEC 1.5): clip, AdamW, its groups, schedules, last-layer freeze, EMA, centers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tests.oracles.torch_heads import Network
-from tests.oracles.torch_sere import Method, Rules
+from tests.oracles.torch_sere import IMAGE, Batch, Method, Rules
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,9 @@ class Training:
     decay_bias: bool
     momentum: float
     momentum_end: float
-    teacher_temp: float
-    warmup_teacher_temp: float
+    teacher_temps: dict[str, tuple[float, float]]  # by image loss: at the start and after the warm-up
     warmup_teacher_temp_epochs: int
-    center_momentum: float
+    center_momentum: dict[str, float]
     parts: int = 1
 
     def lr(self, i: int) -> float:
@@ -39,10 +38,12 @@ class Training:
         ramp = torch.linspace(0, self.peak_lr, warmup, dtype=torch.float64).tolist()
         return ramp[i] if i < warmup else cosine(self.peak_lr, self.min_lr, i - warmup, total - warmup)
 
-    def temp(self, i: int) -> float:
-        ramp = torch.linspace(self.warmup_teacher_temp, self.teacher_temp, self.warmup_teacher_temp_epochs, dtype=torch.float64).tolist()
-        epoch = i // self.per_epoch
-        return ramp[epoch] if epoch < len(ramp) else self.teacher_temp
+    def temps(self, i: int) -> dict[str, float]:
+        """Of the teacher, by image loss."""
+        epoch, warmup, found = i // self.per_epoch, self.warmup_teacher_temp_epochs, {}
+        for name, (start, end) in self.teacher_temps.items():
+            found[name] = torch.linspace(start, end, warmup, dtype=torch.float64)[epoch].item() if epoch < warmup else end
+        return found
 
 
 def cosine(start: float, end: float, i: int, n: int) -> float:
@@ -50,21 +51,21 @@ def cosine(start: float, end: float, i: int, n: int) -> float:
 
 
 class Trainer:
-    """Student, teacher, their optimiser and the center; `step(crops, boxes, flips)` is one update of the global batch."""
+    """Student, teacher, their optimiser and the centers; `step(batch)` is one update of the global batch."""
 
     def __init__(self, rules: Rules, training: Training, student: Network, teacher: Network, prototypes: int):
         self.rules, self.training, self.student, self.teacher = rules, training, student, teacher
         for parameter in teacher.parameters():
             parameter.requires_grad = False
         self.method = Method(rules, student, teacher)
-        self.center = next(student.parameters()).new_zeros(1, prototypes)
+        self.centers = {name: next(student.parameters()).new_zeros(1, prototypes) for name in rules.losses if name in IMAGE}
         trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
         decayed = [p for name, p in trained if p.ndim > 1 or (training.decay_bias and name.endswith(".bias"))]
         exempt = [p for name, p in trained if not (p.ndim > 1 or (training.decay_bias and name.endswith(".bias")))]
         self.optimizer = torch.optim.AdamW([{"params": decayed}, {"params": exempt, "weight_decay": 0.0}], lr=0.0)
         self.done = 0
 
-    def step(self, crops, boxes, flips) -> dict[str, float]:
+    def step(self, batch: Batch) -> dict[str, float]:
         """Micro-batch j of `parts` holds the rows j, j + parts, ...; metrics are their means."""
         t, parts = self.training, self.training.parts
         for group, decay in zip(
@@ -75,10 +76,10 @@ class Trainer:
         metrics: dict[str, float] = {}
         means = []
         for j in range(parts):
-            terms, mean = self.method([x[j::parts] for x in crops], boxes[j::parts], flips[j::parts], self.center, t.temp(self.done))
+            terms, mean = self.method(batch.part(j, parts), self.centers, t.temps(self.done))
             (terms["loss"] / parts).backward()
             metrics = {name: metrics.get(name, 0.0) + value.item() / parts for name, value in terms.items()}
-            means += [] if mean is None else [mean]
+            means.append(mean)
         self.clip()
         if self.done < t.freeze:
             for name, parameter in self.student.named_parameters():
@@ -86,8 +87,9 @@ class Trainer:
                     parameter.grad = None
         self.optimizer.step()
         self.follow(cosine(t.momentum, t.momentum_end, self.done, t.total))
-        if means:
-            self.center = t.center_momentum * self.center + (1 - t.center_momentum) * torch.stack(means).mean(0)
+        for name, center in self.centers.items():
+            mean = sum(part[name] for part in means) / parts
+            self.centers[name] = t.center_momentum[name] * center + (1 - t.center_momentum[name]) * mean
         self.done += 1
         return metrics
 

@@ -60,22 +60,26 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images [b, c, H, W] -> Stages. No drop path: the oracle is compared without it."""
+    """Images [b, c, H, W] -> Stages. No drop path: the oracle is compared without it. `masking` adds a mask token (iBOT)."""
 
-    def __init__(self, width: int, depth: int, heads: int, patch_size: int, image_size: int, channels: int = 3):
+    def __init__(self, width: int, depth: int, heads: int, patch_size: int, image_size: int, channels: int = 3, masking: bool = False):
         super().__init__()
         side = image_size // patch_size
         self.patch_embed = PatchEmbed(width, patch_size, channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, width))
+        if masking:
+            self.mask_token = nn.Parameter(torch.zeros(1, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, images: torch.Tensor) -> Stages:
+    def forward(self, images: torch.Tensor, masks: torch.Tensor | None = None) -> Stages:
+        """`masks` [b, h, w]: True puts the mask token in the place of the patch's embedding, before positions."""
         grid = self.patch_embed.proj(images)
         h, w = grid.shape[2:]
         embedded = grid.flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), embedded], 1) + self.positions(h, w)
+        shown = embedded if masks is None else torch.where(masks.flatten(1)[..., None], self.mask_token, embedded)
+        x = torch.cat([self.cls_token.expand(len(images), -1, -1), shown], 1) + self.positions(h, w)
         blocks, attention = [], None
         for block in self.blocks:
             x, attention = block(x)
