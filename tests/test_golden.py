@@ -40,7 +40,9 @@ def _metrics() -> dict[str, dict[str, float]]:
 
 
 def test_metrics_of_the_quickstart():
-    found, golden = _metrics(), json.loads(FILE.read_text())
+    golden = json.loads(FILE.read_text())
+    # A metric more in the log is no change of the run.
+    found = {when: {name: metrics[name] for name in golden[when]} for when, metrics in _metrics().items()}
     assert found["initial"] == pytest.approx(golden["initial"], rel=1e-4)
     # Adam's first update is the gradient's sign times the rate: where a gradient is nearly 0 another machine may round it to the
     # other side, so the second set of numbers is good to fewer digits.

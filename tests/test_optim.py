@@ -94,7 +94,7 @@ def test_while_frozen_nothing_of_the_last_layer_moves():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((frozen.mu, frozen.nu)))
     # The first step it takes is lr * sign(gradient), as any first step of Adam, plus decay.
     gradient = _draw(9)
-    updates, _ = optimizer.update(gradient, state, params, step=jnp.int32(3))
+    updates, _ = micro.jit(lambda g, s, p: optimizer.update(g, s, p, step=jnp.int32(3)))(gradient, state, params)
     value, direction = (_flat(x)["heads_dino/last_layer/direction"] for x in (params, gradient))
     expected = -RATES[3] * (np.sign(direction) + DECAYS[3] * value)
     np.testing.assert_allclose(_flat(updates)["heads_dino/last_layer/direction"], expected, atol=1e-6)
@@ -164,9 +164,9 @@ def test_a_config_reaches_the_optimizer():
     optimizer = build.optimizer(config, build.Steps(2, 8))
     params = _draw(0)
     state = optimizer.init(params)
-    moved = []
+    update, moved = micro.jit(lambda g, s, p, step: optimizer.update(g, s, p, step=step)), []
     for step in range(5):
-        updates, state = optimizer.update(_draw(1), state, params, step=jnp.int32(step))
+        updates, state = update(_draw(1), state, params, jnp.int32(step))
         moved.append(bool(np.any(updates["heads_dino"]["last_layer"]["direction"])))
     assert moved == [False] * 4 + [True]
     rest = _adam_of(state, "rest")

@@ -32,6 +32,13 @@ def test_learning_rate_has_the_peak_twice_and_ends_above_its_end():
     assert found.argmax() == warmup - 1 and np.all(np.diff(found[warmup:]) < 0)
 
 
+def test_a_warm_up_that_stops_short_of_the_peak():
+    """MoCo v3's and MAE's: step i of the warm-up has peak i / warm-up; the cosine after it starts at the peak."""
+    found = _read(schedules.warmup_cosine(1.0, 0.0, warmup_steps=5, steps=9, inclusive=False), 9)
+    np.testing.assert_allclose(found[:6], [0, 0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(found[5:], oracle.cosine(1.0, 0.0, 4), atol=1e-6)
+
+
 def test_warm_up_as_long_as_the_run():
     found = _read(schedules.warmup_cosine(1.0, 0.0, warmup_steps=5, steps=5), 5)
     np.testing.assert_allclose(found, [0, 0.25, 0.5, 0.75, 1], rtol=1e-6)

@@ -102,7 +102,7 @@ HEAD = {"prototypes": 7, "hidden": 6, "bottleneck": 5}
 def test_prototype_head(norm_last_layer: bool, layers: int):
     module = PrototypeHead(**HEAD, layers=layers, norm_last_layer=norm_last_layer)
     variables = _made(module, student=True)
-    found = module.apply({"params": variables["params"]}, TOKENS, student=True)
+    found = micro.jit(lambda p: module.apply({"params": p}, TOKENS, student=True))(variables["params"])
     expected = dino_oracle.head(micro.copies(variables["params"]), np.asarray(TOKENS).reshape(-1, 4))
     np.testing.assert_allclose((found.bottleneck @ found.prototypes.T).reshape(-1, 7), expected, atol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(found.bottleneck, axis=-1), 1.0, rtol=1e-5)
@@ -114,7 +114,8 @@ def test_the_length_of_prototypes_is_a_parameter_only_where_it_is_trained():
     for norm, names in ((True, {"direction"}), (False, {"direction", "scale"})):
         params = _made(PrototypeHead(**HEAD, norm_last_layer=norm), student=True)["params"]
         assert set(params["last_layer"]) == names
-    started = PrototypeHead(**HEAD, norm_last_layer=False).init(jax.random.key(0), TOKENS[:1, 0, 0, 0], student=True)["params"]
+    module = PrototypeHead(**HEAD, norm_last_layer=False)
+    started = micro.jit(lambda key: module.init(key, TOKENS, student=True))(jax.random.key(0))["params"]
     assert np.all(started["last_layer"]["scale"] == 1)
 
 
@@ -122,7 +123,7 @@ def test_with_fixed_length_only_directions_receive_a_gradient():
     """The gradient of a row is orthogonal to it: its length does not matter."""
     module = PrototypeHead(**HEAD)
     params = _made(module, student=True)["params"]
-    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(module.apply({"params": p}, TOKENS, student=True).prototypes)))(params)
+    gradient = micro.jit(jax.grad(lambda p: jnp.sum(jnp.sin(module.apply({"params": p}, TOKENS, student=True).prototypes))))(params)
     rows = params["last_layer"]["direction"]
     np.testing.assert_allclose(jnp.sum(gradient["last_layer"]["direction"] * rows, -1), 0.0, atol=1e-5)
 
@@ -130,7 +131,8 @@ def test_with_fixed_length_only_directions_receive_a_gradient():
 def test_a_token_of_zeros_has_a_finite_gradient():
     module = PrototypeHead(**HEAD, layers=1)
     params = {**_made(module, student=True)["params"], "mlp_0": {"kernel": jnp.ones((4, 5)), "bias": jnp.zeros(5)}}
-    value, gradient = jax.value_and_grad(lambda x: jnp.sum(module.apply({"params": params}, x, student=True).bottleneck))(jnp.zeros((1, 4)))
+    total = lambda x: jnp.sum(module.apply({"params": params}, x, student=True).bottleneck)  # noqa: E731
+    value, gradient = micro.jit(jax.value_and_grad(total))(jnp.zeros((1, 4)))
     assert value == 0.0 and np.all(np.isfinite(gradient))
 
 

@@ -44,7 +44,7 @@ def test_loss_and_center(local_count: int):
     method, outputs, views = _setting(local_count)
     np.testing.assert_array_equal(method.init()["dino"]["center"], np.zeros((1, K)))
     center = np.random.default_rng(5).normal(size=K).astype(np.float32)
-    loss, state, metrics = method.apply(outputs, views, {"dino": {"center": jnp.asarray(center)[None]}}, jnp.int32(7))
+    loss, state, metrics = micro.jit(method.apply)(outputs, views, {"dino": {"center": jnp.asarray(center)[None]}}, jnp.int32(7))
     teacher, student = _logits(outputs, "teacher"), _logits(outputs, "student")
     # Step 7 lies in epoch 1 of steps 0..4, 5..9, ...: half way from .04 to .07. The loss sees the center as it was.
     terms = oracle.loss_terms(teacher, student, center, 0.055, 0.1)
@@ -59,14 +59,14 @@ def test_loss_and_center(local_count: int):
 def test_networks_that_say_nothing_give_the_references():
     method, outputs, views = _setting(2)
     nothing = jax.tree.map(jnp.zeros_like, outputs)
-    metrics = method.apply(nothing, views, method.init(), jnp.int32(0))[2]
+    metrics = micro.jit(method.apply)(nothing, views, method.init(), jnp.int32(0))[2]
     assert {name: float(metrics[name]) for name in method.references} == pytest.approx(dict(method.references), rel=1e-6)
     assert set(method.references.values()) == {np.log(K)}
 
 
 def test_no_gradient_reaches_the_teacher():
     method, outputs, views = _setting(1)
-    gradients = jax.grad(lambda o: method.apply(o, views, method.init(), jnp.int32(0))[0])(outputs)
+    gradients = micro.jit(jax.grad(lambda o: method.apply(o, views, method.init(), jnp.int32(0))[0]))(outputs)
     reached = {(r.side, r.views, name): bool(np.any(x)) for r, o in gradients.items() for name, x in o._asdict().items()}
     assert {key for key, any_ in reached.items() if any_} == {
         ("student", views, name) for views in ("global", "local") for name in ("bottleneck", "prototypes")

@@ -117,13 +117,14 @@ def test_no_gradient_reaches_the_teacher_nor_views_apart():
     config = _config(0, recipe="spatial")
     method, views = build.objective(config, micro.LENGTH), _views(0)
     student, teacher = method.requests
-    loss = jax.jit(jax.grad(lambda outputs: method.apply(outputs, views, method.init(), STEP)[0]))
+    loss = micro.jit(jax.grad(lambda outputs: method.apply(outputs, views, method.init(), STEP)[0]))
     gradients = loss(_outputs(method, _maps(0)))
     assert not np.any(gradients[teacher])
     np.testing.assert_array_equal(gradients[student][0], 0.0)  # the views of example 0 do not overlap
     assert np.all(np.abs(gradients[student][1:]).max((2, 3, 4)) > 0)
     channel = build.objective(_config(1, recipe="channel"), micro.LENGTH)
-    gradients = jax.grad(lambda outputs: channel.apply(outputs, _views(1), channel.init(), STEP)[0])(_outputs(channel, _maps(1)))
+    loss = micro.jit(jax.grad(lambda outputs: channel.apply(outputs, _views(1), channel.init(), STEP)[0]))
+    gradients = loss(_outputs(channel, _maps(1)))
     assert {request.side: bool(np.any(value)) for request, value in gradients.items()} == {"student": True, "teacher": False}
 
 
@@ -132,7 +133,7 @@ def test_features_of_nothing_give_the_references(local_count: int):
     """Constant features have relations that say nothing: ln 169 and ln 36 (with 13 and 6 points), ln d."""
     method = build.objective(_config(local_count, global_points=13, local_points=6), micro.LENGTH)
     nothing = {name: np.zeros_like(value) for name, value in _maps(local_count).items()}
-    metrics = method.apply(_outputs(method, nothing), _views(local_count), method.init(), STEP)[2]
+    metrics = micro.jit(method.apply)(_outputs(method, nothing), _views(local_count), method.init(), STEP)[2]
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(dict(method.references), rel=1e-5)
     assert metrics["spatial_global"] == pytest.approx(5.130, abs=5e-4) and metrics["channel"] == pytest.approx(np.log(WIDTH), rel=1e-5)
     if local_count:
