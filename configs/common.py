@@ -203,6 +203,7 @@ def _optimizer() -> dict[str, Any]:
         "weight_decay_end": 0.4,
         "clip_grad": 3.0,  # largest norm of one tensor's gradient; 0: no clipping
         "freeze_last_layer_epochs": 1,  # the prototypes do not move in these
+        "freeze_backbone_epochs": 0,  # nor does the backbone in these: heads are warmed up on weights of init_from
         "decay_bias": False,  # True: biases are decayed, as in the authors' iBOT + SERE code
         "decay_scale": False,  # True: the scales of normalisation layers too; with decay_bias that is everything (MoCo v3)
         "accumulate_steps": 1,  # micro-batches that a batch is cut into, one after the other, for one update

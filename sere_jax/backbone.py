@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from sere_jax.interop.relation import Names
 from sere_jax.models.vit import ViT
 from sere_jax.types import Features, PyTree
 from sere_jax.weights import Preprocess, read_weights
@@ -63,7 +62,6 @@ def load_backbone(
     heads: int = 0,
     image_size: int = 0,
     dtype: str = "float32",
-    relation_names: Names | None = None,
     ignore: Iterable[str] = (),
 ) -> Backbone:
     """Load the backbone of any checkpoint; docs/weights.md has the table of formats.
@@ -77,16 +75,13 @@ def load_backbone(
       image_size: pixels a side to resize the stored position embedding to; 0: it stays. Images of any size can be given
         either way, by DINO's own rule.
       dtype: of the activations, float32 | bfloat16. Parameters are float32.
-      relation_names: of the layers of SERE's relation heads, where their structure does not tell.
       ignore: patterns (`head.*`) of tensors that a file may hold beyond those of the backbone.
 
     Raises:
       CheckpointError: no checkpoint, or a damaged one. FileError: a file that cannot be read.
       InteropError: tensors that do not fit, all listed; heads unknown; a network that is not there.
     """
-    weights = read_weights(
-        source, network=network, step=step, heads=heads, image_size=image_size, relation_names=relation_names, ignore=ignore
-    )
+    weights = read_weights(source, network=network, step=step, heads=heads, image_size=image_size, with_heads=False, ignore=ignore)
     for line in weights.about.get("report", ()):
         _log.info("%s: %s", source, line)
     sizes = weights.architecture

@@ -46,6 +46,7 @@ def optimizer(config: ConfigDict, length: Steps) -> optax.GradientTransformation
         decay_bias=chosen.decay_bias,
         decay_scale=chosen.decay_scale,
         freeze_last_layer_steps=chosen.freeze_last_layer_epochs * length.per_epoch,
+        freeze_backbone_steps=chosen.freeze_backbone_epochs * length.per_epoch,
         frozen=frozen(config),
     )
     if chosen.name == "sgd":

@@ -122,7 +122,12 @@ def _evaluation(v: Values, devices: int, processes: int) -> list[str]:
     return lines
 
 
-EPOCH_KEYS = ("optimizer.warmup_epochs", "optimizer.freeze_last_layer_epochs", "dino.warmup_teacher_temp_epochs")
+EPOCH_KEYS = (
+    "optimizer.warmup_epochs",
+    "optimizer.freeze_last_layer_epochs",
+    "optimizer.freeze_backbone_epochs",
+    "dino.warmup_teacher_temp_epochs",
+)
 _MODEL_KEYS = ("model.variant", "model.width", "model.depth", "model.heads", "relation.heads")
 
 # The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.

@@ -177,6 +177,7 @@ RULES: Mapping[str, Rule] = {
     "optimizer.weight_decay_end": _number(),
     "optimizer.clip_grad": _number(),
     "optimizer.freeze_last_layer_epochs": _count(),
+    "optimizer.freeze_backbone_epochs": _count(),
     "optimizer.decay_bias": _BOOL,
     "optimizer.decay_scale": _BOOL,
     "optimizer.accumulate_steps": _count(1),

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sere_jax import build, sharding
+from sere_jax import build, sharding, warm_start
 from sere_jax import config as rules
 from sere_jax.checkpoint import Checkpoints, read_config
 from sere_jax.data.example import Source
@@ -24,6 +24,7 @@ from sere_jax.fit import Periodic, fit
 from sere_jax.progress import Progress
 from sere_jax.state import TrainState
 from sere_jax.types import PyTree, Views
+from sere_jax.warm_start import WarmStart
 
 # Backbone parameters of the network that the recipe evaluates -> (name, value)
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
@@ -35,7 +36,8 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
     `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations` run every `run.eval_every_steps`.
 
     Raises:
-      ConfigError: the config has mistakes, does not fit the data, or is not the one of the checkpoints in `workdir`.
+      ConfigError: the config has mistakes, does not fit the data or the weights of `init_from`, or is not the one of the
+        checkpoints in `workdir`.
       SourceError: the data cannot be opened.
       Stopped: a signal ended the run after its state was saved; and what else `fit` raises.
     """
@@ -49,6 +51,7 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
         f"{workdir}/checkpoints", every_steps=run.checkpoint_every_steps, keep=run.keep_checkpoints, keep_every_steps=run.keep_every_steps
     )
     _check_same_run(config, checkpoints)
+    start = _warm_start(config, length, checkpoints)
     references = build.objective(config, length).references
     with Progress(workdir, total_steps=length.total, steps_per_epoch=length.per_epoch, references=references) as progress:
         if jax.process_index() == 0:
@@ -58,8 +61,10 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
             compiled = compile_step(config, length, mesh)
         for line in describe(config, length, source, mesh, compiled):
             progress.note(line)
+        for line in start.report if start else ():
+            progress.note(line)
         state = fit(
-            init=compiled.init,
+            init=lambda: warm_start.begin(compiled.init(), start) if start else compiled.init(),
             abstract_state=compiled.abstract_state,
             train_step=compiled.step,
             batches=functools.partial(_batches, config, source, length),
@@ -142,6 +147,13 @@ def _check_same_run(config: ConfigDict, checkpoints: Checkpoints) -> None:
         raise rules.ConfigError(
             [f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config", *found]
         )
+
+
+def _warm_start(config: ConfigDict, length: build.Steps, checkpoints: Checkpoints) -> WarmStart | None:
+    """The weights of `init_from`, unless the run goes on from a checkpoint of its own: then the file may even be gone."""
+    if not config.init_from or checkpoints.latest_step() is not None:
+        return None
+    return warm_start.read(config, build.abstract_state(config, length))
 
 
 def _write_config(config: ConfigDict, workdir: str) -> None:

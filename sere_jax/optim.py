@@ -16,6 +16,7 @@ import optax
 from sere_jax.types import PyTree, Schedule
 
 LAST_LAYER = "last_layer"  # the prototypes
+BACKBONE = "backbone"
 _STACKED = "blocks"  # the parameter path of scanned blocks, whose leading axis is the layer
 
 
@@ -24,7 +25,8 @@ class Rules(NamedTuple):
 
     `decay_bias` and `decay_scale` add 1-D biases and 1-D scales to the decayed parameters. In the first
     `freeze_last_layer_steps` the prototypes' gradient counts as absent: neither the values, nor the moments with their count, nor
-    the decay move. `frozen` holds prefixes of parameter paths (`backbone/pos_embed`) that never move and have no moments.
+    the decay move; in the first `freeze_backbone_steps` the backbone's, so that new heads find their place before they teach it.
+    `frozen` holds prefixes of parameter paths (`backbone/pos_embed`) that never move and have no moments.
     """
 
     learning_rate: Schedule
@@ -33,6 +35,7 @@ class Rules(NamedTuple):
     decay_bias: bool = False
     decay_scale: bool = False
     freeze_last_layer_steps: int = 0
+    freeze_backbone_steps: int = 0
     frozen: tuple[str, ...] = ()
 
 
@@ -86,6 +89,8 @@ def _optimizer(
     def label(path: Any) -> str:
         if is_frozen(path, rules.frozen):
             return "frozen"
+        if rules.freeze_backbone_steps and names(path)[0] == BACKBONE:
+            return BACKBONE
         return LAST_LAYER if LAST_LAYER in names(path) else "rest"
 
     def labels(params: PyTree) -> PyTree:
@@ -96,6 +101,8 @@ def _optimizer(
         LAST_LAYER: _delayed(optax.with_extra_args_support(rule()), rules.freeze_last_layer_steps),
         "frozen": optax.set_to_zero(),
     }
+    if rules.freeze_backbone_steps:
+        inner[BACKBONE] = _delayed(optax.with_extra_args_support(rule()), rules.freeze_backbone_steps)
     return optax.chain(clip_per_tensor(rules.clip_grad), optax.partition(inner, labels))
 
 

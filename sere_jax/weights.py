@@ -15,7 +15,7 @@ from sere_jax import config as rules
 from sere_jax.checkpoint import CheckpointError, read_config, read_state, saved_fields
 from sere_jax.interop import timm
 from sere_jax.interop.files import READABLE, FileError, read_tensors
-from sere_jax.interop.formats import Imported, describe, import_network
+from sere_jax.interop.formats import TITLES, Imported, describe, import_network, networks_in
 from sere_jax.interop.relation import Names
 from sere_jax.interop.tables import InteropError
 from sere_jax.interop.torch_file import LEFT
@@ -55,6 +55,7 @@ def read_weights(
     step: int | None = None,
     heads: int = 0,
     image_size: int = 0,
+    with_heads: bool = True,
     norm_last_layer: bool | None = None,
     relation_names: Names | None = None,
     ignore: Iterable[str] = (),
@@ -65,26 +66,52 @@ def read_weights(
       source: a run's workdir, its `checkpoints` directory or one step in it; a directory that `transformers` reads; a file.
       network, step, heads, ignore: as `load_backbone` takes them.
       image_size: pixels a side that the position embedding is resized to; 0: as it is stored.
+      with_heads: False: heads are left in the file, whatever they are like.
       norm_last_layer, relation_names: as `interop.dino.read_dino` takes them.
 
     Raises CheckpointError, FileError and InteropError as `load_backbone` does.
     """
-    path = Path(source).expanduser()
-    if path.is_dir() and not (path / HF_FILE).is_file():
-        return _resized(_from_checkpoint(path, network, step), image_size)
+    path = _file_of(source)
     if path.is_dir():
-        path = path / HF_FILE
-    if not path.name.endswith(READABLE):
-        raise FileError(f"{path}: expected a workdir, a directory of checkpoints, or a file {' '.join(READABLE)}; {_seen(path)}")
+        return _resized(_from_checkpoint(path, network, step), image_size)
     tensors, metadata = read_tensors(path)
     held = metadata.get("network", "")
-    if network and held and network != held and held != "both":
+    if network and held not in ("", "both", network):
         raise InteropError(f"{path}: network: found {network!r}, expected {held!r}, the one that the file holds")
     if norm_last_layer is None:
         norm_last_layer = _told_by_config(metadata)
-    chosen = network or (held if held in NETWORKS else "teacher")
-    imported = import_network(tensors, network=chosen, norm_last_layer=norm_last_layer, relation_names=relation_names, ignore=ignore)
-    return _resized(_weights(path, imported, metadata, chosen if network or held or _holds_both(tensors) else "", heads), image_size)
+    there = networks_in(tensors)
+    chosen = network or (held if held in NETWORKS else "") or ("teacher" if "teacher" in there or not there else there[0])
+    imported = import_network(
+        tensors,
+        network=chosen,
+        with_heads=with_heads,
+        norm_last_layer=norm_last_layer,
+        relation_names=relation_names,
+        ignore=ignore,
+    )
+    return _resized(_weights(path, imported, metadata, chosen if network or held or there else "", heads), image_size)
+
+
+def networks_of(source: str | Path) -> tuple[str, ...]:
+    """The networks that a checkpoint or a file tells apart: () where there is one, without a name.
+
+    Raises FileError where it is not there or of no known kind, and CheckpointError for a directory without checkpoints.
+    """
+    path = _file_of(source)
+    if not path.is_dir():
+        return networks_in(read_tensors(path)[0])
+    there = saved_fields(path)
+    return tuple(network for network, (field, _) in NETWORKS.items() if field in there)
+
+
+def _file_of(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path / HF_FILE if (path / HF_FILE).is_file() else path
+    if not path.name.endswith(READABLE):
+        raise FileError(f"{path}: expected a workdir, a directory of checkpoints, or a file {' '.join(READABLE)}; {_seen(path)}")
+    return path
 
 
 def architecture(config: ConfigDict) -> timm.Architecture:
@@ -117,10 +144,6 @@ def _from_checkpoint(path: Path, network: str, step: int | None) -> Weights:
     params["backbone"] = timm.unstack_blocks(params["backbone"])
     about = {"source": str(path), "network": network, "step": step, "config": config.to_dict()}
     return Weights(params, state.get(statistics, {}), architecture(config), preprocess(config), about)
-
-
-def _holds_both(tensors: Mapping[str, Any]) -> bool:
-    return any(name.startswith(("teacher.", "student.", "module.base_encoder.", "base_encoder.")) for name in tensors)
 
 
 def _told_by_config(metadata: Mapping[str, Any]) -> bool | None:
@@ -159,6 +182,8 @@ def _beside(path: Path) -> dict[str, Any]:
 def _heads(path: Path, heads: int, saved: int, imported: Imported) -> int:
     if heads and saved and heads != saved:
         raise InteropError(f"{path}: heads: found {heads}, expected {saved}, which the file says itself")
+    if heads and not saved and imported.heads not in (0, heads):
+        raise InteropError(f"{path}: heads: found {heads}, expected {imported.heads}, as the ViTs of {TITLES[imported.format]} have")
     if heads or saved or imported.heads:
         return heads or saved or imported.heads
     width = imported.params["backbone"]["cls_token"].shape[-1]

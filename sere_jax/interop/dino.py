@@ -29,7 +29,6 @@ class DinoNetwork(NamedTuple):
 
     params: dict[str, Any]  # {"backbone": ..., "heads_dino": ..., "heads_spatial": ...}, heads as far as there are
     batch_stats: dict[str, Any]  # of the relation heads
-    layout: Layout  # as far as the names tell: a DINO checkpoint may be all that is there of an iBOT one
 
 
 def to_dino(params: Tree, *, layout: Layout = "dino", with_heads: bool = False, batch_stats: Tree | None = None) -> dict[str, np.ndarray]:
@@ -94,14 +93,25 @@ def read_dino(
     }
     if mask_token is not None:
         params["backbone"]["mask_token"] = _mask_token(mask_token, params["backbone"])
-    shared = any(name.startswith(_SHARED) for name in head)
     if any(name.startswith("last_layer.") for name in head):
         params["heads_dino"] = _head(_unshared(head), norm_last_layer, ignore)
     elif head:
         raise InteropError(f"head: found {', '.join(sorted(head))}, expected DINO's mlp.* and last_layer.*, or nothing")
     heads, batch_stats = relation.from_sere(relations, relation_names)
-    layout: Layout = "sere" if heads else ("ibot" if shared or mask_token is not None else "dino")
-    return DinoNetwork(params | heads, batch_stats, layout)
+    return DinoNetwork(params | heads, batch_stats)
+
+
+def is_head(name: str) -> bool:
+    """Whether a name without prefixes belongs to a head: `head.*`, or a relation head in the backbone."""
+    return name.startswith("head.") or relation.is_relation_head(name.removeprefix("backbone."))
+
+
+def layout_of(names: Iterable[str]) -> Layout:
+    """Whose checkpoint it is, as far as names without prefixes tell: an iBOT teacher whose head is gone looks like DINO's."""
+    names = [name.removeprefix("backbone.") for name in names]
+    if any(relation.is_relation_head(name) for name in names):
+        return "sere"
+    return "ibot" if any(name == _MASK_TOKEN or name.startswith(f"head.{_SHARED}") for name in names) else "dino"
 
 
 def strip_prefixes(tensors: Tensors, network: str) -> dict[str, np.ndarray]:
@@ -133,8 +143,8 @@ def _unshared(head: Tensors) -> dict[str, np.ndarray]:
     others = [name for name, tensor in second.items() if not np.array_equal(tensor, head.get(name.replace(_SHARED, "last_layer."), ()))]
     if others:
         raise InteropError(
-            f"head.last_layer2: found other values than in head.last_layer ({', '.join(others)}), expected a shared head: "
-            "ignore=head.* or init_heads=False takes the backbone alone"
+            f"head.last_layer2: found other values than in head.last_layer ({', '.join(others)}), expected a shared head, "
+            "or that heads are left (init_heads=False)"
         )
     return {name: tensor for name, tensor in head.items() if name not in second}
 

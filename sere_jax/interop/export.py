@@ -79,7 +79,7 @@ def export(
     output = Path(output).expanduser()
     _check(output, layout, network, with_heads, dtype)
     wanted = tuple(NETWORKS) if network == "both" else (network,)
-    read = [read_weights(checkpoint, network=name, step=step, heads=heads, image_size=image_size) for name in wanted]
+    read = [read_weights(checkpoint, network=name, step=step, heads=heads, image_size=image_size, with_heads=with_heads) for name in wanted]
     tensors = {weights.about["network"]: _typed(_tensors(weights, layout, with_heads), dtype) for weights in read}
     described = _description(read[0], layout, dtype) | ({"network": "both"} if network == "both" else {})
     places = _places(output, layout)

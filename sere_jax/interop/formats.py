@@ -37,6 +37,7 @@ class Imported(NamedTuple):
 
 class _Asked(NamedTuple):
     network: str
+    with_heads: bool
     norm_last_layer: bool | None
     relation_names: Names | None
     ignore: tuple[str, ...]
@@ -63,10 +64,17 @@ def recognise(names: Iterable[str]) -> str:
     raise InteropError(f"format: not recognised from {some}, ...; expected " + "; ".join(f"{key} ({text})" for key, text in TITLES.items()))
 
 
+def networks_in(tensors: Iterable[str]) -> tuple[str, ...]:
+    """Which of teacher and student the names tell apart, () where there is one network without a name."""
+    prefixes = {name.removeprefix("module.").partition(".")[0] for name in tensors}
+    return tuple(network for network in NETWORKS if network in prefixes or mocov3.ENCODERS[network] in prefixes)
+
+
 def import_network(
     tensors: Tensors,
     *,
     network: str = "teacher",
+    with_heads: bool = True,
     norm_last_layer: bool | None = None,
     relation_names: Names | None = None,
     ignore: Iterable[str] = (),
@@ -75,6 +83,7 @@ def import_network(
 
     Args:
       network: teacher | student, where the file holds both.
+      with_heads: False: heads are left, whatever they are like.
       norm_last_layer, relation_names: as `dino.read_dino` takes them.
       ignore: patterns of names, after all prefixes, that may be left over beyond those that a format is known for.
 
@@ -83,7 +92,7 @@ def import_network(
     if network not in NETWORKS:
         raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
     found = recognise(tensors)
-    return _READERS[found](tensors, _Asked(network, norm_last_layer, relation_names, tuple(ignore)))
+    return _READERS[found](tensors, _Asked(network, with_heads, norm_last_layer, relation_names, tuple(ignore)))
 
 
 def describe(imported: Imported, network: str = "") -> list[str]:
@@ -112,7 +121,9 @@ def _ours(tensors: Tensors, asked: _Asked) -> Imported:
     stats = nest({name.removeprefix("batch_stats/"): tensor for name, tensor in tensors.items() if name not in chosen})
     params = nest(chosen)
     timm.to_timm(params["backbone"])  # held against the table: all that does not fit is told
-    return Imported("sere_jax", params, stats, 0, ())
+    if asked.with_heads:
+        return Imported("sere_jax", params, stats, 0, ())
+    return Imported("sere_jax", {"backbone": params["backbone"]}, {}, 0, tuple(n for n in tensors if not n.startswith("backbone/")))
 
 
 def _timm(tensors: Tensors, asked: _Asked) -> Imported:
@@ -139,21 +150,19 @@ def _hf(tensors: Tensors, asked: _Asked) -> Imported:
 
 def _dino(tensors: Tensors, asked: _Asked) -> Imported:
     plain = dino.strip_prefixes(tensors, asked.network)
-    heads_ignored = "head.*" in asked.ignore
-    tensors_taken = {name: tensor for name, tensor in plain.items() if not (heads_ignored and name.startswith("head."))}
+    chosen = {name: tensor for name, tensor in plain.items() if asked.with_heads or not dino.is_head(name)}
     found = dino.read_dino(
-        tensors_taken,
-        network=asked.network,
+        chosen,
         norm_last_layer=asked.norm_last_layer,
         relation_names=asked.relation_names,
         ignore=asked.ignore,
     )
-    # These methods' ViTs have heads of 64 dimensions. Without their head it may be anybody's file.
+    # These methods' ViTs have heads of 64 dimensions. Without a head of theirs it may be anybody's file.
     width = found.params["backbone"]["cls_token"].shape[-1]
-    heads = width // 64 if "heads_dino" in found.params and width in _WIDTHS else 0
-    taken = {id(tensor) for name, tensor in tensors_taken.items() if not _ignored(name, asked.ignore)}
+    heads = width // 64 if "head.mlp.0.weight" in plain and width in _WIDTHS else 0
+    taken = {id(tensor) for name, tensor in chosen.items() if not _ignored(name, asked.ignore)}
     left = tuple(name for name, tensor in tensors.items() if id(tensor) not in taken)
-    return Imported(found.layout, found.params, found.batch_stats, heads, left)
+    return Imported(dino.layout_of(plain), found.params, found.batch_stats, heads, left)
 
 
 def _ignored(name: str, patterns: Iterable[str]) -> bool:

@@ -84,13 +84,17 @@ def _norms(names: Names, predictor: bool) -> list[str]:
 
 def _lines(names: Names, d: int, *, predictor: bool, flat: bool) -> list[Line]:
     """`flat`: the predictor is stored as a matrix [out, in], not as a 1 x 1 convolution."""
-    table = []
-    for ours, theirs in zip(("bn", "predictor_bn"), _norms(names, predictor), strict=False):
-        table += [Line(f"params/{ours}/scale", f"{theirs}.weight", (d,)), Line(f"params/{ours}/bias", f"{theirs}.bias", (d,))]
-        table += [Line(f"stats/{ours}/{key}", f"{theirs}.{name}", (d,)) for key, name in _STATISTICS.items()]
+    # In the order of the layers, which a PyTorch file keeps and `_names_of` may need.
+    table = _norm("bn", names.bn, d)
     if predictor:
         table.append(Line("params/predictor/kernel", f"{names.predictor}.weight", (d, d), "linear" if flat else "pointwise"))
+        table += _norm("predictor_bn", names.predictor_bn, d)
     return table
+
+
+def _norm(ours: str, theirs: str, d: int) -> list[Line]:
+    lines = [Line(f"params/{ours}/scale", f"{theirs}.weight", (d,)), Line(f"params/{ours}/bias", f"{theirs}.bias", (d,))]
+    return lines + [Line(f"stats/{ours}/{key}", f"{theirs}.{name}", (d,)) for key, name in _STATISTICS.items()]
 
 
 def _names_of(found: Tensors, module: str) -> Names:

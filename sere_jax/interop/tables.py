@@ -41,7 +41,7 @@ def to_theirs(tree: Tree, lines: Sequence[Line], *, ignore: Iterable[str] = ()) 
     Raises InteropError as `to_ours` does.
     """
     named = flatten(tree)
-    _check(named, {line.ours: line.shape for line in lines}, ignore)
+    check(named, {line.ours: line.shape for line in lines}, ignore)
     return {line.theirs: _turned(named[line.ours], _TO_THEIRS.get(line.layout)).reshape(_their_shape(line)) for line in lines}
 
 
@@ -51,7 +51,7 @@ def to_ours(tensors: Tensors, lines: Sequence[Line], *, ignore: Iterable[str] = 
     Raises InteropError with every missing, unused and misshapen name, and for each the nearest of the other side.
     """
     expected = {line.theirs: _their_shape(line) for line in lines}
-    _check(tensors, expected, ignore)
+    check(tensors, expected, ignore)
     return nest({line.ours: _ours(tensors[line.theirs], line) for line in lines})
 
 
@@ -72,7 +72,8 @@ def _their_shape(line: Line) -> tuple[int, ...]:
     return (*shape, 1, 1) if line.layout == "pointwise" else shape
 
 
-def _check(found: Tensors, expected: Mapping[str, tuple[int, ...]], ignore: Iterable[str]) -> None:
+def check(found: Tensors, expected: Mapping[str, tuple[int, ...]], ignore: Iterable[str] = ()) -> None:
+    """Raise InteropError with every name that is missing, not expected or of another shape. `ignore`: patterns of what may be over."""
     unused = [name for name in found if name not in expected and not any(fnmatchcase(name, pattern) for pattern in ignore)]
     missing = [name for name in expected if name not in found]
     mistakes = [f"missing  {name} {list(expected[name])}{_nearest(name, unused)}" for name in missing]

@@ -1,0 +1,195 @@
+"""A training state to every format and back, bit for bit; PyTorch modules with the field's names load the files strictly."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sere_jax import load_backbone
+from sere_jax.checkpoint import read_state
+from sere_jax.interop.export import export, main
+from sere_jax.interop.files import read_tensors, write_tensors
+from sere_jax.interop.tables import InteropError
+from sere_jax.interop.timm import to_timm
+from sere_jax.weights import networks_of, read_weights, resize_positions
+from tests import micro, saved_run
+from tests.interop.test_timm import _equal
+from tests.oracles.bicubic import interpolate
+
+NETWORKS = {"student": ("params", "batch_stats"), "teacher": ("teacher", "teacher_batch_stats")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, its state as NumPy trees) of a DINO + SERE run with local crops, masks and trained prototype lengths."""
+    changes = {"masking": {"kind": "block"}, "head": {"norm_last_layer": False}}
+    config = micro.config(changes, local_count=2)
+    workdir = saved_run.checkpoint(tmp_path_factory.mktemp("run"), config, saved_run.state(config))
+    return workdir, read_state(workdir)[0]
+
+
+def _wanted(state, network: str, layout: str, with_heads: bool):
+    """What a format has a place for."""
+    params, batch_stats = (state[field] for field in NETWORKS[network])
+    backbone = {
+        name: value for name, value in params["backbone"].items() if layout not in ("timm", "dino", "hf_vit") or name != "mask_token"
+    }
+    heads = {"npz": tuple(params), "sere": tuple(params), "dino": ("heads_dino",), "ibot": ("heads_dino",)}.get(layout, ())
+    chosen = {name: params[name] for name in heads if name != "backbone" and with_heads}
+    return {"backbone": backbone, **chosen}, batch_stats if with_heads and layout in ("npz", "sere") else {}
+
+
+ALL = [
+    ("timm", "x.safetensors", False),
+    ("hf_vit", "x", False),
+    ("npz", "x.npz", False),
+    ("npz", "x.npz", True),
+    *(
+        (layout, f"x.{ending}", heads)
+        for layout in ("dino", "ibot", "sere")
+        for ending in ("safetensors", "pth")
+        for heads in (False, True)
+    ),
+]
+
+
+@pytest.mark.parametrize("network", ["teacher", "student"])
+@pytest.mark.parametrize(("layout", "name", "with_heads"), ALL)
+def test_round_trip_is_bit_exact(run, tmp_path, layout, name, with_heads, network):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch")
+    workdir, state = run
+    export(workdir, tmp_path / name, layout=layout, network=network, with_heads=with_heads)
+    found = read_weights(tmp_path / name)
+    params, batch_stats = _wanted(state, network, layout, with_heads)
+    assert _equal(found.params, params)
+    assert _equal(found.batch_stats, batch_stats)
+    assert (found.about["network"], found.about["step"], found.architecture.heads) == (network, 7, 3)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+@pytest.mark.parametrize("layout", ["dino", "ibot", "sere"])
+def test_both_networks_in_one_file(run, tmp_path, layout, ending):
+    if ending == "pth":
+        pytest.importorskip("torch")
+    workdir, state = run
+    path = tmp_path / f"x.{ending}"
+    export(workdir, path, layout=layout, network="both", with_heads=True)
+    assert set(networks_of(path)) == set(NETWORKS)
+    for network in NETWORKS:
+        found = read_weights(path, network=network)
+        assert _equal(found.params, _wanted(state, network, layout, True)[0])
+    assert read_weights(path).about["network"] == "teacher"
+
+
+def test_the_pth_is_nested_and_named_as_dino_loads_it(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    workdir, state = run
+    export(workdir, tmp_path / "x.pth", layout="dino", network="both", with_heads=True)
+    saved = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert saved.keys() == {"student", "teacher", "sere_jax"}
+    assert all(name.startswith(("module.backbone.", "module.head.")) for name in saved["student"])
+    assert all(name.startswith(("backbone.", "head.")) for name in saved["teacher"])
+    expected = to_timm(state["teacher"]["backbone"])["norm.weight"]
+    np.testing.assert_array_equal(saved["teacher"]["backbone.norm.weight"].numpy(), expected)
+
+
+def test_plain_dino_names_load_strictly_into_the_oracles_vit(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    from tests.oracles.torch_vit import ViT
+
+    workdir, _ = run
+    export(workdir, tmp_path / "x.safetensors", layout="dino", network="teacher")
+    tensors = {name.removeprefix("backbone."): torch.from_numpy(t) for name, t in read_tensors(tmp_path / "x.safetensors")[0].items()}
+    oracle = ViT(width=48, depth=2, heads=3, patch_size=4, image_size=16)
+    oracle.load_state_dict(tensors, strict=True)
+    images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    with torch.no_grad():
+        stages = oracle(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    features = load_backbone(tmp_path / "x.safetensors")(jnp.asarray(images))
+    np.testing.assert_allclose(features.cls, stages.cls.numpy(), atol=1e-4)  # float32 on both sides
+    np.testing.assert_allclose(features.patches.reshape(2, 16, 48), stages.patches.numpy(), atol=1e-4)
+
+
+def test_timm_loads_the_export_strictly_and_gives_the_same_tokens(run, tmp_path):
+    torch = pytest.importorskip("torch")
+    # timm is no requirement: where it is there, and its torchvision fits this torch, it has the last word.
+    timm = pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
+    workdir, _ = run
+    export(workdir, tmp_path / "x.safetensors", layout="timm")
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in read_tensors(tmp_path / "x.safetensors")[0].items()}
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, in_chans=3, embed_dim=48, depth=2, num_heads=3, num_classes=0
+    ).eval()
+    model.load_state_dict(tensors, strict=True)
+    images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = model.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    features = load_backbone(tmp_path / "x.safetensors")(jnp.asarray(images))
+    np.testing.assert_allclose(features.cls, theirs[:, 0], atol=1e-4)
+    np.testing.assert_allclose(features.patches.reshape(2, 16, 48), theirs[:, 1:], atol=1e-4)
+
+
+def test_one_format_becomes_another_by_way_of_files(run, tmp_path):
+    workdir, state = run
+    export(workdir, tmp_path / "a.safetensors", layout="dino", network="both")
+    written = export(tmp_path / "a.safetensors", tmp_path / "b", layout="hf_vit", network="student")
+    assert "recognised   a DINO checkpoint; network student" in written.report
+    backbone = {name: value for name, value in state["params"]["backbone"].items() if name != "mask_token"}
+    jax.tree.map(np.testing.assert_array_equal, load_backbone(tmp_path / "b").params, backbone)
+
+
+def test_whose_weights_they_are_is_passed_on(run, tmp_path):
+    workdir, state = run
+    write_tensors(tmp_path / "theirs.safetensors", to_timm(state["teacher"]["backbone"]), {})
+    export(tmp_path / "theirs.safetensors", tmp_path / "b.safetensors", layout="dino", heads=3)
+    _, metadata = read_tensors(tmp_path / "b.safetensors")
+    assert "Weights of others, read from theirs.safetensors" in metadata["licence"]
+    assert metadata["imported_from"] == "timm"
+    export(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    assert read_tensors(tmp_path / "c.safetensors")[1]["licence"] == metadata["licence"]
+    export(workdir, tmp_path / "d.safetensors")
+    export(tmp_path / "d.safetensors", tmp_path / "e.safetensors")
+    assert "Apache-2.0" in read_tensors(tmp_path / "e.safetensors")[1]["licence"]
+
+
+def test_positions_are_resized_where_asked_and_it_is_told(run, tmp_path):
+    workdir, state = run
+    written = export(workdir, tmp_path / "x.safetensors", image_size=24)
+    assert written.report == ("resized      position embedding from 4 x 4 to 6 x 6 patches",)
+    tensors, metadata = read_tensors(tmp_path / "x.safetensors")
+    assert (metadata["architecture"]["image_size"], metadata["position_embedding_resized_from"]) == (24, 16)
+    assert metadata["preprocess"]["size"] == 24
+    stored = state["teacher"]["backbone"]["pos_embed"]
+    expected = interpolate(stored[0, 1:].reshape(4, 4, 48), (6, 6), (1.5, 1.5)).reshape(36, 48)
+    np.testing.assert_allclose(tensors["pos_embed"][0, 1:], expected, atol=1e-6)  # float64 against float32's rounding
+    np.testing.assert_array_equal(tensors["pos_embed"][:, :1], stored[:, :1])
+    assert load_backbone(tmp_path / "x.safetensors").module.image_size == 24
+    with pytest.raises(InteropError, match="image_size: found 18, expected a multiple of the patch size 4"):
+        load_backbone(workdir, image_size=18)
+
+
+def test_resizing_is_pytorchs_bicubic_interpolation():
+    torch = pytest.importorskip("torch")
+    stored = np.random.default_rng(0).normal(size=(1, 17, 8)).astype(np.float32)
+    square = torch.from_numpy(stored[0, 1:].reshape(1, 4, 4, 8).transpose(0, 3, 1, 2).copy())
+    for side in (3, 7):
+        theirs = torch.nn.functional.interpolate(square, size=(side, side), mode="bicubic")[0].numpy().transpose(1, 2, 0)
+        np.testing.assert_allclose(resize_positions(stored, side)[0, 1:], theirs.reshape(-1, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format=hf_vit", "--output=x.safetensors"], "expected a directory for the format hf_vit"),
+        (["--format=timm", "--output=x.pth"], r"expected a name that ends in .safetensors for the format timm"),
+        (["--format=ibot", "--output=x.npz"], r"expected a name that ends in .safetensors or .pth"),
+        (["--format=timm", "--output=x.safetensors", "--network=both"], "the timm layout holds one network"),
+        (["--format=hf_vit", "--output=x", "--with_heads"], "the hf_vit layout has no heads"),
+    ],
+)
+def test_what_does_not_go_together_is_told(run, capsys, arguments, message):
+    assert main([f"--checkpoint={run[0]}", *arguments]) == 2
+    assert message in capsys.readouterr().err
