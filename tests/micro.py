@@ -18,7 +18,6 @@ from sere_jax.types import Views
 LENGTH = build.Steps(per_epoch=5, total=50)
 
 
-
 def _accepted(option: str, value: Any) -> dict[str, Any]:
     """The compile option, or nothing where this XLA has no such (any more)."""
     try:

@@ -71,7 +71,15 @@ def test_metrics_are_complete_and_add_up():
     _, after, metrics = _first()
     references = build.objective(_config(), micro.LENGTH).references
     assert references.keys() < metrics.keys()
-    assert metrics.keys() - references.keys() == {"loss", "grad_norm", "ema_momentum", "learning_rate", "weight_decay", "bad_step", "center_norm"}
+    assert metrics.keys() - references.keys() == {
+        "loss",
+        "grad_norm",
+        "ema_momentum",
+        "learning_rate",
+        "weight_decay",
+        "bad_step",
+        "center_norm",
+    }
     assert all(np.isfinite(value) and jnp.shape(value) == () for value in metrics.values())
     np.testing.assert_allclose(metrics["loss"], metrics["dino"] + metrics["spatial"] + metrics["channel"], rtol=1e-6)
     np.testing.assert_allclose(metrics["spatial"], (metrics["spatial_global"] + metrics["spatial_local"]) / 2, rtol=1e-6)
