@@ -1,0 +1,175 @@
+"""Every recipe with every backbone that makes sense, one step on a micro model: one device against eight, gradients, the teacher.
+
+What each loss computes is tested beside it; here it is that a method is whole: its config, its requests, its heads, its state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from sere_jax import build, optim, sharding
+from sere_jax import config as rules
+from sere_jax.data.masks import sample_masks
+from sere_jax.objectives.recipes import RECIPES
+from sere_jax.state import TrainState
+from sere_jax.types import Metrics, Views
+from tests import micro
+
+# The narrowest that every part of a method lives in; updates from the first step on.
+SMALL = {
+    "model": {"depth": 1, "width": 12, "heads": 3},
+    "relation": {"sampling_impl": "separable", "heads": 3, "global_points": 5, "local_points": 3},
+    "optimizer": {"warmup_epochs": 0, "freeze_last_layer_epochs": 0, "base_lr": 0.03},
+    "teacher": {"ema_momentum": 0.9},
+}
+# What a recipe needs beyond its name.
+NEEDS: dict[str, dict[str, dict[str, Any]]] = {name: {"masking": {"kind": "block"}} for name in ("ibot", "ibot_sere")}
+# Relations are taken before the final LayerNorm: alone they never use it.
+UNUSED = dict.fromkeys(("spatial", "channel", "spatial_channel"), ("backbone/norm/",))
+BACKBONES: dict[str, dict[str, dict[str, Any]]] = {"vit": {}}
+CASES = [(recipe, backbone) for recipe in RECIPES for backbone in BACKBONES]
+FAST = {("ibot_sere", "vit"), ("dinoplus", "vit"), ("dino_barlow", "vit")}
+# Other settings of the same recipes, each a path of its own through the network.
+VARIANTS = {
+    "ibot_sere of the whole view": ("ibot_sere", {"relation": {"student_tokens": "unmasked"}}),
+    "ibot with random masks and free prototypes": ("ibot", {"masking": {"kind": "random"}, "head": {"norm_last_layer": False}}),
+    "barlow of the cls token with its own projector": (
+        "dino_barlow",
+        {"barlow": {"embedding": "cls", "projector": "mlp", "projector_width": 8}},
+    ),
+    "dino_sere with one set of heads and no predictor": ("dino_sere", {"relation": {"local_heads": "shared", "symmetric": True}}),
+}
+
+
+def _config(recipe: str, backbone: str = "vit", changes: dict[str, dict[str, Any]] | None = None) -> ConfigDict:
+    found = micro.config(SMALL, local_count=1, recipe=recipe)
+    for more in (BACKBONES[backbone], NEEDS.get(recipe, {}), changes or {}):
+        for section, values in more.items():
+            found[section].update(values)
+    return found
+
+
+def _views(config: ConfigDict) -> Views:
+    views, masking, rng = micro.views(config), build.mask_recipe(config), np.random.default_rng(3)
+    if masking is None:
+        return views
+    masks, indices = zip(*(sample_masks(masking, 2, rng) for _ in range(8)), strict=True)
+    assert np.sum(masks) > 0 and not np.all(np.any(masks, (2, 3)))  # some views have hidden patches, some have none
+    return views._replace(masks=np.stack(masks), mask_indices=np.stack(indices))
+
+
+class Stepped(NamedTuple):
+    before: TrainState
+    after: TrainState
+    metrics: Metrics
+    gradients: Any  # of the student's parameters
+    teacher_gradients: Any
+
+
+def _on_one(config: ConfigDict) -> Stepped:
+    """A step, and the gradients of its loss in both networks' parameters, in one compilation."""
+    state, views, step = micro.state(config), _views(config), build.train_step(config, micro.LENGTH)
+
+    def run(networks: Any, rest: TrainState, views: Views) -> tuple[jax.Array, Any]:
+        after, metrics = step(rest._replace(params=networks[0], teacher=networks[1]), views)
+        return metrics["loss"], (after, metrics)
+
+    (gradients, teacher), (after, metrics) = micro.jit(jax.grad(run, has_aux=True))((state.params, state.teacher), state, views)
+    return Stepped(state, after, metrics, gradients, teacher)
+
+
+def _on_eight(config: ConfigDict) -> tuple[TrainState, Metrics]:
+    mesh, state = sharding.make_mesh(2), micro.state(config)
+    shardings = sharding.state_shardings(state, mesh, min_size=512)
+    step = jax.jit(
+        build.train_step(config, micro.LENGTH),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        compiler_options=micro.FAST_COMPILE,
+    )
+    return step(jax.device_put(state, shardings), sharding.to_global(_views(config), mesh))
+
+
+def _names(tree: Any, predicate: Any) -> set[str]:
+    return {"/".join(optim.names(path)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if predicate(leaf)}
+
+
+def _check(config: ConfigDict) -> None:
+    one = _on_one(config)
+    assert all(np.isfinite(value) for value in one.metrics.values()) and float(one.metrics["bad_step"]) == 0
+    references = build.objective(config, micro.LENGTH).references
+    assert references.keys() <= one.metrics.keys()
+    _check_gradients(config, one)
+    _check_teacher(config, one)
+    after, metrics = _on_eight(config)
+    for name, value in one.metrics.items():
+        # float32 sums in another order; centers and gradients are sums of many terms that cancel
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
+    micro.assert_close(after.objective, one.after.objective, atol=1e-5)
+    micro.assert_close(after.batch_stats, one.after.batch_stats, rtol=1e-4, atol=1e-5)
+
+
+def _check_gradients(config: ConfigDict, one: Stepped) -> None:
+    """Every trainable parameter has a gradient and moves; the others do neither; nothing reaches the teacher."""
+    fixed = (*build.frozen(config), *UNUSED.get(config.recipe, ()))
+    trained = {name for name in _names(one.before.params, lambda leaf: True) if not name.startswith(fixed)}
+    assert _names(one.gradients, np.any) == trained
+    moved = jax.tree.map(lambda a, b: np.any(a != b), one.after.params, one.before.params)
+    assert _names(moved, bool) == trained
+    assert not _names(one.teacher_gradients, np.any)
+
+
+def _check_teacher(config: ConfigDict, one: Stepped) -> None:
+    timing = RECIPES[config.recipe].ema_timing
+    student = {"after": one.after.params, "before": one.before.params, "none": one.before.teacher}[timing]
+    momentum = float(one.metrics["ema_momentum"])
+    expected = jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, one.before.teacher, student)
+    micro.assert_close(one.after.teacher, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backbone"),
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow, id="-".join(case)) for case in CASES],
+)
+def test_a_step_of_every_recipe_on_every_backbone(recipe: str, backbone: str):
+    config = _config(recipe, backbone)
+    assert not [line for line in rules.mistakes(config, devices=8, processes=1) if not line.startswith("data.source")]
+    _check(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_of_other_settings(variant: str):
+    recipe, changes = VARIANTS[variant]
+    _check(_config(recipe, changes=changes))
+
+
+@pytest.mark.parametrize("recipe", ["ibot_sere", pytest.param("dinoplus_sere", marks=pytest.mark.slow)])
+def test_no_rows_travel_between_devices(recipe: str):
+    """Gathering masked patches and sampling at overlap points stay within an example: the compiled step has sums only."""
+    config, mesh = _config(recipe), sharding.make_mesh(1)
+    state, views = build.abstract_state(config, micro.LENGTH), jax.eval_shape(lambda: jax.tree.map(jnp.asarray, _views(config)))
+    rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    step = jax.jit(build.train_step(config, micro.LENGTH), in_shardings=(everywhere, rows), out_shardings=everywhere)
+    text = step.lower(state, views).compile(compiler_options=micro.FAST_COMPILE).as_text()
+    assert "all-reduce" in text
+    assert not [kind for kind in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter") if f" {kind}(" in text]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ("ibot", {"masking": {"kind": "none"}}, "masking.kind: found 'none', expected block or random: ibot learns from hidden patches"),
+        ("ibot", {"masking": {"kind": "random", "ratio": (0.0, 0.9)}}, "masking.ratio: found 0.0 -+ 0.0 and 0.9 -+ 0.2"),
+        ("dino_sere", {"relation": {"heads": 5}}, "relation.heads: found 5, expected a divisor of the model's width 12"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(recipe: str, changes: dict[str, dict[str, Any]], message: str):
+    lines = rules.mistakes(_config(recipe, changes=changes), devices=1, processes=1)
+    assert any(line.startswith(message) for line in lines), lines
