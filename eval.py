@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results.")
-_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs or exported files, separated by commas; each is a row or column.")
+_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs or files (docs/weights.md), separated by commas; each is a row or column.")
 _NETWORK = flags.DEFINE_enum("network", "", ["", "teacher", "student"], "Which network of a checkpoint; '': the one its recipe evaluates.")
 _HEADS = flags.DEFINE_integer("heads", 0, "Attention heads, for files that do not say it.", lower_bound=0)
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes are not found by themselves.")
@@ -71,6 +71,8 @@ def load(path: str) -> Network:
     from sere_jax.evals.network import Network
 
     found = load_backbone(path, network=_NETWORK.value, heads=_HEADS.value)
+    for line in found.about.get("report", ()):  # of a file: what was recognised, taken and left
+        print(f"{path}: {line}")
     about = {"checkpoint": path, **{key: found.about.get(key) for key in ("network", "step", "config")}}
     prepare = found.preprocess
     place = Path(path).resolve()

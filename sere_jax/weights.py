@@ -152,6 +152,8 @@ def _told_by_config(metadata: Mapping[str, Any]) -> bool | None:
 
 
 def _weights(path: Path, imported: Imported, metadata: Mapping[str, Any], network: str, heads: int) -> Weights:
+    if "cls_token" not in imported.params["backbone"]:
+        raise InteropError(f"{path}: found a ResNet ({TITLES[imported.format]}), expected a vision transformer")
     beside = _beside(path) if imported.format == "hf_vit" else {}
     saved = metadata.get("architecture", {}).get("heads", 0) or beside.get("num_attention_heads", 0)
     heads = _heads(path, heads, saved, imported)

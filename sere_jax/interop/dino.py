@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sere_jax.interop import relation
+from sere_jax.interop import relation, resnet
 from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, to_theirs
 from sere_jax.interop.timm import from_timm, linear, to_timm
 
@@ -28,7 +28,7 @@ class DinoNetwork(NamedTuple):
     """One network of a checkpoint."""
 
     params: dict[str, Any]  # {"backbone": ..., "heads_dino": ..., "heads_spatial": ...}, heads as far as there are
-    batch_stats: dict[str, Any]  # of the relation heads
+    batch_stats: dict[str, Any]  # of the relation heads, and of a ResNet
 
 
 def to_dino(params: Tree, *, layout: Layout = "dino", with_heads: bool = False, batch_stats: Tree | None = None) -> dict[str, np.ndarray]:
@@ -88,9 +88,8 @@ def read_dino(
     backbone = {name.removeprefix("backbone."): tensor for name, tensor in plain.items() if not name.startswith("head.")}
     relations = {name: tensor for name, tensor in backbone.items() if relation.is_relation_head(name)}
     mask_token = backbone.pop(_MASK_TOKEN, None)
-    params: dict[str, Any] = {
-        "backbone": from_timm({name: value for name, value in backbone.items() if name not in relations}, ignore=ignore)
-    }
+    own, statistics = _backbone({name: value for name, value in backbone.items() if name not in relations}, ignore)
+    params: dict[str, Any] = {"backbone": own}
     if mask_token is not None:
         params["backbone"]["mask_token"] = _mask_token(mask_token, params["backbone"])
     if any(name.startswith("last_layer.") for name in head):
@@ -98,7 +97,14 @@ def read_dino(
     elif head:
         raise InteropError(f"head: found {', '.join(sorted(head))}, expected DINO's mlp.* and last_layer.*, or nothing")
     heads, batch_stats = relation.from_sere(relations, relation_names)
-    return DinoNetwork(params | heads, batch_stats)
+    return DinoNetwork(params | heads, batch_stats | statistics)
+
+
+def _backbone(tensors: Tensors, ignore: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not resnet.is_resnet(tensors):
+        return from_timm(tensors, ignore=ignore), {}
+    params, statistics = resnet.from_resnet(tensors, ignore=ignore)
+    return params, {"backbone": statistics}
 
 
 def is_head(name: str) -> bool:

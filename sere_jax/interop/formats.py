@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from sere_jax.interop import dino, hf, mocov3, timm
+import numpy as np
+
+from sere_jax.interop import dino, hf, mocov3, resnet, timm
 from sere_jax.interop.relation import Names
 from sere_jax.interop.tables import InteropError, Tensors, flatten, nest
 
@@ -18,6 +20,7 @@ TITLES = {
     "sere": "a SERE checkpoint",
     "mocov3": "a MoCo v3 checkpoint",
     "hf_vit": "a Hugging Face ViT",
+    "resnet50": "torchvision's names of a ResNet, which are also timm's",
 }
 NETWORKS = ("teacher", "student")
 
@@ -44,7 +47,7 @@ class _Asked(NamedTuple):
 
 
 def recognise(names: Iterable[str]) -> str:
-    """The format, by the names alone: sere_jax | timm | dino (its descendants too) | mocov3 | hf_vit.
+    """The format, by the names alone: sere_jax | timm | dino (its descendants too) | mocov3 | hf_vit | resnet50.
 
     Raises InteropError where they are none of these.
     """
@@ -56,6 +59,7 @@ def recognise(names: Iterable[str]) -> str:
         ("dino", lambda: any(name.startswith(("teacher.", "student.", "backbone.")) for name in plain)),
         ("hf_vit", lambda: any(name.removeprefix("vit.") == "embeddings.cls_token" for name in plain)),
         ("timm", lambda: "patch_embed.proj.weight" in plain),
+        ("resnet50", lambda: resnet.is_resnet(plain)),
     )
     for name, rule in rules:
         if rule():
@@ -97,11 +101,13 @@ def import_network(
 
 def describe(imported: Imported, network: str = "") -> list[str]:
     """What was recognised, taken and left, as lines for a person."""
+    # BatchNorm's counters of batches matter to nobody.
+    left = [name for name in imported.left if not name.endswith("num_batches_tracked")]
     lines = [f"recognised   {TITLES[imported.format]}" + (f"; network {network}" if network else "")]
     for part, tree in imported.params.items():
         leaves = flatten(tree).values()
         lines.append(f"taken        {part}: {len(leaves)} tensors, {sum(leaf.size for leaf in leaves):,} numbers")
-    return lines + [f"left         {text}" for text in _summary(imported.left)]
+    return lines + [f"left         {text}" for text in _summary(left)]
 
 
 def _summary(names: Sequence[str], shown: int = 6) -> list[str]:
@@ -132,13 +138,26 @@ def _timm(tensors: Tensors, asked: _Asked) -> Imported:
     return Imported("timm", params, {}, 0, _left(plain, timm.to_timm(params["backbone"])))
 
 
+def _resnet(tensors: Tensors, asked: _Asked) -> Imported:
+    plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    params, batch_stats = resnet.from_resnet(plain, ignore=asked.ignore)
+    taken = [line.theirs for line in resnet.lines(resnet.sizes_of(plain))]
+    return Imported("resnet50", {"backbone": params}, {"backbone": batch_stats}, 0, _left(plain, taken))
+
+
 def _mocov3(tensors: Tensors, asked: _Asked) -> Imported:
     plain = mocov3.encoder(tensors, asked.network)
-    params = {"backbone": timm.from_timm(plain, ignore=(*mocov3.EXPECTED_LEFT, *asked.ignore))}
-    prefix = mocov3.ENCODERS[asked.network]
-    taken = {f"{prefix}.{name}" for name in timm.to_timm(params["backbone"])}
-    heads = mocov3.HEADS.get(params["backbone"]["cls_token"].shape[-1], 0)
-    return Imported("mocov3", params, {}, heads, _left((name.removeprefix("module.") for name in tensors), taken))
+    ignore = (*mocov3.EXPECTED_LEFT, *asked.ignore)
+    if resnet.is_resnet(plain):
+        found = _resnet(plain, asked._replace(ignore=ignore))
+        inner, heads = [name for name in plain if name not in found.left], 0
+    else:
+        params = {"backbone": timm.from_timm(plain, ignore=ignore)}
+        inner, heads = list(timm.to_timm(params["backbone"])), mocov3.HEADS.get(params["backbone"]["cls_token"].shape[-1], 0)
+        found = Imported("mocov3", params, {}, heads, ())
+    taken = {f"{mocov3.ENCODERS[asked.network]}.{name}" for name in inner}
+    left = _left((name.removeprefix("module.") for name in tensors), taken)
+    return found._replace(format="mocov3", heads=heads, left=left)
 
 
 def _hf(tensors: Tensors, asked: _Asked) -> Imported:
@@ -158,7 +177,7 @@ def _dino(tensors: Tensors, asked: _Asked) -> Imported:
         ignore=asked.ignore,
     )
     # These methods' ViTs have heads of 64 dimensions. Without a head of theirs it may be anybody's file.
-    width = found.params["backbone"]["cls_token"].shape[-1]
+    width = found.params["backbone"].get("cls_token", np.zeros(0)).shape[-1]
     heads = width // 64 if "head.mlp.0.weight" in plain and width in _WIDTHS else 0
     taken = {id(tensor) for name, tensor in chosen.items() if not _ignored(name, asked.ignore)}
     left = tuple(name for name, tensor in tensors.items() if id(tensor) not in taken)
@@ -185,4 +204,5 @@ _READERS: dict[str, Callable[[Tensors, _Asked], Imported]] = {
     "mocov3": _mocov3,
     "hf_vit": _hf,
     "dino": _dino,
+    "resnet50": _resnet,
 }
