@@ -41,6 +41,7 @@ def pretrain() -> ConfigDict:
             "dino": _dino(),
             "patch": _patch(),
             "barlow": _barlow(),
+            "mocov3": _mocov3(),
             "relation": _relation(),
             "optimizer": _optimizer(),
             "teacher": _teacher(),
@@ -161,6 +162,17 @@ def _barlow() -> dict[str, Any]:
         "embedding": "patches",  # what is related: the mean of the patches' projections | cls
         "projector": "relation",  # BatchNorm and ReLU, as SERE's channel relation has it | mlp, Barlow Twins' of three layers
         "projector_width": 8192,  # of the mlp
+    }
+
+
+def _mocov3() -> dict[str, Any]:
+    """MoCo v3 with a ViT; a ResNet has two projector layers, no last BatchNorm of the predictor, temperature 1."""
+    return {
+        "temperature": 0.2,
+        "projector_layers": 3,
+        "hidden": 4096,  # of projector and predictor
+        "width": 256,  # of what is compared
+        "predictor_last_norm": True,  # a BatchNorm without scale and bias at its end
     }
 
 

@@ -23,7 +23,7 @@ from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.optim import stop_frozen
 from sere_jax.sharding import replicated
-from sere_jax.state import TrainState
+from sere_jax.state import TrainState, without
 from sere_jax.step import Noise, make_train_step
 from sere_jax.types import Metrics, Outputs, PyTree, Request, Views
 
@@ -65,7 +65,7 @@ def network(config: ConfigDict) -> Network:
     names = {request.head for request in objective(config, Steps(1, 1)).requests if request.head}
     relation = config.relation
     alignment = Alignment(relation.global_points, relation.sampling, relation.padding, relation.sampling_impl)
-    return Network(backbone(config), heads(config, names), alignment)
+    return Network(backbone(config), heads(config, names), alignment, views_apart=recipe(config).views_apart)
 
 
 def view_recipe(config: ConfigDict) -> ViewRecipe:
@@ -183,19 +183,24 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> C
 
 
 def init_state(config: ConfigDict, length: Steps) -> TrainState:
-    """The state at step 0: a function of the config's seed alone. The teacher starts as a copy of the student."""
+    """The state at step 0: a function of the config's seed alone. The teacher starts as a copy of the student, or is empty."""
     views = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), abstract_views(config))
     crops = [x.astype(jnp.float32) for x in (views.global_views, views.local_views)]
     method = objective(config, length)
     requests = tuple(request for request in method.requests if request.side == "student")
     variables = network(config).init(jax.random.key(config.seed), *crops, requests, views=views)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    rules = recipe(config)
+
+    def of_teacher(tree: PyTree) -> PyTree:
+        return {} if rules.ema_timing == "none" else jax.tree.map(jnp.copy, without(tree, rules.student_only))
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        teacher=jax.tree.map(jnp.copy, params),
-        teacher_batch_stats=jax.tree.map(jnp.copy, batch_stats),
+        teacher=of_teacher(params),
+        teacher_batch_stats=of_teacher(batch_stats),
         opt_state=optimizer(config, length).init(params),
         objective=method.init(),
         bad_steps=jnp.zeros((), jnp.int32),

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sere_jax.models.heads import BarlowProjector, PrototypeHead, RelationHead
+from sere_jax.models.heads import BarlowProjector, ContrastiveHead, PrototypeHead, RelationHead
 from sere_jax.models.vit import VARIANTS, ViT
 
 
@@ -34,12 +34,14 @@ def backbone(config: ConfigDict, *, scan_blocks: bool | None = None) -> ViT:
 
 
 def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The heads of these names: `dino` is a prototype head, `batch` Barlow's projector, the others are SERE's modules."""
+    """The heads of these names: `dino` is a prototype head, `mocov3` MoCo's, `batch` Barlow's projector, the others are SERE's modules."""
     dtype = jnp.dtype(config.model.dtype)
     found: dict[str, nn.Module] = {}
     for name in sorted(names):
         if name == "dino":
             found[name] = PrototypeHead(**config.head, dtype=dtype)
+        elif name == "mocov3":
+            found[name] = _contrastive(config)
         elif name == "batch" and config.barlow.projector == "mlp":
             found[name] = BarlowProjector(config.barlow.projector_width, dtype=dtype)
         elif name == "batch":
@@ -47,3 +49,14 @@ def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
         else:
             found[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
     return found
+
+
+def _contrastive(config: ConfigDict) -> ContrastiveHead:
+    mocov3 = config.mocov3
+    return ContrastiveHead(
+        layers=mocov3.projector_layers,
+        hidden=mocov3.hidden,
+        width=mocov3.width,
+        predictor_last_norm=mocov3.predictor_last_norm,
+        dtype=jnp.dtype(config.model.dtype),
+    )

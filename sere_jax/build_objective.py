@@ -11,6 +11,7 @@ from sere_jax import schedules
 from sere_jax.build_model import backbone
 from sere_jax.objectives.barlow import batch_relation
 from sere_jax.objectives.dino import dino
+from sere_jax.objectives.mocov3 import mocov3
 from sere_jax.objectives.patch import aligned, patch
 from sere_jax.objectives.recipes import RECIPES, Recipe, combine
 from sere_jax.objectives.relation import Temperatures, channel, spatial
@@ -42,6 +43,9 @@ def objective(config: ConfigDict, length: Steps) -> Objective:
         ),
         "patch": lambda: _patch(config, length, patch),
         "aligned": lambda: _patch(config, length, aligned),
+        "mocov3": lambda: mocov3(
+            temperature=config.mocov3.temperature, batch_size=config.data.batch_size // config.optimizer.accumulate_steps
+        ),
         "spatial": lambda: _spatial(config),
         "channel": lambda: channel(
             temperatures=_temperatures(config, relation.teacher_temp_channel),

@@ -47,10 +47,10 @@ def _architecture(v: Values, devices: int, processes: int) -> list[str]:
         own = dict(zip(names, VARIANTS[variant], strict=True))
         lines = [
             f"model.{name}: found {given[name]}, expected 0 (or {own[name]}, the {name} of {variant}); others need model.variant = custom"
-            for name in names
+            for name in ("width", "depth")
             if given[name] not in (0, own[name])
         ]
-        given = own
+        given = own | {"heads": given["heads"] or own["heads"]}  # MoCo v3's ViT-S has 12 heads of 32 dimensions
     else:
         lines = [f"model.{name}: found 0, expected a number of at least 1 with model.variant = custom" for name in names if not given[name]]
     if lines:
@@ -97,6 +97,13 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
     return [f"masking.ratio: found {found} with masking.ratio_var, expected shares between 0 and 1"]
 
 
+def _local_crops(v: Values, devices: int, processes: int) -> list[str]:
+    recipe, count = RECIPES[v["recipe"]], v["views.local_count"]
+    if not count or "dino" in recipe.losses or recipe.self_relation:
+        return []
+    return [f"views.local_count: found {count}, expected 0: no loss of {v['recipe']} looks at local crops"]
+
+
 def _channels(v: Values, devices: int, processes: int) -> list[str]:
     channels = v["model.in_channels"]
     keys = [key for key in ("photometry.mean", "photometry.std") if len(v[key]) != channels]
@@ -140,6 +147,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Values, int, int], list[str]
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
     (("recipe", "masking.kind", "masking.ratio", "masking.ratio_var"), _masking),
+    (("recipe", "views.local_count"), _local_crops),
     (("model.in_channels", "photometry.mean", "photometry.std"), _channels),
     (("run.fsdp",), _mesh),
     (("run.eval_every_steps", "eval.gallery", "eval.query"), _evaluation),

@@ -120,12 +120,16 @@ def describe(config: ConfigDict, length: build.Steps, source: Source, mesh: Mesh
         + (f", in {optimizer.accumulate_steps} micro-batches" if optimizer.accumulate_steps > 1 else "")
     )
     yield f"learning     peak rate {optimizer.base_lr * batch / 256:.3g} = base_lr {optimizer.base_lr:g} x {batch} / 256"
-    yield f"parameters   {_count(params):,}, of these backbone {_count(params['backbone']):,}; the teacher has as many"
+    yield f"parameters   {_count(params):,}, of these backbone {_count(params['backbone']):,}; teacher {_teacher(compiled.abstract_state)}"
     yield f"memory       {_memory(compiled)}"
 
 
 def _count(params: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _teacher(state: TrainState) -> str:
+    return f"{_count(state.teacher):,}" if state.teacher else "none"
 
 
 def _memory(compiled: CompiledStep) -> str:

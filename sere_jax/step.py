@@ -79,9 +79,9 @@ def make_train_step(
         crops = augment(views, crop_keys)
         noise = drop_path_noise(path_keys, views)
         student, stats = forward(params, carry.batch_stats, *crops, sides["student"], views=views, drop_path_noise=noise)
-        teacher, teacher_stats = forward(
-            state.teacher, carry.teacher_batch_stats, *crops, sides["teacher"], views=views, drop_path_noise=None
-        )
+        teacher, teacher_stats = Outputs(), carry.teacher_batch_stats
+        if sides["teacher"]:
+            teacher, teacher_stats = forward(state.teacher, teacher_stats, *crops, sides["teacher"], views=views, drop_path_noise=None)
         loss, objective_state, metrics = objective.apply({**student, **jax.lax.stop_gradient(teacher)}, views, state.objective, state.step)
         return loss, (stats, teacher_stats, objective_state, metrics | {"loss": loss})
 
@@ -109,7 +109,8 @@ def make_train_step(
         )
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
         bad = 1 - finite.astype(jnp.int32)
-        metrics |= {"grad_norm": norm, "ema_momentum": momentum, "bad_step": bad.astype(jnp.float32)}
+        metrics |= {"grad_norm": norm, "bad_step": bad.astype(jnp.float32)}
+        metrics |= {} if ema_timing == "none" else {"ema_momentum": momentum}
         metrics |= {name: jnp.asarray(schedule(state.step), jnp.float32) for name, schedule in logged.items()}
         return kept._replace(step=before.step + 1, bad_steps=before.bad_steps + bad), metrics
 
@@ -123,7 +124,10 @@ def example_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
 
 
 def _ema(teacher: PyTree, student: PyTree, momentum: jax.Array) -> PyTree:
-    return jax.tree.map(lambda t, s: momentum * t + (1.0 - momentum) * s, teacher, student)
+    """The moving average of the parameters that the teacher holds; the student may have more, such as MoCo v3's predictor."""
+    if isinstance(teacher, Mapping):
+        return {name: _ema(value, student[name], momentum) for name, value in teacher.items()}
+    return momentum * teacher + (1.0 - momentum) * student
 
 
 def _over_micro_batches(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.common import pretrain
 from sere_jax import build
-from sere_jax.state import TrainState
+from sere_jax.state import TrainState, without
 from sere_jax.types import Views
 
 LENGTH = build.Steps(per_epoch=5, total=50)
@@ -72,7 +72,8 @@ def state(config: ConfigDict, length: build.Steps = LENGTH, seed: int = 0) -> Tr
     rest = jax.tree_util.tree_map_with_path(lambda path, x: jnp.full(x.shape, _named(path, "var"), x.dtype), shapes)
     noise = random_like(shapes.params, seed, scale=0.1)
     params = jax.tree_util.tree_map_with_path(lambda path, x: x + _named(path, "scale"), noise)
-    teacher = jax.tree.map(jnp.add, params, random_like(shapes.params, seed + 1, scale=0.01))
+    kept = without(params, build.recipe(config).student_only) if shapes.teacher else {}
+    teacher = jax.tree.map(jnp.add, kept, random_like(shapes.teacher, seed + 1, scale=0.01))
     return rest._replace(params=params, teacher=teacher)
 
 

@@ -1,4 +1,4 @@
-"""What stands between the backbone's tokens and a loss: DINO's prototype head and SERE's relation heads."""
+"""What stands between the backbone's tokens and a loss: SERE's relation heads, prototype heads, projectors and predictors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class BatchNorm(nn.Module):
 
     epsilon: float = 1e-5
     momentum: float = 0.9  # share of the old running statistic that is kept
+    affine: bool = True  # scale and bias after the normalisation
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "*batch d"]) -> Float[jax.Array, "*batch d"]:
         d = x.shape[-1]
-        scale, bias = self.param("scale", nn.initializers.ones, (d,)), self.param("bias", nn.initializers.zeros, (d,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (d,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (d,))
         x = x.astype(jnp.float32)
@@ -38,7 +38,11 @@ class BatchNorm(nn.Module):
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * mean
             running_var.value = keep * running_var.value + (1 - keep) * var * (count / max(count - 1, 1))
-        return centered * jax.lax.rsqrt(var + self.epsilon) * scale + bias
+        normal = centered * jax.lax.rsqrt(var + self.epsilon)
+        if not self.affine:
+            return normal
+        scale, bias = self.param("scale", nn.initializers.ones, (d,)), self.param("bias", nn.initializers.zeros, (d,))
+        return normal * scale + bias
 
 
 class RelationHead(nn.Module):
@@ -116,3 +120,47 @@ class BarlowProjector(nn.Module):
             x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"mlp_{i}")(x)
             x = x if i == 2 else nn.relu(BatchNorm(name=f"bn_{i}")(x))
         return x
+
+
+class NormedMlp(nn.Module):
+    """MoCo v3's perceptron: linear layers without bias, BatchNorm and ReLU after each but the last.
+
+    After the last comes a BatchNorm without scale and bias, or nothing (`last_norm`). PyTorch's default initialisation.
+    """
+
+    widths: tuple[int, ...]  # of the layers' outputs
+    last_norm: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b d"]) -> Float[jax.Array, "b e"]:
+        for i, width in enumerate(self.widths):
+            init = uniform_fan_in(x.shape[-1])
+            x = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"mlp_{i}")(x)
+            if i < len(self.widths) - 1:
+                x = nn.relu(BatchNorm(name=f"bn_{i}")(x))
+            elif self.last_norm:
+                x = BatchNorm(affine=False, name=f"bn_{i}")(x)
+        return x
+
+
+class ContrastiveHead(nn.Module):
+    """MoCo v3's head: the projector of `layers` layers, and after it, for the student alone, a predictor of two.
+
+    Each view is a batch of its own for BatchNorm, as the reference code runs one view after the other. Source: MoCo v3's code.
+    """
+
+    layers: int = 3
+    hidden: int = 4096
+    width: int = 256
+    predictor_last_norm: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[jax.Array, "b v d"], *, student: bool) -> Float[jax.Array, "b v e"]:
+        projector = NormedMlp((self.hidden,) * (self.layers - 1) + (self.width,), dtype=self.dtype, name="projector")
+        views = [projector(tokens[:, i]) for i in range(tokens.shape[1])]
+        if student:
+            predictor = NormedMlp((self.hidden, self.width), self.predictor_last_norm, self.dtype, name="predictor")
+            views = [predictor(x) for x in views]
+        return jnp.stack(views, axis=1).astype(jnp.float32)

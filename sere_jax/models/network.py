@@ -33,6 +33,7 @@ class Network(nn.Module):
     backbone: nn.Module
     heads: dict[str, nn.Module]
     alignment: Alignment = Alignment()
+    views_apart: bool = False  # the backbone sees one view after the other: each is a batch of its own for BatchNorm
 
     def __call__(
         self,
@@ -59,6 +60,12 @@ class Network(nn.Module):
 
     def _features(self, crops: jax.Array, masks: jax.Array | None, noise: jax.Array | None) -> Features:
         b, v = crops.shape[:2]
+        if self.views_apart and v > 1:
+            one = [slice(i, i + 1) for i in range(v)]
+            apart = [
+                self._features(crops[:, i], None if masks is None else masks[:, i], None if noise is None else noise[:, i]) for i in one
+            ]
+            return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *apart)
         flat = [None if x is None else x.reshape(b * v, *x.shape[2:]) for x in (crops, masks, noise)]
         features = self.backbone(flat[0], masks=flat[1], drop_path_noise=flat[2])
         return jax.tree.map(lambda x: x.reshape(b, v, *x.shape[1:]), features)

@@ -21,6 +21,8 @@ class Recipe(NamedTuple):
     relations: tuple[str, ...]
     ema_timing: Literal["after", "before", "none"] = "after"
     eval_network: Literal["teacher", "student"] = "teacher"
+    student_only: tuple[str, ...] = ()  # prefixes of parameters that the teacher does not hold
+    views_apart: bool = False  # each view is a batch of its own for the backbone's BatchNorm
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -33,6 +35,11 @@ class Recipe(NamedTuple):
         return bool({"spatial", "channel"} & set(self.relations))
 
 
+def _mocov3(*relations: str) -> Recipe:
+    """The teacher follows before its keys are made, without the predictor; one view runs after the other; the student is what counts."""
+    return Recipe(("mocov3",), relations, "before", "student", ("heads_mocov3/predictor",), views_apart=True)
+
+
 RECIPES: dict[str, Recipe] = {
     "dino": Recipe(("dino",), ()),
     "dino_sere": Recipe(("dino",), ("spatial", "channel")),
@@ -43,6 +50,8 @@ RECIPES: dict[str, Recipe] = {
     "dinoplus_sere": Recipe(("dino", "aligned"), ("spatial", "channel")),
     "ibot": Recipe(("dino", "patch"), ()),
     "ibot_sere": Recipe(("dino", "patch"), ("spatial", "channel")),
+    "mocov3": _mocov3(),
+    "mocov3_sere": _mocov3("spatial", "channel"),
     "spatial": Recipe((), ("spatial",)),
     "channel": Recipe((), ("channel",)),
     "spatial_channel": Recipe((), ("spatial", "channel")),

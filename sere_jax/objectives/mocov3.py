@@ -1,0 +1,32 @@
+"""MoCo v3: the student's prediction of one view finds the teacher's projection of the other. Source: Chen et al. 2021, algorithm 1."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sere_jax.losses.contrastive import info_nce, similarity_logits
+from sere_jax.objectives.base import Applied
+from sere_jax.types import Objective, Outputs, PyTree, Request, Views
+
+STUDENT = Request("mocov3", "global", "cls", "post", "student")
+TEACHER = Request("mocov3", "global", "cls", "post", "teacher")
+
+
+def mocov3(*, temperature: float, batch_size: int) -> Objective:
+    """2 T (InfoNCE(q1, k2) + InfoNCE(q2, k1)) with q of the student, k of the teacher and T the temperature.
+
+    `batch_size` is that of a micro-batch, whose other images are the negatives: a blind guess costs 4 T ln(batch_size).
+    """
+
+    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+        queries, keys = outputs[STUDENT], jax.lax.stop_gradient(outputs[TEACHER])
+        logits = [similarity_logits(queries[:, i], keys[:, 1 - i], temperature) for i in (0, 1)]
+        loss = 2 * temperature * (info_nce(logits[0]) + info_nce(logits[1]))
+        found = jnp.stack([jnp.argmax(x, axis=-1) == jnp.arange(x.shape[0]) for x in logits])
+        return loss, state, {"mocov3": loss, "mocov3_accuracy": jnp.mean(found, dtype=jnp.float32)}
+
+    references = {"mocov3": 4 * temperature * math.log(batch_size), "mocov3_accuracy": 1 / batch_size}
+    return Objective((STUDENT, TEACHER), dict, apply, references)

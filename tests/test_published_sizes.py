@@ -1,0 +1,38 @@
+"""Configs of methods at full size, built without computing: valid, and with the published numbers of parameters."""
+
+from __future__ import annotations
+
+import importlib
+
+import jax
+import pytest
+
+from sere_jax import build
+from sere_jax import config as rules
+
+VIT_S = 21_665_664  # 21.67 M
+MOCO_VIT_S = {"projector": 384 * 4096 + 4096**2 + 4096 * 256 + 4 * 4096, "predictor": 2 * 256 * 4096 + 2 * 4096}
+SERE = 384**2 + 4 * 384  # 148,992 a module
+
+# Config -> parameters of the student by part, and of the whole teacher.
+SIZES: dict[str, tuple[dict[str, int], int]] = {
+    "mocov3_vits16": ({"backbone": VIT_S, "heads_mocov3": sum(MOCO_VIT_S.values())}, VIT_S + MOCO_VIT_S["projector"]),
+    "mocov3_sere_vits16": (
+        {"backbone": VIT_S, "heads_mocov3": sum(MOCO_VIT_S.values()), "heads_spatial": SERE, "heads_channel": SERE},
+        VIT_S + MOCO_VIT_S["projector"] + 2 * SERE,
+    ),
+}
+
+
+def _count(tree: object) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_full_size(name: str):
+    config = importlib.import_module(f"configs.{name}").get_config("source=bundled")
+    rules.validate(config, devices=8, processes=2)
+    state = build.abstract_state(config, build.Steps(10, 1000))
+    parts, teacher = SIZES[name]
+    assert {part: _count(tree) for part, tree in state.params.items()} == parts
+    assert _count(state.teacher) == teacher
