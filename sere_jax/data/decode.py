@@ -21,6 +21,8 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from sere_jax.data.memory import MEMORY
+
 Backend = Literal["fast", "pil"]
 BACKENDS: tuple[Backend, ...] = ("fast", "pil")
 MAX_PIXELS = 50_000_000
@@ -38,25 +40,27 @@ _TURN_BACK = {
     8: Image.Transpose.ROTATE_270,
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SCANS = 20  # of a JPEG of max_pixels, and more of smaller ones: each scan costs another pass over all pixels
+_SCANS = 20  # passes of a JPEG of max_pixels, and more of smaller ones
+_FEW = 4_000_000_000  # passes x pixels
 
 
 class BadImage(ValueError):
     """Bytes that cannot be made into pixels: no image, damaged, cut short, or larger than the cap."""
 
 
-def decode(data: bytes, *, backend: Backend = "fast", max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+def decode(data: bytes, *, backend: Backend = "fast", max_pixels: int = MAX_PIXELS, reuse: bool = False) -> UInt8[np.ndarray, "H W 3"]:
     """The pixels of one encoded image, RGB.
 
     `backend="fast"` reads JPEG with libjpeg-turbo (bit-identical to Pillow's at half the time) and the rest with Pillow;
     `"pil"` reads everything with Pillow. The header's size is checked against `max_pixels` before anything is decoded, so
-    that a small file cannot claim gigabytes. Raises BadImage.
+    that a small file cannot claim gigabytes. With `reuse` the pixels may lie in memory that this thread's next call with
+    `reuse` writes to. Raises BadImage.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     try:
         if data[:2] == b"\xff\xd8":
-            return _decode_jpeg(data, backend, max_pixels)
+            return _decode_jpeg(data, backend, max_pixels, reuse)
         if data[:8] == _PNG:
             _check_png(data)
         return _decode_pillow(data, max_pixels)
@@ -68,22 +72,30 @@ def decode(data: bytes, *, backend: Backend = "fast", max_pixels: int = MAX_PIXE
         raise BadImage(f"not a readable image: {error or type(error).__name__}") from error
 
 
-def _decode_jpeg(data: bytes, backend: Backend, max_pixels: int) -> np.ndarray:
+def _decode_jpeg(data: bytes, backend: Backend, max_pixels: int, reuse: bool) -> np.ndarray:
     """JPEG with both backends: libjpeg-turbo tells damage, and for `fast` gives the pixels."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width, max_pixels)
-        scans = data.count(b"\xff\xda")
-        if scans * height * width > _SCANS * max_pixels:
-            raise BadImage(f"a JPEG of {width} x {height} pixels in {scans} passes")
+        _check_scans(data, height, width, max_pixels)
         inks = colours in ("CMYK", "YCCK")  # libjpeg-turbo does not turn these into RGB, Pillow does
         if backend == "fast" and not inks:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            buffer = MEMORY.array("decoded", (height * width * 3,)) if reuse else None
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
         # Read to the end at an eighth of the size, for its complaints alone: Pillow hears of none.
         simplejpeg.decode_jpeg(data, colorspace="CMYK" if inks else "GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:  # simplejpeg's only exception; BadImage is one too and passes through
         raise error if isinstance(error, BadImage) else BadImage(f"damaged JPEG: {error}") from error
     return _decode_pillow(data, max_pixels)
+
+
+def _check_scans(data: bytes, height: int, width: int, max_pixels: int) -> None:
+    """Refuse a JPEG of so many passes over its pixels that it would take minutes. A pass takes at least 10 bytes."""
+    if height * width * (len(data) // 10) < _FEW:  # a second or two at worst; spares small files the counting
+        return
+    scans = data.count(b"\xff\xda")
+    if scans * height * width > _SCANS * max_pixels:
+        raise BadImage(f"a JPEG of {width} x {height} pixels in {scans} passes")
 
 
 def _check_png(data: bytes) -> None:

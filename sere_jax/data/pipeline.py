@@ -115,7 +115,7 @@ class BatchMaker:
         return Views(*views, index, replaced, masks, mask_indices)
 
     def read(self, position: int) -> tuple[UInt8[np.ndarray, "H W 3"], int, bool]:
-        """The image at a position, its index in the source, and whether it replaces an unreadable one.
+        """The image at a position (until the next call), its index in the source, and whether it replaces an unreadable one.
 
         A replacement is drawn from the whole source by hash(seed, position), as often as needed, REPLACEMENTS at most.
         """
@@ -133,7 +133,7 @@ class BatchMaker:
         name = f"item {index}"
         try:
             name, data, _ = self.source[index]
-            return decode(data, backend=self.backend, max_pixels=self.max_pixels)
+            return decode(data, backend=self.backend, max_pixels=self.max_pixels, reuse=True)
         except (BadImage, OSError) as error:
             if index not in self._reported:
                 self._reported.add(index)

@@ -10,12 +10,11 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 
 from sere_jax.data.decode import Backend
+from sere_jax.data.resize import Softened, crop_and_resize
 
 GLOBAL_COUNT = 2  # the methods pair exactly two global crops
 
@@ -68,6 +67,7 @@ def make_views(
     """Two global and `local_count` local crops of one image; written into `out` where it is given (a row of a batch)."""
     out = empty_views(recipe) if out is None else out
     height, width = image.shape[:2]
+    softened = Softened(image)
     for n in range(recipe.count):
         scale = recipe.global_scale if n < GLOBAL_COUNT else recipe.local_scale
         box = sample_box(height, width, scale, recipe.aspect, rng)
@@ -75,7 +75,7 @@ def make_views(
         out.boxes[n] = box
         out.flips[n] = flip
         pixels = out.global_views[n] if n < GLOBAL_COUNT else out.local_views[n - GLOBAL_COUNT]
-        crop_and_resize(image, box, flip, pixels, backend)
+        crop_and_resize(softened, box, flip, pixels, backend)
     return out
 
 
@@ -100,35 +100,3 @@ def sample_box(
     elif width / height > aspect[1]:
         w = round(height * aspect[1])
     return (width - w) // 2, (height - h) // 2, w, h
-
-
-def crop_and_resize(
-    image: UInt8[np.ndarray, "H W 3"],
-    box: tuple[int, int, int, int],
-    flip: bool,
-    out: UInt8[np.ndarray, "S T 3"],
-    backend: Backend,
-) -> None:
-    """Fill `out` with the box (left, top, width, height) of the image, resized, then mirrored if `flip`.
-
-    Pixels outside the box have no influence. `pil`: bicubic with antialiasing, as the papers' pipelines. `fast`: OpenCV's
-    area mean along a side that shrinks and cubic interpolation along one that grows (41 dB from `pil`, a third of the time).
-    """
-    left, top, width, height = box
-    crop = image[top : top + height, left : left + width]
-    rows, columns = out.shape[:2]
-    if backend == "pil":
-        resized = np.asarray(Image.fromarray(crop).resize((columns, rows), Image.Resampling.BICUBIC))
-        out[...] = resized[:, ::-1] if flip else resized
-        return
-    target = np.empty_like(out) if flip else out
-    if width >= columns and height >= rows:
-        cv2.resize(crop, (columns, rows), dst=target, interpolation=cv2.INTER_AREA)
-    elif width <= columns and height <= rows:
-        cv2.resize(crop, (columns, rows), dst=target, interpolation=cv2.INTER_CUBIC)
-    else:  # one side shrinks, the other grows: OpenCV's area filter would fall back to bilinear, so one side at a time
-        ways = (cv2.INTER_AREA if width > columns else cv2.INTER_CUBIC, cv2.INTER_AREA if height > rows else cv2.INTER_CUBIC)
-        half = cv2.resize(crop, (columns, height), interpolation=ways[0])
-        cv2.resize(half, (columns, rows), dst=target, interpolation=ways[1])
-    if flip:
-        cv2.flip(target, 1, dst=out)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sere_jax.data.views import ViewRecipe, crop_and_resize, make_views, sample_box
+from sere_jax.data.resize import crop_and_resize
+from sere_jax.data.views import ViewRecipe, make_views, sample_box
 from tests.oracles import crops
 
 ASPECT = (3 / 4, 4 / 3)
@@ -77,12 +78,44 @@ def test_box_and_flip_describe_the_pixels(seed, height, width, backend):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_fast_shrinks_by_the_area_mean(flip):
+def test_fast_shrinks_much_by_the_area_mean(flip):
     image = rng_of(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-    out = np.empty((24, 20, 3), np.uint8)
+    out = np.empty((15, 18, 3), np.uint8)
     crop_and_resize(image, (5, 7, 61, 50), flip, out, "fast")
-    expected = crops.resize(image[7:57, 5:66], 24, 20, crops.area_weights)
+    expected = crops.resize(image[7:57, 5:66], 15, 18, crops.area_weights)
     assert np.abs(out - (expected[:, ::-1] if flip else expected)).max() <= 0.51  # rounding only
+
+
+def photograph(height, width):
+    """The power of frequencies falls with their square, as in photographs."""
+    noise = np.fft.rfft2(rng_of(4).normal(size=(height, width, 3)), axes=(0, 1))
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    smooth = np.fft.irfft2(noise / np.maximum(frequency, 1 / height)[..., None], (height, width), axes=(0, 1))
+    return np.clip(128 + 45 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shrink", [0.5, 0.9, 1.05, 1.15, 1.3, 1.5, 1.7, 1.9, 2.2, 2.5, 2.9, 3.5, 5.0, 7.0, 15.0])
+def test_fast_is_close_to_antialiased_bicubic_at_every_size(shrink):
+    """No size is served worse than another: OpenCV's area filter has 38 to 41 dB from Pillow on this picture, this 37 to 44."""
+    image = photograph(640, 700)
+    side = min(600, round(96 * shrink))
+    size = round(side / shrink)
+    outs = [np.empty((size, size, 3), np.uint8) for _ in range(2)]
+    for out, backend in zip(outs, ("fast", "pil"), strict=True):
+        crop_and_resize(image, (21, 33, side, side), False, out, backend)
+    error = ((outs[0].astype(float) - outs[1]) ** 2).mean()
+    assert 10 * np.log10(255**2 / error) > 36.5
+
+
+def test_fast_sees_one_pixel_beyond_the_box_and_no_further():
+    image = photograph(200, 200)
+    for side in (40, 60, 90, 130):
+        changed = np.full_like(image, 0)
+        changed[29 : 31 + side, 19 : 21 + side] = image[29 : 31 + side, 19 : 21 + side]
+        outs = np.empty((2, 40, 40, 3), np.uint8)
+        for out, picture in zip(outs, (image, changed), strict=True):
+            crop_and_resize(picture, (20, 30, side, side), False, out, "fast")
+        np.testing.assert_array_equal(*outs)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 20), (80, 90), (24, 90)])
