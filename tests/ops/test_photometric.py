@@ -225,6 +225,6 @@ def test_colours_and_mirroring_commute():
     crops = rng.integers(0, 256, (4, 1, 12, 12, 3), dtype=np.uint8)
     kind = PhotometryParams(jitter_prob=1.0, gray_prob=0.3, blur_prob=1.0, solarize_prob=0.5)
     keys = jax.random.split(jax.random.key(2), 4)
-    mirrored_last = augment(crops, keys, [kind])[:, :, :, ::-1]
-    difference = np.abs(np.asarray(augment(np.ascontiguousarray(crops[:, :, :, ::-1]), keys, [kind])) - mirrored_last)
+    mirrored_last = augment(crops, keys, (kind,))[:, :, :, ::-1]
+    difference = np.abs(np.asarray(augment(np.ascontiguousarray(crops[:, :, :, ::-1]), keys, (kind,))) - mirrored_last)
     assert difference.max() <= 1.01 / 255 / 0.224 and np.mean(difference > 1e-5) < 0.01
