@@ -41,7 +41,7 @@ MISTAKES = [
     ("--config.model.depth=2.5", "model.depth: found '2.5', expected a whole number"),
     ("--config.optimizer.base_lr=fast", "optimizer.base_lr: found 'fast', expected a number"),
     ("--config.optimizer.decay_bias=perhaps", "optimizer.decay_bias: found 'perhaps', expected true or false"),
-    ("--config.views.global_scale=a", "views.global_scale: found 'a', expected values as in (0.35, 1.0)"),
+    ("--config.views.global_scale=a", "views.global_scale: found 'a', expected values as in (0.25, 1.0)"),
     ("--config.model=3", "model: found a value for a group of keys, expected one of model.depth"),
     ("--noconfig.seed", "seed: found --noconfig.seed"),
     ("--config.seed", "seed: found no value"),
