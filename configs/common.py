@@ -228,7 +228,7 @@ def _teacher() -> dict[str, Any]:
 
 def _schedule() -> dict[str, Any]:
     return {
-        "epochs": 100,  # an epoch is floor(images / batch_size) steps
+        "epochs": 100,  # 0: nothing is trained, the initialisation is saved; an epoch is floor(images / batch_size) steps
         "total_steps": 0,  # length in steps instead; 0: epochs x steps of an epoch
     }
 

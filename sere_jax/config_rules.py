@@ -188,7 +188,7 @@ RULES: Mapping[str, Rule] = {
     "optimizer.accumulate_steps": _count(1),
     "teacher.ema_momentum": _SHARE,
     "teacher.ema_momentum_end": _SHARE,
-    "schedule.epochs": _count(1),
+    "schedule.epochs": _count(),
     "schedule.total_steps": _count(),
     "run.log_every_steps": _count(1),
     "run.eval_every_steps": _count(),

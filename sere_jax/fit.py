@@ -79,6 +79,9 @@ def fit(
     with progress.busy(f"restoring step {start}" if start else "initialising"):
         state = checkpoints.restore(abstract_state, start) if checkpoints and start else init()
     if start >= total_steps:
+        if not start and checkpoints:  # a run of no steps: what an evaluation of the random initialisation reads
+            checkpoints.save(0, state, config, force=True)
+            checkpoints.wait()
         progress.note(f"nothing to train: the checkpoint is of step {start}, the run ends at {total_steps}")
         return state
     meter = Meter(start, images_per_step, progress, max_bad_steps, max_bad_fraction, int(getattr(state, "bad_steps", 0)))

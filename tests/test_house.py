@@ -38,11 +38,11 @@ MAY_IMPORT = {
     "evals": {"types", "ops", "models", "data", "losses", "optim", "schedules", "sharding", "progress", "fit"},
     "interop": {"types"},
 }
-METHODS = {"objectives", "losses", "models", "build", "build_model", "build_objective", "data"}
+METHODS = {"objectives", "losses", "models", "build", "build_model", "build_objective", "build_optimizer", "build_eval", "data"}
 MAY_NOT_IMPORT = {
     "fit": METHODS | {"evals", "loop"},
     "progress": METHODS | {"evals", "loop", "fit", "step"},
-    "loop": {"evals"},
+    "loop": {"evals", "build_eval"},
 }
 PROGRAMS = {
     "extract",
