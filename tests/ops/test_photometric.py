@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -10,10 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
+from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from sere_jax import build
+from sere_jax.data import bundled
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
+from tests import micro
 from tests.oracles import photometric as pillow
 
 augment = jax.jit(photometric.augment, static_argnums=2, static_argnames="first_view")
@@ -81,6 +86,72 @@ def test_blur_is_near_pillow(photograph, sigma):
     assert np.abs(ours - pillow.blur(photograph, sigma))[6:-6, 6:-6].max() <= 3
 
 
+BY_PILLOW = {
+    "brightness": (photometric.adjust_brightness, pillow.brightness, (0.6, 0.87, 1.13, 1.4)),
+    "contrast": (photometric.adjust_contrast, pillow.contrast, (0.6, 0.87, 1.13, 1.4)),
+    "saturation": (photometric.adjust_saturation, pillow.saturation, (0.8, 0.93, 1.07, 1.2)),
+    "hue": (photometric.shift_hue, pillow.hue, (-0.1, -0.04, 0.03, 0.1)),
+    "grey": (lambda x, _: photometric.grey(x), lambda x, _: pillow.grey(x), (0.0,)),
+    "blur": (functools.partial(photometric.gaussian_blur, max_sigma=2.0), pillow.blur, (0.1, 0.7, 1.3, 2.0)),
+    "solarize": (lambda x, _: photometric.solarize(x, 128), lambda x, _: pillow.solarize(x, 128), (128,)),
+}
+
+
+@functools.cache
+def bundled_photographs() -> np.ndarray:
+    """The middle 224 pixels of every bundled photograph, all sizes of the recipe's global crops."""
+    middles = []
+    for photograph in bundled.PHOTOGRAPHS:
+        with Image.open(bundled.photograph_file(photograph)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        top, left = ((side - 224) // 2 for side in pixels.shape[:2])
+        middles.append(pixels[top : top + 224, left : left + 224])
+    return np.stack(middles)
+
+
+@pytest.mark.parametrize("name", BY_PILLOW)
+def test_every_operation_on_every_bundled_photograph(name, deviation):
+    """Strengths of DINO's recipe, its ends among them; mean absolute error in levels of 255."""
+    ours, theirs, values = BY_PILLOW[name]
+    photographs = bundled_photographs()
+    many = jax.jit(jax.vmap(ours, in_axes=(0, None)))
+    for value in values:
+        found = np.asarray(many(photographs.astype(np.float32), jnp.float32(value)))
+        for photograph, one, image in zip(bundled.PHOTOGRAPHS, found, photographs, strict=True):
+            worst = mean_difference(one, theirs(image, value))
+            deviation("augmentation, levels of 255", f"{name} by {value:g} of {photograph.name}", worst, 2.0)
+
+
+def test_the_whole_chain_is_pillows(deviation):
+    """Jitter, grey, blur, solarise, normalise, in this order: the same draws carried out by Pillow, view by view."""
+    half = PhotometryParams(jitter_prob=0.7, gray_prob=0.4, blur_prob=0.6, solarize_prob=0.5)
+    batch = np.ascontiguousarray(bundled_photographs()[:, None, 64:128, 64:128])
+    found = np.asarray(augment(batch, keys(len(batch)), (half,)))[:, 0]
+    draws = jax.tree.map(lambda u: np.asarray(u[:, 0]), photometric._draw(keys(len(batch)), jnp.arange(1)))
+    for i, image in enumerate(batch[:, 0]):
+        expected = by_pillow(image, photometric._Draws(*(u[i] for u in draws)), half)
+        levels = (found[i] * np.array(half.std) + np.array(half.mean)) * 255
+        deviation("augmentation, levels of 255", f"whole chain on {bundled.PHOTOGRAPHS[i].name}", mean_difference(levels, expected), 2.0)
+
+
+def by_pillow(image: np.ndarray, u: photometric._Draws, kind: PhotometryParams) -> np.ndarray:
+    """One view by Pillow with these draws."""
+    strengths = (kind.brightness, kind.contrast, kind.saturation)
+    factors = [1 - a + 2 * a * u.factors[i] for i, a in enumerate(strengths)]
+    jitter = [
+        lambda x: pillow.brightness(x, factors[0]),
+        lambda x: pillow.contrast(x, factors[1]),
+        lambda x: pillow.saturation(x, factors[2]),
+        lambda x: pillow.hue(x, kind.hue * (2 * u.hue - 1)),
+    ]
+    for which in np.argsort(u.order) if u.jitter < kind.jitter_prob else ():
+        image = jitter[which](image)
+    image = pillow.grey(image) if u.gray < kind.gray_prob else image
+    low, high = kind.blur_sigma
+    image = pillow.blur(image, float(low + (high - low) * u.sigma)) if u.blur < kind.blur_prob else image
+    return pillow.solarize(image, kind.solarize_threshold) if u.solarize < kind.solarize_prob else image
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.1, 0.7, 1.9])
 def test_blur_taps_have_the_gaussians_variance(sigma):
     taps = np.asarray(photometric.blur_taps(jnp.float32(sigma), 2.0), np.float64)
@@ -142,6 +213,23 @@ def test_probabilities_of_each_kind_of_view(kind):
     assert within(changed(solarize_prob=kind.solarize_prob), n, kind.solarize_prob)
     # a blur below about 0.15 pixels changes no level: sigma is uniform, so count a fixed one
     assert within(changed(blur_prob=kind.blur_prob, blur_sigma=(1.0, 1.0)), n, kind.blur_prob)
+
+
+def test_each_view_of_a_config_gets_its_probabilities():
+    """Through the config: blur 1, .1 and .5, solarise 0, .2 and 0 for global 1, global 2 and local crops (SPEC 1.6)."""
+    config, n = micro.config(local_count=2), 400
+    config.photometry.update(
+        blur_prob=(1.0, 0.1, 0.5), solarize_prob=(0.0, 0.2, 0.0), blur_sigma=(1.0, 1.0), mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = 200  # blur changes the middle, solarise the far edge, and nothing else changes anything
+    crops = np.broadcast_to(image, (n, 2, 8, 8, 3))
+    views = micro.views(config, batch=n)._replace(global_views=crops, local_views=crops)
+    found = np.concatenate(jax.jit(build.augment(config))(views, keys(n)), axis=1) * 255
+    blurred = np.abs(found[:, :, 4, 3:5, 0] - found[:, :, 4, [0, 7], 0]).max(axis=-1) > 1
+    solarized = found[:, :, 4, 7, 0] < 150
+    for view, (blur, solarize) in enumerate([(1.0, 0.0), (0.1, 0.2), (0.5, 0.0), (0.5, 0.0)]):
+        assert within(int(blurred[:, view].sum()), n, blur) and within(int(solarized[:, view].sum()), n, solarize)
 
 
 def test_strengths_are_uniform_in_their_ranges():

@@ -31,12 +31,13 @@ def views(config: ConfigDict, geometry: str, seed: int = 0, batch: int = 8) -> V
     apart = np.concatenate([200 * np.arange(count)[:, None] * np.ones((1, 2)), np.full((count, 2), 60)], -1)
     inside = np.stack([[6.5 * i, 4.25 * i, 300 - 11 * i, 250 - 9.5 * i] for i in range(count)])
     same = np.tile([[12.5, 30.25, 90, 70]], (count, 1))
-    one_flipped, all_flipped = np.arange(count) == 0, np.ones(count, bool)
+    one_flipped, all_flipped, drawn_flips = np.arange(count) == 0, np.ones(count, bool), rng.random((8, count)) < 0.5
+    drawn_boxes = micro.views(config, seed + 1, 8).boxes
     ways = {
-        "flipped": (found.boxes[1], one_flipped),
-        "disjoint": (apart, found.flips[2]),
-        "nested": (inside, found.flips[3]),
-        "identical": (same, found.flips[4]),
+        "flipped": (drawn_boxes[1], one_flipped),
+        "disjoint": (apart, drawn_flips[2]),
+        "nested": (inside, drawn_flips[3]),
+        "identical": (same, drawn_flips[4]),
     }
     if (recipe := build.mask_recipe(config)) is not None:
         drawn = [sample_masks(recipe, 2, rng) for _ in range(batch)]
@@ -46,9 +47,10 @@ def views(config: ConfigDict, geometry: str, seed: int = 0, batch: int = 8) -> V
     if geometry == "ordinary":
         return found
     if geometry == "mixed":
-        chosen = [*ways.values(), (same, one_flipped), (inside[::-1], all_flipped), (found.boxes[6], found.flips[6])]
-        chosen += [(found.boxes[e], found.flips[e]) for e in range(7, batch)]
-        boxes, flips = (np.stack(part) for part in zip(*chosen[:batch], strict=True))
+        chosen = [*ways.values(), (same, one_flipped), (inside[::-1], all_flipped)]
+        chosen += [(drawn_boxes[e], drawn_flips[e]) for e in (6, 7)]
+        # Small batches meet other ways with another seed.
+        boxes, flips = (np.stack(part) for part in zip(*(chosen[(seed * batch + e) % 8] for e in range(batch)), strict=True))
     else:
         boxes, flips = (np.stack([part] * batch) for part in ways[geometry])
         boxes[:, :, :2] += rng.uniform(0, 5, (batch, 1, 2))
