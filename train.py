@@ -66,13 +66,14 @@ def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
     """The evaluations of `run.eval_every_steps`: k-NN where the config names a gallery and a query set."""
     from sere_jax import build, weights
     from sere_jax.evals import classification
+    from sere_jax.models.norm import split_statistics
 
     if not (config.run.eval_every_steps and config.eval.gallery and config.eval.query):
         return []
-    vit, prepare = build.backbone(config), weights.preprocess(config)
+    module, prepare = build.backbone(config, running_statistics=True), weights.preprocess(config)
 
     def apply(params: PyTree, images: jax.Array) -> Features:
-        return vit.apply({"params": params}, images)  # type: ignore[return-value]  # Linen types its answer as anything
+        return module.apply(split_statistics(params), images)  # type: ignore[return-value]  # Linen types its answer as anything
 
     knn = classification.periodic(
         apply,

@@ -107,16 +107,17 @@ def _masking() -> dict[str, Any]:
 
 def _model() -> dict[str, Any]:
     return {
-        "name": "vit",
-        "variant": "vits",  # vitti | vits | vitb | vitl: width 192, 384, 768, 1024 | custom: the next three count
-        "width": 0,  # token width; 0: the variant's
-        "depth": 0,  # blocks; 0: the variant's
+        "name": "vit",  # vit | resnet
+        "variant": "vits",  # vitti | vits | vitb | vitl: width 192, 384, 768, 1024 | resnet50 | custom: the next three count
+        "width": 0,  # of a token, or channels of a ResNet's last map; 0: the variant's
+        "depth": 0,  # blocks, of a ResNet those of each stage; 0: the variant's
         "heads": 0,  # attention heads; 0: the variant's
         "patch_size": 16,  # pixels
         "in_channels": 3,
         "init": "normal",  # of a ViT's linear layers: normal, 0.02 (DINO, iBOT) | mocov3 | mae (both Xavier, models/init.py)
         "positions": "learned",  # learned | fixed sine and cosine: sincos_rows (MoCo v3's order) | sincos_columns (MAE's)
         "freeze_patch_embed": False,  # True: the patch embedding stays as it was made (MoCo v3)
+        "zero_init_residual": False,  # True: a ResNet's blocks start as the identity (MoCo v3)
         "drop_path": 0.1,  # of the last block, growing linearly from 0; the student only
         "dtype": "bfloat16",  # of activations (float32 | bfloat16); parameters, losses and statistics are float32
         "scan_blocks": False,  # one compiled block run `depth` times: compiles faster, the same training

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from sere_jax.interop import resnet, timm
+from sere_jax.models.norm import join_statistics, split_statistics
+from sere_jax.models.resnet import ResNet
 from sere_jax.models.vit import ViT
 from sere_jax.types import Features, PyTree
 from sere_jax.weights import Preprocess, read_weights
@@ -22,14 +25,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen vision transformer: `backbone(images)` with normalised float images [b, H, W, c] gives `Features`.
+    """A frozen vision transformer or ResNet: `backbone(images)` with normalised float images [b, H, W, c] gives `Features`.
 
     `preprocess` says how the images are to be prepared. Any image size works: position embeddings are resized by the
-    ViT's own rule. `apply(params, images)` and `init(seed)` are for those who bring their own parameters. `about["report"]`
-    are lines that say what was recognised in a file, taken from it and left.
+    ViT's own rule. `apply(params, images)` and `init(seed)` are for those who bring their own parameters. A ResNet's running
+    statistics stand among `params`, as `mean` and `var`. `about["report"]` are lines that say what was recognised in a file,
+    taken from it and left.
     """
 
-    module: ViT
+    module: ViT | ResNet
     params: PyTree
     preprocess: Preprocess
     about: dict[str, Any] = field(default_factory=dict)
@@ -46,12 +50,13 @@ class Backbone:
         """Parameters at random, as training starts with."""
         side = self.module.image_size
         images = jnp.zeros((1, side, side, self.module.in_channels))
-        return jax.jit(self.module.init)(jax.random.key(seed), images)["params"]
+        made = jax.jit(self.module.init)(jax.random.key(seed), images)
+        return join_statistics(made["params"], made.get("batch_stats", {}))
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
-def _apply(module: ViT, params: PyTree, images: jax.Array, layers: tuple[int, ...], attention: bool) -> Any:
-    return module.apply({"params": params}, images, layers=layers, attention=attention)
+def _apply(module: ViT | ResNet, params: PyTree, images: jax.Array, layers: tuple[int, ...], attention: bool) -> Any:
+    return module.apply(split_statistics(params), images, layers=layers, attention=attention)
 
 
 def load_backbone(
@@ -84,16 +89,14 @@ def load_backbone(
     weights = read_weights(source, network=network, step=step, heads=heads, image_size=image_size, with_heads=False, ignore=ignore)
     for line in weights.about.get("report", ()):
         _log.info("%s: %s", source, line)
-    sizes = weights.architecture
-    module = ViT(
-        width=sizes.width,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        patch_size=sizes.patch_size,
-        image_size=sizes.image_size,
-        in_channels=sizes.in_channels,
-        dtype=jnp.dtype(dtype),
-    )
     params = {name: value for name, value in weights.params["backbone"].items() if name != "mask_token"}
+    params = join_statistics(params, weights.batch_stats.get("backbone", {}))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    return Backbone(module, params, weights.preprocess, weights.about)
+    return Backbone(_module(weights.architecture, dtype), params, weights.preprocess, weights.about)
+
+
+def _module(sizes: timm.Architecture | resnet.Sizes, dtype: str) -> ViT | ResNet:
+    shared: dict[str, Any] = {"image_size": sizes.image_size, "in_channels": sizes.in_channels, "dtype": jnp.dtype(dtype)}
+    if isinstance(sizes, resnet.Sizes):
+        return ResNet(stages=sizes.stages, stem=sizes.width, running_statistics=True, **shared)
+    return ViT(width=sizes.width, depth=sizes.depth, heads=sizes.heads, patch_size=sizes.patch_size, **shared)

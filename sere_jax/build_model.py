@@ -9,12 +9,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sere_jax.models.heads import BarlowProjector, ContrastiveHead, PrototypeHead, RelationHead
+from sere_jax.models.resnet import RESNETS, WIDTH_OF_STEM, ResNet
 from sere_jax.models.vit import VARIANTS, ViT
 
 
-def backbone(config: ConfigDict, *, scan_blocks: bool | None = None) -> ViT:
-    """The vision transformer of the config; `scan_blocks` overrides the config's, since evaluations unroll."""
+def backbone(config: ConfigDict, *, scan_blocks: bool | None = None, running_statistics: bool = False) -> ViT | ResNet:
+    """The vision transformer or the ResNet of the config.
+
+    `scan_blocks` overrides the config's, since evaluations unroll. `running_statistics` makes a ResNet for evaluation.
+    """
     model = config.model
+    if model.name == "resnet":
+        return _resnet(config, running_statistics)
     width, depth, heads = VARIANTS.get(model.variant, (0, 0, 0))
     return ViT(
         width=model.width or width,
@@ -49,6 +55,21 @@ def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
         else:
             found[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
     return found
+
+
+def _resnet(config: ConfigDict, running_statistics: bool) -> ResNet:
+    model = config.model
+    stages, stem = RESNETS.get(model.variant, ((model.depth,) * 4, model.width // WIDTH_OF_STEM))
+    return ResNet(
+        stages=stages,
+        stem=stem,
+        image_size=config.views.global_size,
+        in_channels=model.in_channels,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat != "none",
+        zero_init_residual=model.zero_init_residual,
+        running_statistics=running_statistics,
+    )
 
 
 def _contrastive(config: ConfigDict) -> ContrastiveHead:

@@ -9,14 +9,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from sere_jax.config_keys import nearest
-from sere_jax.models.vit import VARIANTS
+from sere_jax.config_model import MODEL_RULES, Rule, Values, multiples
 from sere_jax.objectives.recipes import RECIPES
-
-Values = Mapping[str, Any]
 
 
 def _batch(v: Values, devices: int, processes: int) -> list[str]:
@@ -25,42 +21,7 @@ def _batch(v: Values, devices: int, processes: int) -> list[str]:
     if size % step == 0:
         return []
     reasons = [f"{n} {what}" for n, what in ((devices, "devices"), (processes, "processes"), (parts, "accumulate_steps")) if n > 1]
-    return [f"data.batch_size: found {size}, expected a multiple of {step} ({', '.join(reasons)}){_multiples(size, step)}"]
-
-
-def _multiples(value: int, step: int) -> str:
-    below, above = value // step * step, -(-value // step) * step
-    return f"; nearest: {above if below == 0 or above - value < value - below else below}"
-
-
-def _patches(v: Values, devices: int, processes: int) -> list[str]:
-    patch = v["model.patch_size"]
-    keys = ["views.global_size"] + (["views.local_size"] if v["views.local_count"] else [])
-    expected = f"expected a multiple of model.patch_size = {patch}"
-    return [f"{key}: found {v[key]}, {expected}{_multiples(v[key], patch)}" for key in keys if v[key] % patch]
-
-
-def _architecture(v: Values, devices: int, processes: int) -> list[str]:
-    names, variant = ("width", "depth", "heads"), v["model.variant"]
-    given = {name: v[f"model.{name}"] for name in names}
-    if variant != "custom":
-        own = dict(zip(names, VARIANTS[variant], strict=True))
-        lines = [
-            f"model.{name}: found {given[name]}, expected 0 (or {own[name]}, the {name} of {variant}); others need model.variant = custom"
-            for name in ("width", "depth")
-            if given[name] not in (0, own[name])
-        ]
-        given = own | {"heads": given["heads"] or own["heads"]}  # MoCo v3's ViT-S has 12 heads of 32 dimensions
-    else:
-        lines = [f"model.{name}: found 0, expected a number of at least 1 with model.variant = custom" for name in names if not given[name]]
-    if lines:
-        return lines
-    if given["width"] % given["heads"]:
-        lines.append(f"model.width: found {given['width']}, expected a multiple of model.heads = {given['heads']}")
-    heads = v["relation.heads"]
-    if heads and given["width"] % heads:
-        lines.append(f"relation.heads: found {heads}, expected a divisor of the model's width {given['width']}")
-    return lines
+    return [f"data.batch_size: found {size}, expected a multiple of {step} ({', '.join(reasons)}){multiples(size, step)}"]
 
 
 def _lengths(v: Values, devices: int, processes: int) -> list[str]:
@@ -104,12 +65,6 @@ def _local_crops(v: Values, devices: int, processes: int) -> list[str]:
     return [f"views.local_count: found {count}, expected 0: no loss of {v['recipe']} looks at local crops"]
 
 
-def _channels(v: Values, devices: int, processes: int) -> list[str]:
-    channels = v["model.in_channels"]
-    keys = [key for key in ("photometry.mean", "photometry.std") if len(v[key]) != channels]
-    return [f"{key}: found {len(v[key])} values, expected one for each of model.in_channels = {channels}" for key in keys]
-
-
 def _mesh(v: Values, devices: int, processes: int) -> list[str]:
     fsdp = v["run.fsdp"]
     return [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices"] if devices % fsdp else []
@@ -135,20 +90,17 @@ EPOCH_KEYS = (
     "optimizer.freeze_backbone_epochs",
     "dino.warmup_teacher_temp_epochs",
 )
-_MODEL_KEYS = ("model.variant", "model.width", "model.depth", "model.heads", "relation.heads")
 
 # The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.
-CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Values, int, int], list[str]]], ...] = (
+CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data.source",), _training_source),
     (("data.batch_size", "optimizer.accumulate_steps"), _batch),
-    (("model.patch_size", "views.global_size", "views.local_size", "views.local_count"), _patches),
-    (_MODEL_KEYS, _architecture),
+    *MODEL_RULES,
     ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
     (("recipe", "masking.kind", "masking.ratio", "masking.ratio_var"), _masking),
     (("recipe", "views.local_count"), _local_crops),
-    (("model.in_channels", "photometry.mean", "photometry.std"), _channels),
     (("run.fsdp",), _mesh),
     (("run.eval_every_steps", "eval.gallery", "eval.query"), _evaluation),
 )

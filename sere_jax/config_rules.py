@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sere_jax.models.init import INITS
+from sere_jax.models.resnet import RESNETS
 from sere_jax.models.vit import VARIANTS
 from sere_jax.objectives.recipes import RECIPES
 
@@ -113,8 +114,8 @@ RULES: Mapping[str, Rule] = {
     "masking.ratio": Rule(float, low=0.0, high=1.0, length=2),
     "masking.ratio_var": Rule(float, low=0.0, high=1.0, length=2),
     "masking.prob": _SHARE,
-    "model.name": _choice("vit"),
-    "model.variant": _choice(*VARIANTS, "custom"),
+    "model.name": _choice("vit", "resnet"),
+    "model.variant": _choice(*VARIANTS, *RESNETS, "custom"),
     "model.width": _count(),
     "model.depth": _count(),
     "model.heads": _count(),
@@ -123,6 +124,7 @@ RULES: Mapping[str, Rule] = {
     "model.init": _choice(*INITS),
     "model.positions": _choice("learned", "sincos_rows", "sincos_columns"),
     "model.freeze_patch_embed": _BOOL,
+    "model.zero_init_residual": _BOOL,
     "model.drop_path": _number(0.0, 0.99),
     "model.dtype": _choice("float32", "bfloat16"),
     "model.scan_blocks": _BOOL,

@@ -97,6 +97,8 @@ def extract(
     Raises ExtractError on arguments that do not fit, all listed.
     """
     depth, output = backbone.module.depth, Path(output).expanduser()
+    if not backbone.module.heads and ("attention" in tokens or layers):
+        raise ExtractError("tokens, layers: found attention or layers, expected cls or patches: a ResNet has no other tokens")
     _check(output, depth, tokens, layers, native, layout, dtype)
     chosen = tuple(layer % depth for layer in layers)
     named = _Named(source)

@@ -21,12 +21,13 @@ from sere_jax.data.example import Source
 from sere_jax.data.pipeline import train_batches
 from sere_jax.data.sources import open_source
 from sere_jax.fit import Periodic, fit
+from sere_jax.models.norm import join_statistics
 from sere_jax.progress import Progress
 from sere_jax.state import TrainState
 from sere_jax.types import PyTree, Views
 from sere_jax.warm_start import WarmStart
 
-# Backbone parameters of the network that the recipe evaluates -> (name, value)
+# Backbone parameters of the network that the recipe evaluates, a ResNet's running statistics among them -> (name, value)
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 
@@ -187,5 +188,6 @@ def _batches(config: ConfigDict, source: Source, length: build.Steps, start_step
 
 
 def _evaluate(config: ConfigDict, evaluation: Evaluation, state: Any, step: int) -> Iterable[tuple[str, float]]:
-    network = state.teacher if build.recipe(config).eval_network == "teacher" else state.params
-    return evaluation(network["backbone"])
+    teacher = build.recipe(config).eval_network == "teacher"
+    network, statistics = (state.teacher, state.teacher_batch_stats) if teacher else (state.params, state.batch_stats)
+    return evaluation(join_statistics(network["backbone"], statistics.get("backbone", {})))

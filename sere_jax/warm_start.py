@@ -19,7 +19,7 @@ from sere_jax.config import ConfigError
 from sere_jax.interop import tables, timm
 from sere_jax.interop.files import FileError
 from sere_jax.interop.tables import InteropError
-from sere_jax.state import TrainState
+from sere_jax.state import TrainState, without
 from sere_jax.types import PyTree
 from sere_jax.weights import NETWORKS, Weights, networks_of, read_weights
 
@@ -46,6 +46,10 @@ def read(config: ConfigDict, abstract_state: TrainState) -> WarmStart:
         report = []
         for network, weights in found.items():
             field, statistics = NETWORKS[network]
+            if not getattr(abstract_state, field):  # a method without a teacher
+                continue
+            if network == "teacher":
+                weights = weights._replace(params=without(weights.params, build.recipe(config).student_only))
             taken, lines = _taken(weights, getattr(abstract_state, field), config)
             fields[field] = taken
             fields[statistics] = _statistics(weights, getattr(abstract_state, statistics), config)
@@ -107,8 +111,8 @@ def _taken(weights: Weights, wanted: PyTree, config: ConfigDict) -> tuple[dict[s
 
 
 def _statistics(weights: Weights, wanted: PyTree, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Running statistics of the heads that both sides have, as far as they are stored."""
-    own = tables.flatten(weights.batch_stats) if config.init_heads else {}
+    """Running statistics of a ResNet and of the heads that both sides have, as far as they are stored."""
+    own = tables.flatten({name: value for name, value in weights.batch_stats.items() if config.init_heads or name == "backbone"})
     return {name: own[name] for name, leaf in _named(wanted).items() if name in own and own[name].shape == leaf.shape}
 
 

@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 from sere_jax import build
 from sere_jax import config as rules
 from sere_jax.checkpoint import CheckpointError, read_config, read_state, saved_fields
-from sere_jax.interop import timm
+from sere_jax.interop import resnet, timm
 from sere_jax.interop.files import READABLE, FileError, read_tensors
 from sere_jax.interop.formats import TITLES, Imported, describe, import_network, networks_in
 from sere_jax.interop.relation import Names
 from sere_jax.interop.tables import InteropError
 from sere_jax.interop.torch_file import LEFT
+from sere_jax.models.resnet import ResNet
 from sere_jax.ops.resize import bicubic_matrix
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,8 +43,8 @@ class Weights(NamedTuple):
     """One network: its backbone's parameters (NumPy, unrolled blocks) and heads, and what was told of it."""
 
     params: dict[str, Any]  # {"backbone": ...} and the heads by name
-    batch_stats: dict[str, Any]  # running statistics of the heads that have any
-    architecture: timm.Architecture
+    batch_stats: dict[str, Any]  # running statistics of the heads that have any, and of a ResNet under "backbone"
+    architecture: timm.Architecture | resnet.Sizes
     preprocess: Preprocess
     about: dict[str, Any]  # source, network, step, config; of files also format, and report: what was recognised, taken and left
 
@@ -114,10 +115,12 @@ def _file_of(source: str | Path) -> Path:
     return path
 
 
-def architecture(config: ConfigDict) -> timm.Architecture:
-    """The sizes of the config's ViT."""
-    vit = build.backbone(config)
-    return timm.Architecture(vit.width, vit.depth, vit.heads, vit.patch_size, vit.image_size, vit.in_channels)
+def architecture(config: ConfigDict) -> timm.Architecture | resnet.Sizes:
+    """The sizes of the config's backbone."""
+    found = build.backbone(config)
+    if isinstance(found, ResNet):
+        return resnet.Sizes(found.stem, found.stages, found.in_channels, found.image_size)
+    return timm.Architecture(found.width, found.depth, found.heads, found.patch_size, found.image_size, found.in_channels)
 
 
 def preprocess(config: ConfigDict) -> Preprocess:
@@ -152,12 +155,13 @@ def _told_by_config(metadata: Mapping[str, Any]) -> bool | None:
 
 
 def _weights(path: Path, imported: Imported, metadata: Mapping[str, Any], network: str, heads: int) -> Weights:
-    if "cls_token" not in imported.params["backbone"]:
-        raise InteropError(f"{path}: found a ResNet ({TITLES[imported.format]}), expected a vision transformer")
     beside = _beside(path) if imported.format == "hf_vit" else {}
     saved = metadata.get("architecture", {}).get("heads", 0) or beside.get("num_attention_heads", 0)
-    heads = _heads(path, heads, saved, imported)
-    sizes = timm.architecture_of_params(imported.params["backbone"], heads=heads)
+    sizes: timm.Architecture | resnet.Sizes
+    if "conv1" in imported.params["backbone"]:
+        sizes = resnet.sizes_of_params(imported.params["backbone"], metadata.get("architecture", {}).get("image_size", 224))
+    else:
+        sizes = timm.architecture_of_params(imported.params["backbone"], heads=_heads(path, heads, saved, imported))
     prepared = metadata.get("preprocess")
     imported = imported._replace(left=(*imported.left, *metadata.get(LEFT, ())))
     about = {
@@ -208,6 +212,9 @@ def _resized(weights: Weights, image_size: int) -> Weights:
     sizes = weights.architecture
     if image_size in (0, sizes.image_size):
         return weights
+    prepare = weights.preprocess._replace(size=image_size, resize=image_size * 256 // 224)
+    if isinstance(sizes, resnet.Sizes):  # no positions to resize
+        return weights._replace(architecture=sizes._replace(image_size=image_size), preprocess=prepare)
     if image_size % sizes.patch_size:
         raise InteropError(f"image_size: found {image_size}, expected a multiple of the patch size {sizes.patch_size}")
     old, new = sizes.image_size // sizes.patch_size, image_size // sizes.patch_size
@@ -215,7 +222,6 @@ def _resized(weights: Weights, image_size: int) -> Weights:
     params = weights.params | {"backbone": backbone | {"pos_embed": resize_positions(backbone["pos_embed"], new)}}
     line = f"resized      position embedding from {old} x {old} to {new} x {new} patches"
     about = weights.about | {"report": [*weights.about.get("report", []), line], "resized_from": sizes.image_size}
-    prepare = weights.preprocess._replace(size=image_size, resize=image_size * 256 // 224)
     return weights._replace(params=params, architecture=sizes._replace(image_size=image_size), preprocess=prepare, about=about)
 
 

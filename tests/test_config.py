@@ -47,10 +47,17 @@ def test_defaults_lack_only_the_source():
     assert [line.partition(":")[0] for line in rules.mistakes(common.pretrain(), devices=1, processes=1)] == ["data.source"]
 
 
+_RESNET = {"model__name": "resnet", "model__variant": "resnet50", "model__drop_path": 0.0, "relation__heads": 8}
+
 # (changes, devices, processes, the line)
 MISTAKES = [
     ({"data__sourc": "x"}, 1, 1, "data.sourc: unknown key; nearest: data.source"),
-    ({"model__variant": "vit_s"}, 1, 1, "model.variant: found 'vit_s', expected one of vitti, vits, vitb, vitl, custom; nearest: vits"),
+    (
+        {"model__variant": "vit_s"},
+        1,
+        1,
+        "model.variant: found 'vit_s', expected one of vitti, vits, vitb, vitl, resnet50, custom; nearest: vits",
+    ),
     ({"model__depth": 2.5}, 1, 1, "model.depth: found 2.5, expected a whole number of at least 0"),
     ({"optimizer__accumulate_steps": True}, 1, 1, "optimizer.accumulate_steps: found True, expected a whole number of at least 1"),
     ({"optimizer__decay_bias": 1}, 1, 1, "optimizer.decay_bias: found 1, expected true or false"),
@@ -88,6 +95,29 @@ MISTAKES = [
         "model.width: found 100, expected a multiple of model.heads = 3",
     ),
     ({"model__variant": "custom", "model__width": 96, "model__heads": 3}, 1, 1, "model.depth: found 0, expected a number of at least 1"),
+    ({"model__heads": 12}, 1, 1, None),
+    (
+        {"model__variant": "resnet50"},
+        1,
+        1,
+        "model.variant: found 'resnet50', expected one of vitti, vits, vitb, vitl, custom with model.name = vit",
+    ),
+    ({"model__positions": "sincos_rows"}, 1, 1, None),
+    ({"model__zero_init_residual": True}, 1, 1, "model.zero_init_residual: found True, expected False: it belongs to a ResNet"),
+    ({"recipe": "mocov3"}, 1, 1, "views.local_count: found 4, expected 0: no loss of mocov3 looks at local crops"),
+    ({"recipe": "mocov3_sere"}, 1, 1, None),
+    (_RESNET, 1, 1, None),
+    (_RESNET | {"relation__heads": 0}, 1, 1, "relation.heads: found 0 (the ViT's), expected a divisor of the width"),
+    (_RESNET | {"relation__heads": 6}, 1, 1, "relation.heads: found 6, expected a divisor of the model's width 2048"),
+    (_RESNET | {"views__global_size": 225}, 1, 1, None),
+    (_RESNET | {"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', expected 'none': a ResNet has no patch tokens to hide"),
+    (_RESNET | {"model__drop_path": 0.1}, 1, 1, "model.drop_path: found 0.1, expected 0.0: a ResNet has no drop path"),
+    (
+        _RESNET | {"model__variant": "custom", "model__width": 40},
+        1,
+        1,
+        "model.width: found 40, expected channels of the last map, a multiple of 32",
+    ),
     ({"model__width": 100}, 1, 1, "model.width: found 100, expected 0 (or 384, the width of vits)"),
     ({"relation__heads": 5}, 1, 1, "relation.heads: found 5, expected a divisor of the model's width 384"),
     ({"relation__alpha": 3.0, "relation__beta": 2.0}, 1, 1, "relation.alpha: found alpha + beta = 5, expected at most 4"),

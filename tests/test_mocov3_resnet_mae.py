@@ -29,11 +29,33 @@ def _mocov3(recipe: str) -> ConfigDict:
     return found
 
 
+def _resnet(recipe: str) -> ConfigDict:
+    """64 pixels: a last map of 2 x 2 for global crops, 1 x 1 for local ones."""
+    changes = {"relation": {"heads": 8}, "optimizer": _EVERY_STEP | {"name": "sgd", "clip_grad": 3.0}}
+    found = micro.config(changes, recipe=recipe, local_count=1)
+    found.views.update(global_size=64, local_size=32)
+    found.model.update(name="resnet", variant="custom", width=64, depth=1, heads=0, drop_path=0.0)
+    found.teacher.ema_momentum = 0.9
+    return found
+
+
+def _mocov3_resnet() -> ConfigDict:
+    found = _mocov3("mocov3")
+    found.views.global_size = 64
+    found.model.update(_resnet("dino").model.to_dict() | {"zero_init_residual": True})
+    found.mocov3.update(projector_layers=2, predictor_last_norm=False, temperature=1.0)
+    found.optimizer.update(name="lars", base_lr=10.0)
+    return found
+
+
 CASES: dict[str, Callable[[], ConfigDict]] = {
     "mocov3": lambda: _mocov3("mocov3"),
     "mocov3_sere": lambda: _mocov3("mocov3_sere"),
+    "mocov3_resnet": _mocov3_resnet,
+    "dino_resnet": lambda: _resnet("dino"),
+    "dino_sere_resnet": lambda: _resnet("dino_sere"),
 }
-FAST = ("mocov3_sere",)
+FAST = ("mocov3_sere", "dino_sere_resnet")
 _ALL = [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES]
 
 
@@ -86,6 +108,14 @@ def test_mocov3s_predictor_is_the_students_alone():
     assert set(before.params["heads_mocov3"]) == {"projector", "predictor"}
     for tree in (after.teacher, after.teacher_batch_stats):
         assert set(tree["heads_mocov3"]) == {"projector"}
+
+
+def test_a_resnets_networks_keep_running_statistics_of_their_own():
+    before, after, _ = _first("dino_sere_resnet")
+    for stats in ("batch_stats", "teacher_batch_stats"):
+        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), getattr(after, stats)["backbone"], getattr(before, stats)["backbone"])
+        assert all(jax.tree.leaves(moved))
+    assert np.any(after.batch_stats["backbone"]["bn1"]["mean"] != after.teacher_batch_stats["backbone"]["bn1"]["mean"])
 
 
 @pytest.mark.slow

@@ -23,6 +23,22 @@ SIZES: dict[str, tuple[dict[str, int], int]] = {
     ),
 }
 
+RESNET = 23_508_032
+SIZES |= {
+    "mocov3_resnet50": (
+        {"backbone": RESNET, "heads_mocov3": 2048 * 4096 + 2 * 4096 + 4096 * 256 + 2 * 256 * 4096 + 2 * 4096},
+        RESNET + 2048 * 4096 + 2 * 4096 + 4096 * 256,
+    ),
+}
+DINO_HEAD = 2048 * 2048 + 2048 + 2048**2 + 2048 + 2048 * 256 + 256 + 65536 * 256
+SIZES |= {
+    "dino_resnet50": ({"backbone": RESNET, "heads_dino": DINO_HEAD}, RESNET + DINO_HEAD),
+    "dino_sere_resnet50": (
+        {"backbone": RESNET, "heads_dino": DINO_HEAD} | dict.fromkeys(("heads_spatial", "heads_channel"), 2048**2 + 4 * 2048),
+        RESNET + DINO_HEAD + 2 * (2048**2 + 4 * 2048),
+    ),
+}
+
 
 def _count(tree: object) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

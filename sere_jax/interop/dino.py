@@ -14,7 +14,7 @@ import numpy as np
 
 from sere_jax.interop import relation, resnet
 from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, to_theirs
-from sere_jax.interop.timm import from_timm, linear, to_timm
+from sere_jax.interop.timm import from_timm, linear
 
 Layout = Literal["dino", "ibot", "sere"]
 
@@ -40,7 +40,7 @@ def to_dino(params: Tree, *, layout: Layout = "dino", with_heads: bool = False, 
 
     Raises InteropError as `to_timm` does, and where a head is asked for and there is none.
     """
-    tensors = dict(to_timm(params["backbone"]))
+    tensors = resnet.to_their_names(params["backbone"], batch_stats or {})
     masked = layout != "dino" and "mask_token" in params["backbone"]
     if masked:
         tensors[_MASK_TOKEN] = np.asarray(params["backbone"]["mask_token"])

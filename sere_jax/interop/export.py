@@ -23,8 +23,9 @@ from sere_jax.checkpoint import CheckpointError
 from sere_jax.interop import hf
 from sere_jax.interop.dino import Layout, to_dino
 from sere_jax.interop.files import FileError, write_json, write_tensors
+from sere_jax.interop.resnet import Sizes, to_their_names
 from sere_jax.interop.tables import InteropError, flatten
-from sere_jax.interop.timm import Architecture, to_timm
+from sere_jax.interop.timm import Architecture
 from sere_jax.interop.torch_file import TorchFileError, write_torch
 from sere_jax.weights import HF_FILE, NETWORKS, Preprocess, Weights, read_weights
 
@@ -80,12 +81,13 @@ def export(
     _check(output, layout, network, with_heads, dtype)
     wanted = tuple(NETWORKS) if network == "both" else (network,)
     read = [read_weights(checkpoint, network=name, step=step, heads=heads, image_size=image_size, with_heads=with_heads) for name in wanted]
+    if layout == "hf_vit" and isinstance(read[0].architecture, Sizes):
+        raise InteropError("format: found hf_vit, expected timm, dino or npz: a ResNet is no ViT of Hugging Face")
     tensors = {weights.about["network"]: _typed(_tensors(weights, layout, with_heads), dtype) for weights in read}
     described = _description(read[0], layout, dtype) | ({"network": "both"} if network == "both" else {})
     places = _places(output, layout)
     _write(places[0], tensors, described, both=network == "both")
-    configuration = hf.configuration(read[0].architecture) | {"sere_jax": described} if layout == "hf_vit" else described
-    write_json(places[1], configuration | {"timm": _timm_arguments(read[0].architecture)} if layout != "hf_vit" else configuration)
+    write_json(places[1], _configuration(read[0].architecture, layout, described))
     write_json(places[2], _preprocessor(read[0].preprocess))
     numbers = sum(tensor.size for named in tensors.values() for tensor in named.values())
     return Exported(*places, numbers, tuple(read[0].about.get("report", ())))
@@ -123,14 +125,13 @@ def _typed(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
 def _tensors(weights: Weights, layout: str, with_heads: bool) -> dict[str, np.ndarray]:
     backbone = weights.params["backbone"]
     if layout == "timm":
-        return to_timm(backbone)
+        return to_their_names(backbone, weights.batch_stats)
     if layout == "hf_vit":
         return hf.to_hf(backbone)
     if layout in _FULL:
         return to_dino(weights.params, layout=cast(Layout, layout), with_heads=with_heads, batch_stats=weights.batch_stats)
-    if not with_heads:
-        return flatten({"backbone": backbone})
-    return flatten(weights.params | ({"batch_stats": weights.batch_stats} if weights.batch_stats else {}))
+    stats = {name: value for name, value in weights.batch_stats.items() if with_heads or name == "backbone"}
+    return flatten((weights.params if with_heads else {"backbone": backbone}) | ({"batch_stats": stats} if stats else {}))
 
 
 def _write(path: Path, tensors: dict[str, dict[str, np.ndarray]], described: dict[str, Any], *, both: bool) -> None:
@@ -182,8 +183,17 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _timm_arguments(sizes: Architecture) -> dict[str, Any]:
-    """Arguments of timm.models.vision_transformer.VisionTransformer that make the same network."""
+def _configuration(sizes: Architecture | Sizes, layout: str, described: dict[str, Any]) -> dict[str, Any]:
+    if layout == "hf_vit" and isinstance(sizes, Architecture):
+        return hf.configuration(sizes) | {"sere_jax": described}
+    return described | {"timm": _timm_arguments(sizes)}
+
+
+def _timm_arguments(sizes: Architecture | Sizes) -> dict[str, Any]:
+    """Arguments of timm's VisionTransformer or ResNet that make the same network."""
+    if isinstance(sizes, Sizes):
+        arguments = {"block": "timm.models.resnet.Bottleneck", "layers": sizes.stages, "in_chans": sizes.in_channels, "num_classes": 0}
+        return {"class": "timm.models.resnet.ResNet", "arguments": arguments}
     return {
         "class": "timm.models.vision_transformer.VisionTransformer",
         "arguments": {

@@ -126,10 +126,12 @@ def _ours(tensors: Tensors, asked: _Asked) -> Imported:
     chosen = {name: tensor for name, tensor in tensors.items() if not name.startswith("batch_stats/")}
     stats = nest({name.removeprefix("batch_stats/"): tensor for name, tensor in tensors.items() if name not in chosen})
     params = nest(chosen)
-    timm.to_timm(params["backbone"])  # held against the table: all that does not fit is told
+    resnet.to_their_names(params["backbone"], stats)  # held against the table: all that does not fit is told
     if asked.with_heads:
         return Imported("sere_jax", params, stats, 0, ())
-    return Imported("sere_jax", {"backbone": params["backbone"]}, {}, 0, tuple(n for n in tensors if not n.startswith("backbone/")))
+    left = tuple(name for name in tensors if not name.removeprefix("batch_stats/").startswith("backbone/"))
+    own = {name: value for name, value in stats.items() if name == "backbone"}
+    return Imported("sere_jax", {"backbone": params["backbone"]}, own, 0, left)
 
 
 def _timm(tensors: Tensors, asked: _Asked) -> Imported:

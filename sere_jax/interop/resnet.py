@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, to_theirs
+from sere_jax.interop.timm import to_timm
 
 EXPECTED_LEFT = ("fc.weight", "fc.bias", "*.num_batches_tracked")
 _EXPANSION = 4  # a bottleneck block's output channels to its inner ones
@@ -24,6 +25,7 @@ class Sizes(NamedTuple):
     width: int = 64  # channels of the stem
     stages: tuple[int, ...] = (3, 4, 6, 3)  # blocks
     in_channels: int = 3
+    image_size: int = 224  # pixels that it was trained on; nothing in the tensors tells
 
 
 def lines(sizes: Sizes = Sizes()) -> list[Line]:  # noqa: B008  (immutable)
@@ -70,11 +72,7 @@ def to_resnet(params: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:
 
     Raises InteropError with all parameters that are missing, unknown or of another shape.
     """
-    kernel = params.get("conv1", {}).get("kernel")
-    if kernel is None or np.ndim(kernel) != 4:
-        raise InteropError(f"not the parameters of a ResNet: no conv1/kernel of rank 4; found {', '.join(params) or 'nothing'}")
-    sizes = Sizes(kernel.shape[3], _stages(params, r"layer(\d+)_(\d+)$"), kernel.shape[2])
-    table = lines(sizes)
+    table = lines(sizes_of_params(params))
     tensors = to_theirs({"params": params, "batch_stats": batch_stats}, table)
     norms = [line.theirs.removesuffix("running_mean") for line in table if line.theirs.endswith("running_mean")]
     return tensors | {f"{norm}num_batches_tracked": np.zeros((), np.int64) for norm in norms}
@@ -97,9 +95,22 @@ def sizes_of(tensors: Tensors) -> Sizes:
     return Sizes(kernel.shape[0], _stages(tensors, r"layer(\d+)\.(\d+)\."), kernel.shape[1])
 
 
+def sizes_of_params(params: Tree, image_size: int = 224) -> Sizes:
+    """Sizes read off our own parameters. Raises InteropError where they are not those of a ResNet."""
+    kernel = params.get("conv1", {}).get("kernel")
+    if kernel is None or np.ndim(kernel) != 4:
+        raise InteropError(f"not the parameters of a ResNet: no conv1/kernel of rank 4; found {', '.join(params) or 'nothing'}")
+    return Sizes(kernel.shape[3], _stages(params, r"layer(\d+)_(\d+)$"), kernel.shape[2], image_size)
+
+
 def _stages(names: Iterable[str], block: str) -> tuple[int, ...]:
     found: dict[int, int] = {}
     for name in names:
         if match := re.match(block, name):
             found[int(match[1])] = max(found.get(int(match[1]), 0), int(match[2]) + 1)
     return tuple(found.get(stage, 0) for stage in range(1, max(found, default=0) + 1))
+
+
+def to_their_names(backbone: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:
+    """A ViT's parameters by timm's names or a ResNet's by torchvision's; `batch_stats` are those of the whole network."""
+    return to_resnet(backbone, batch_stats.get("backbone", {})) if "conv1" in backbone else to_timm(backbone)

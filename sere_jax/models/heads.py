@@ -10,39 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from sere_jax.models.init import uniform_fan_in
+from sere_jax.models.norm import BatchNorm
 from sere_jax.types import PrototypeOutput
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's running statistics (momentum 0.1, unbiased variance).
-
-    Always normalises with the batch's own statistics, in student and teacher: SERE's teacher is never in evaluation mode.
-    Under `jax.jit` over a sharded batch the means are global, so this is synchronised BatchNorm on any number of devices.
-    """
-
-    epsilon: float = 1e-5
-    momentum: float = 0.9  # share of the old running statistic that is kept
-    affine: bool = True  # scale and bias after the normalisation
-
-    @nn.compact
-    def __call__(self, x: Float[jax.Array, "*batch d"]) -> Float[jax.Array, "*batch d"]:
-        d = x.shape[-1]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (d,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (d,))
-        x = x.astype(jnp.float32)
-        axes, count = tuple(range(x.ndim - 1)), x.size // d
-        mean = jnp.mean(x, axes)
-        centered = x - mean
-        var = jnp.mean(jnp.square(centered), axes)
-        if not self.is_initializing():
-            keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
-            running_var.value = keep * running_var.value + (1 - keep) * var * (count / max(count - 1, 1))
-        normal = centered * jax.lax.rsqrt(var + self.epsilon)
-        if not self.affine:
-            return normal
-        scale, bias = self.param("scale", nn.initializers.ones, (d,)), self.param("bias", nn.initializers.zeros, (d,))
-        return normal * scale + bias
 
 
 class RelationHead(nn.Module):
