@@ -115,6 +115,8 @@ def describe(config: ConfigDict, length: build.Steps, source: Source, mesh: Mesh
     optimizer, batch = config.optimizer, config.data.batch_size
     params = compiled.abstract_state.params
     yield f"data         {source.spec}: {len(source):,} images, {length.per_epoch:,} steps an epoch, {length.total:,} steps in all"
+    effective = build.effective_epochs(config, length)
+    yield f"epochs       {length.total / length.per_epoch:g}, effective {effective:g} (an image's crops count by their pixels)"
     yield f"devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
     yield (
         f"batch        {batch} images, {batch // mesh.size} a device"
