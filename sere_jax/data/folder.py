@@ -55,6 +55,11 @@ class FolderSource:
         path = self._paths[index]
         return Example(path, read_file(os.path.join(self.directory, path)), self._labels[index])
 
+    def describe(self, index: int) -> tuple[str, str, int]:
+        """Name, path and label of an item, without reading it."""
+        path = self._paths[index]
+        return path, os.path.join(self.directory, path), self._labels[index]
+
 
 def read_file(path: str) -> bytes:
     """The bytes of a plain file of at most MAX_BYTES. Raises OSError for anything else: a pipe would block, a device never end."""
@@ -71,7 +76,7 @@ def read_file(path: str) -> bytes:
 def _list(spec: str, root: str) -> list[str]:
     """A directory that cannot be listed is refused: another machine might list it, and then see another data set."""
     try:
-        return list(_image_paths(root))
+        return list(image_paths(root))
     except OSError as error:
         where = f"{ascii(error.filename)[:200]} cannot be listed: {error.strerror}"
         raise SourceError(f"{spec!r}: {where}. Make it readable, hide it with a leading dot, or name a sub-folder.") from error
@@ -84,7 +89,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _image_paths(root: str) -> Iterator[str]:
+def image_paths(root: str) -> Iterator[str]:
     """Relative paths of the image files under `root`, in the order of their path components."""
 
     def walk(directory: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:

@@ -120,12 +120,13 @@ class BatchMaker:
         A replacement is drawn from the whole source by hash(seed, position), as often as needed, REPLACEMENTS at most.
         """
         index = example_index(self.seed, position, len(self.source), self.batch_size)
-        rng = position_rng(self.seed, position, Stream.REPLACEMENT)
+        rng = None
         for attempt in range(REPLACEMENTS + 1):
             try:
                 return self._decode(index), index, attempt > 0
             except (BadImage, OSError) as error:
                 last = str(error)
+            rng = rng or position_rng(self.seed, position, Stream.REPLACEMENT)
             index = int(rng.integers(len(self.source)))
         raise UnreadableData(f"{self.source.spec}: {REPLACEMENTS + 1} images in a row could not be read; the last error: {last}")
 

@@ -19,9 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 class TfdsSource:
-    """`NAME[/CONFIG][:VERSION]:SPLIT` of TFDS, e.g. `imagenet2012:train`, `cifar10:train[:50%]`, from TFDS's own data directory.
+    """`NAME[/CONFIG][:VERSION]:SPLIT` of TFDS, e.g. `imagenet2012:train`, `cifar10:train[:50%]`, or `DIR:SPLIT` of a prepared directory.
 
-    The directory is TFDS's default, `~/tensorflow_datasets`, or the environment's `TFDS_DATA_DIR`. The set must have been
+    DIR holds a `dataset_info.json`, as `python -m sere_jax.data.prepare` writes it; an absolute path is always one. For a NAME
+    the directory is TFDS's default, `~/tensorflow_datasets`, or the environment's `TFDS_DATA_DIR`. The set must have been
     prepared in a random-access format (array_record or parquet). The image is the feature `image` or else the only image
     feature, the label the feature `label` where there is one. Images come out encoded; workers decode them. Raises
     SourceError when the set is unknown, not prepared, in another format, or has no such split or no image.
@@ -31,8 +32,8 @@ class TfdsSource:
         self.spec = spec
         self._set, colon, self._split = _divide(rest)
         if not (self._set and colon and self._split):
-            raise SourceError(f"{spec!r}: expected tfds:NAME[/CONFIG]:SPLIT, e.g. 'tfds:imagenet2012:train'")
-        builder = _prepared_builder(spec, self._set)
+            raise SourceError(f"{spec!r}: expected tfds:NAME[/CONFIG]:SPLIT, e.g. 'tfds:imagenet2012:train', or tfds:DIR:SPLIT")
+        builder = _directory_builder(spec, self._set) if _is_directory(self._set) else _prepared_builder(spec, self._set)
         self._data_dir = str(builder.data_dir)  # workers open exactly these files, whatever their environment says
         self._image = _image_feature(spec, builder.info.features)
         self._label, self.classes = _label_feature(builder.info.features)
@@ -43,10 +44,27 @@ class TfdsSource:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Example:
-        record = self._data[index]
+        """Read one record. Raises OSError when its part of the file is damaged."""
+        try:
+            record = self._data[index]
+        except IndexError:
+            raise
+        except Exception as error:  # the reader of ArrayRecord raises what its C++ happens to say
+            raise OSError(f"{self.spec}[{index}] cannot be read: {error}") from error
+        if isinstance(record, bytes):
+            return self._parse(record, index)
         label = int(record[self._label]) if self._label else -1
         name = record[self._file_name].decode() if self._file_name else f"{self.spec}[{index}]"
         return Example(name, record[self._image], label)
+
+    def _parse(self, record: bytes, index: int) -> Example:
+        """TFDS's own way from the record to these three takes longer than reading it."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        label = feature[self._label].int64_list.value[0] if self._label else -1
+        name = feature[self._file_name].bytes_list.value[0].decode() if self._file_name else f"{self.spec}[{index}]"
+        return Example(name, feature[self._image].bytes_list.value[0], label)
 
     def labels(self) -> Int[np.ndarray, " n"]:
         """The class of every example. The first time all records are read; the answer is kept beside the data where that can be written."""
@@ -58,7 +76,7 @@ class TfdsSource:
         except (OSError, ValueError):
             pass
         _log.warning("%s: reading the classes of %d examples, once", self.spec, len(self))
-        found = np.array([int(self._data[i][self._label]) if self._label else -1 for i in range(len(self))], np.int32)
+        found = np.array([self[i].label for i in range(len(self))], np.int32)
         try:
             temporary = f"{kept}.{os.getpid()}.npy"
             np.save(temporary, found)
@@ -80,6 +98,8 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         try:
+            if builder.info.file_format.value == "array_record":
+                return builder.as_data_source(self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
             return builder.as_data_source(self._split, decoders={self._image: tfds.decode.SkipDecoding()})
         except NotImplementedError as error:
             raise SourceError(
@@ -98,6 +118,27 @@ def _divide(rest: str) -> tuple[str, str, str]:
     outside, bracket, inside = rest.partition("[")
     name, colon, split = outside.rpartition(":")
     return name, colon, split + bracket + inside
+
+
+def _is_directory(name: str) -> bool:
+    path = os.path.expanduser(name)
+    return os.path.isabs(path) or name.startswith(".") or os.path.isfile(os.path.join(path, "dataset_info.json"))
+
+
+def _directory_builder(spec: str, directory: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    path = os.path.abspath(os.path.expanduser(directory))
+    if not os.path.isfile(os.path.join(path, "dataset_info.json")):
+        found = (
+            "an unfinished preparation: run it again to go on"
+            if os.path.isdir(os.path.join(path, ".unfinished"))
+            else "no dataset_info.json"
+        )
+        raise SourceError(
+            f"{spec!r}: expected a prepared directory, found {found if os.path.isdir(path) else 'no such directory'} ({path})"
+        )
+    return tfds.builder_from_directory(path)
 
 
 def _prepared_builder(spec: str, name: str) -> Any:

@@ -1,0 +1,154 @@
+"""What a data set on disk is made of: records that know where their image, label map and boxes are, in named splits."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from sere_jax.data.example import Source, SourceError
+from sere_jax.data.folder import FolderSource, read_file
+
+
+class Bytes(Protocol):
+    """Something that can be read: a file, a part of an archive, an item of a source. Raises OSError where it cannot."""
+
+    def read(self) -> bytes: ...
+
+
+class Place(NamedTuple):
+    """A file, or `size` bytes of it from `offset` on."""
+
+    path: str
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        if self.size < 0:
+            return read_file(self.path)
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise OSError(f"{self.path} ends before byte {self.offset + self.size}")
+        return data
+
+
+class Held(NamedTuple):
+    """Bytes that are here already."""
+
+    data: bytes
+
+    def read(self) -> bytes:
+        return self.data
+
+
+class Thing(NamedTuple):
+    """An object in an image: `box` is (left, top, right, bottom) in pixels; `segmentation` is COCO's, as JSON text."""
+
+    label: int
+    box: tuple[float, float, float, float]
+    id: int = 0
+    area: float = 0.0
+    is_crowd: bool = False
+    is_difficult: bool = False
+    segmentation: str = ""
+
+
+class Record(NamedTuple):
+    """One image and what is known of it. `mask` is an image whose pixels are class numbers."""
+
+    name: str
+    image: Bytes
+    label: int = -1
+    mask: Bytes | None = None
+    things: tuple[Thing, ...] = ()
+    id: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A data set: `classes` name the labels of images, `thing_classes` those of objects, `mask_classes` those of pixels."""
+
+    name: str
+    splits: Mapping[str, Sequence[Record]]
+    classes: tuple[str, ...] = ()
+    thing_classes: tuple[str, ...] = ()
+    mask_classes: tuple[str, ...] = ()
+    has_masks: bool = False
+    has_ids: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """What decides how a record is written, besides the record."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "splits"}
+
+
+class SourceRecords(Sequence[Record]):
+    """The items of an open source, each read when asked for."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        name, data, label = self.source[index]
+        return Record(name, Held(data), label)
+
+
+def from_source(source: Source, name: str, split: str) -> Layout:
+    """A source that training can read, as a layout of one split. Only of a folder names are known without reading."""
+    if isinstance(source, FolderSource):
+        described = (source.describe(index) for index in range(len(source)))
+        return Layout(name, {split: [Record(path, Place(full), label) for path, full, label in described]}, source.classes)
+    return Layout(name, {split: SourceRecords(source)}, source.classes)
+
+
+def subset(layout: Layout, *, classes: str = "", images: str = "") -> Layout:
+    """Only the classes and images that the files of these names list, one a line; labels become positions in the list of classes.
+
+    An image is listed by its name, its file name, or either without the ending, as in SimCLR's lists of 1 % and 10 % of ImageNet. Raises
+    SourceError when a line fits nothing: a list of another data set.
+    """
+    splits = layout.splits
+    names = layout.classes
+    if classes:
+        wanted = _lines(classes)
+        unknown = [name for name in wanted if name not in names]
+        if unknown:
+            raise SourceError(f"{classes}: {len(unknown)} of {len(wanted)} classes are unknown, the first is {unknown[0]!r}")
+        new = {names.index(name): number for number, name in enumerate(wanted)}
+        splits = {key: [r._replace(label=new[r.label]) for r in records if r.label in new] for key, records in splits.items()}
+        names = tuple(wanted)
+    if images:
+        listed = _lines(images)
+        counts = collections.Counter(listed)
+        splits = {key: [r for r in records if any(word in counts for word in _spellings(r.name))] for key, records in splits.items()}
+        found = {word for records in splits.values() for r in records for word in _spellings(r.name)}
+        missing = [name for name in listed if name not in found]
+        if missing:
+            raise SourceError(f"{images}: {len(missing)} of {len(listed)} images are unknown, the first is {missing[0]!r}")
+    kept = {key: records for key, records in splits.items() if records}
+    if not kept:
+        raise SourceError(f"{classes or images}: nothing is left of {layout.name}")
+    return dataclasses.replace(layout, splits=kept, classes=names)
+
+
+def _spellings(name: str) -> Iterable[str]:
+    file = os.path.basename(name)
+    return (name, os.path.splitext(name)[0], file, os.path.splitext(file)[0])
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(os.path.expanduser(path)) as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read as a list: {error}") from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise SourceError(f"{path}: an empty list")
+    return found

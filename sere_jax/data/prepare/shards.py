@@ -1,0 +1,204 @@
+"""ArrayRecord shards on disk: written one by one so that an interrupted preparation goes on, read back to be verified."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sere_jax.data.decode import BadImage
+from sere_jax.data.prepare.encode import Encoder, printable
+from sere_jax.data.prepare.records import Layout, Record
+
+MANIFEST = "manifest.json"
+_UNFINISHED = ".unfinished"
+# One record a group: reading one must not read its neighbours. JPEGs do not get smaller.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+class PrepareError(RuntimeError):
+    """A preparation that cannot begin or go on, or a prepared set that is not what its manifest says."""
+
+
+class Shard(NamedTuple):
+    """A part of a split: records first .. last - 1 of the source."""
+
+    file: str
+    split: str
+    first: int
+    last: int
+
+
+def plan(layout: Layout, per_shard: int) -> list[Shard]:
+    """Every shard of every split, in order."""
+    found = []
+    for split, records in layout.splits.items():
+        count = -(-len(records) // per_shard)
+        for number in range(count):
+            file = f"{layout.name}-{split}.array_record-{number:05d}-of-{count:05d}"
+            found.append(Shard(file, split, number * per_shard, min(len(records), (number + 1) * per_shard)))
+    return found
+
+
+class Output:
+    """A directory that is being prepared. Raises PrepareError when it holds something else."""
+
+    def __init__(self, directory: str, fingerprint: dict[str, Any]) -> None:
+        self.directory = directory
+        self.finished = False
+        self._notes = os.path.join(directory, _UNFINISHED)
+        begun, done = os.path.join(self._notes, MANIFEST), os.path.join(directory, MANIFEST)
+        for path in (done, begun):
+            if os.path.isfile(path):
+                _must_equal(_read(path)["made_from"], fingerprint, directory)
+                self.finished = path == done
+                return
+        if os.path.isdir(directory) and os.listdir(directory):
+            raise PrepareError(f"{directory}: is not empty and holds no preparation; expected a new or empty directory")
+        os.makedirs(self._notes)
+        write_json(begun, {"made_from": fingerprint})
+
+    def done(self, shard: Shard) -> dict[str, Any] | None:
+        """What is known of a shard that is complete, or None."""
+        path, note = os.path.join(self.directory, shard.file), self._note(shard)
+        if not (os.path.isfile(path) and os.path.isfile(note)):
+            return None
+        known = _read(note)
+        return known if os.path.getsize(path) == known["bytes"] else None
+
+    def write(self, shard: Shard, results: Iterable[tuple[str, bytes | Exception]]) -> dict[str, Any]:
+        """Write a shard and its note; records that are errors are left out and named."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        path = os.path.join(self.directory, shard.file)
+        writer = ArrayRecordWriter(f"{path}.part", _OPTIONS)
+        left_out, records = [], 0
+        try:
+            for name, result in results:
+                if isinstance(result, Exception):
+                    left_out.append({"name": printable(name), "error": str(result)})
+                else:
+                    writer.write(result)
+                    records += 1
+        finally:
+            writer.close()
+        note = {"file": shard.file, "records": records, "bytes": os.path.getsize(f"{path}.part"), "sha256": file_digest(f"{path}.part")}
+        os.replace(f"{path}.part", path)
+        note["left_out"] = left_out
+        write_json(self._note(shard), note)
+        return note
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """The manifest is what says that all is there; it comes last."""
+        write_json(os.path.join(self.directory, MANIFEST), manifest)
+        shutil.rmtree(self._notes)
+
+    def _note(self, shard: Shard) -> str:
+        return os.path.join(self._notes, f"{shard.file}.json")
+
+
+def encoded(
+    encoder: Encoder, records: Sequence[Record], shard: Shard, threads: concurrent.futures.Executor, ahead: int
+) -> Iterator[tuple[str, bytes | Exception]]:
+    """The shard's records in order, (name, bytes or why not), `ahead` of them being worked on."""
+
+    def one(index: int) -> tuple[str, bytes | Exception]:
+        name = f"item {index}"
+        try:
+            record = records[index]
+            name = record.name
+            return name, encoder(record)
+        except (BadImage, OSError) as error:
+            return name, error
+
+    pending: collections.deque[concurrent.futures.Future[tuple[str, bytes | Exception]]] = collections.deque()
+    for index in range(shard.first, shard.last):
+        pending.append(threads.submit(one, index))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def write_info(directory: str, layout: Layout, features: Any, shards: dict[str, list[dict[str, Any]]]) -> None:
+    """The files that make the directory a TFDS set: dataset_info.json, features.json, names of labels."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import naming, splits
+
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=layout.name, version=tfds.core.Version("1.0.0"), data_dir=directory, module_name="sere_jax"
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description=f"{layout.name}, prepared by sere_jax")
+    found = []
+    for split, notes in shards.items():
+        template = naming.ShardedFileTemplate(data_dir=directory, dataset_name=layout.name, split=split, filetype_suffix="array_record")
+        lengths, size = [note["records"] for note in notes], sum(note["bytes"] for note in notes)
+        found.append(splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
+    info.set_splits(splits.SplitDict(found))
+    info.set_file_format("array_record")
+    info.write_to_directory(directory)
+
+
+def verify(directory: str, track: Callable[[Iterable[int], int], Iterable[int]]) -> list[str]:
+    """Everything wrong with a prepared directory: shards and images that are not, to the bit, what was written."""
+    manifest = read_manifest(directory)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    wrong = []
+    for split, shards in manifest["splits"].items():
+        damaged = [shard["file"] for shard in shards if _damaged(directory, shard)]
+        wrong += [f"{file}: missing, or not what was written" for file in damaged]
+        if damaged:
+            continue
+        data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        if len(data) != sum(shard["records"] for shard in shards):
+            wrong.append(f"{split}: {len(data)} records, the manifest says {sum(shard['records'] for shard in shards)}")
+        for index in track(range(len(data)), len(data)):
+            record = data[index]
+            if hashlib.sha256(record["image"]).hexdigest() != record["sha256"].decode():
+                wrong.append(f"{split}[{index}] {record['file_name'].decode()}: another image than was written")
+    return wrong
+
+
+def _damaged(directory: str, shard: dict[str, Any]) -> bool:
+    path = os.path.join(directory, shard["file"])
+    return not os.path.isfile(path) or os.path.getsize(path) != shard["bytes"] or file_digest(path) != shard["sha256"]
+
+
+def read_manifest(directory: str) -> dict[str, Any]:
+    """The manifest of a prepared directory. Raises PrepareError when there is none."""
+    path = os.path.join(directory, MANIFEST)
+    if not os.path.isfile(path):
+        raise PrepareError(f"{directory}: has no {MANIFEST}: not a prepared set, or an unfinished one; prepare it again to go on")
+    return _read(path)
+
+
+def _must_equal(there: dict[str, Any], wanted: dict[str, Any], directory: str) -> None:
+    different = [f"{key}: there {there.get(key)!r}, wanted {wanted[key]!r}" for key in wanted if there.get(key) != wanted[key]]
+    if different:
+        raise PrepareError(f"{directory}: holds another preparation ({'; '.join(different)}); use another directory")
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: str) -> Any:
+    with open(path) as file:
+        return json.load(file)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Whole or not at all."""
+    with open(f"{path}.part", "w") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.write("\n")
+    os.replace(f"{path}.part", path)
