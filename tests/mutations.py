@@ -136,7 +136,7 @@ MUTATIONS = (
     ),
     # The teacher.
     Mutation("ema-order", "step.py", "_ema(state.teacher, params, momentum)", "_ema(state.teacher, state.params, momentum)", _STEP),
-    Mutation("ema-weights", "step.py", "momentum * t + (1.0 - momentum) * s", "momentum * s + (1.0 - momentum) * t", _STEP),
+    Mutation("ema-weights", "step.py", "momentum * teacher + (1.0 - momentum) * student", "momentum * student + (1.0 - momentum) * teacher", _STEP),
     Mutation("teacher-statistics", "step.py", "state.teacher, carry.teacher_batch_stats", "state.teacher, carry.batch_stats", _STEP),
     Mutation("running-variance", "models/heads.py", "* (count / max(count - 1, 1))", "", _HEADS),
     # Bad steps and random numbers.

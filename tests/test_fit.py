@@ -195,7 +195,9 @@ def test_waiting_for_data_is_the_time_the_device_is_idle():
 
 
 def start_toy(directory: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
-    environ = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONUNBUFFERED": "1"}
+    # The suite's own compiler flags, for the same bits; of the device counts the last one counts.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environ = {**os.environ, "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(ROOT / "tests" / "toy_run.py"), str(directory), *arguments]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
