@@ -136,9 +136,15 @@ MUTATIONS = (
     ),
     # The teacher.
     Mutation("ema-order", "step.py", "_ema(state.teacher, params, momentum)", "_ema(state.teacher, state.params, momentum)", _STEP),
-    Mutation("ema-weights", "step.py", "momentum * teacher + (1.0 - momentum) * student", "momentum * student + (1.0 - momentum) * teacher", _STEP),
-    Mutation("teacher-statistics", "step.py", "state.teacher, carry.teacher_batch_stats", "state.teacher, carry.batch_stats", _STEP),
-    Mutation("running-variance", "models/heads.py", "* (count / max(count - 1, 1))", "", _HEADS),
+    Mutation(
+        "ema-weights",
+        "step.py",
+        "momentum * teacher + (1.0 - momentum) * student",
+        "momentum * student + (1.0 - momentum) * teacher",
+        _STEP,
+    ),
+    Mutation("teacher-statistics", "step.py", "state.teacher, teacher_stats, *crops", "state.teacher, carry.batch_stats, *crops", _STEP),
+    Mutation("running-variance", "models/norm.py", "* (count / max(count - 1, 1))", "", _HEADS),
     # Bad steps and random numbers.
     Mutation("bad-loss", "step.py", 'jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)', 'jnp.isfinite(metrics["loss"])', _STEP),
     Mutation("bad-state", "step.py", "jnp.where(finite, new, old), after", "new, after", _STEP),
