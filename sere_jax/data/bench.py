@@ -7,6 +7,7 @@ hand a batch to the device and to change its colours there, and how many cores a
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -36,12 +37,11 @@ def host_stages(source: Source, recipe: ViewRecipe, batch_size: int, rounds: int
     maker(0)  # opens files, fills caches
     for step in range(rounds):
         indices = [example_index(0, step * batch_size + row, len(source), batch_size) for row in range(batch_size)]
-        data = _timed(times["read"], lambda indices=indices: _readable(source, indices))
-        _timed(times["decode"], lambda data=data: [_decode(one, backend, reuse=True) for one in data])
-        images = [image for one in data if (image := _decode(one, backend, reuse=False)) is not None]
-        scratch = empty_views(recipe)
-        _timed(times["crop"], lambda images=images, scratch=scratch: _crop(images, recipe, backend, scratch))
-        _timed(times["batch"], lambda step=step: maker(step))
+        data = _timed(times["read"], functools.partial(_readable, source, indices))
+        _timed(times["decode"], functools.partial(_decode_all, data, backend, reuse=True))
+        images = [image for image in _decode_all(data, backend, reuse=False) if image is not None]
+        _timed(times["crop"], functools.partial(_crop, images, recipe, backend, empty_views(recipe)))
+        _timed(times["batch"], functools.partial(maker, step))
     found = {name: statistics.median(values) / batch_size * 1000 for name, values in times.items()}
     # What is left of a whole batch: fresh memory for it, drawing replacements, the interpreter between the stages.
     return {**found, "assemble": max(0.0, found["batch"] - found["read"] - found["decode"] - found["crop"])}
@@ -64,11 +64,14 @@ def _readable(source: Source, indices: Sequence[int]) -> list[bytes]:
     return found
 
 
-def _decode(data: bytes, backend: Backend, *, reuse: bool) -> np.ndarray | None:
-    try:
-        return decode(data, backend=backend, reuse=reuse)
-    except BadImage:
-        return None
+def _decode_all(data: Sequence[bytes], backend: Backend, *, reuse: bool) -> list[np.ndarray | None]:
+    found: list[np.ndarray | None] = []
+    for one in data:
+        try:
+            found.append(decode(one, backend=backend, reuse=reuse))
+        except BadImage:
+            found.append(None)
+    return found
 
 
 def _crop(images: Sequence[np.ndarray], recipe: ViewRecipe, backend: Backend, scratch: ImageViews) -> None:
