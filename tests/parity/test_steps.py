@@ -71,28 +71,32 @@ def _run(config: Any, what: str, deviation: Deviation, batch: int = 8) -> None:
         views = setting.views(config, "mixed", seed=i, batch=batch)
         state, metrics = step(state, views)
         for name, expected in oracle.step(setting.batch_of(config, views)).items():
-            deviation("steps, losses", f"{name}, step {i}, {what}", abs(float(metrics[name]) - expected) / expected, LIMIT)
+            deviation("steps, losses", f"{name}, step {i}, {what}", abs(float(metrics[name]) - expected) / expected, LIMIT if i else 1e-5)
         np.testing.assert_allclose(float(metrics["learning_rate"]), oracle.training.lr(i), rtol=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max() / rate, micro.copies(state.params), start)
     assert min(jax.tree.leaves(moved)) > 0.1, "every tensor must have moved, or this shows nothing"
     _compare(state, oracle, rate, what, deviation)
 
 
-@pytest.mark.parametrize("local_count", [0, 4, 10])
+@pytest.mark.parametrize("local_count", [0, pytest.param(4, marks=pytest.mark.slow), 10])
 def test_dino_sere(local_count, deviation):
-    _run(micro.config(RUN, local_count=local_count), f"{local_count} local crops", deviation)
+    # Losses are compared with both implementations; this one compiles faster, and with 10 crops that tells.
+    impl = {"relation": {"sampling_impl": "separable" if local_count == 10 else "map_coordinates"}}
+    _run(micro.config(RUN | impl, local_count=local_count), f"{local_count} local crops", deviation)
 
 
-def test_ibot_sere_accumulated(deviation):
+@pytest.mark.parametrize("local_count", [pytest.param(0, marks=pytest.mark.slow), 4, pytest.param(10, marks=pytest.mark.slow)])
+def test_ibot_sere_accumulated(local_count, deviation):
     """The released recipe's settings, biases decayed among them, in micro-batches of half the batch."""
     optimizer = RUN["optimizer"] | {"decay_bias": True, "accumulate_steps": 2}
-    _run(micro.config(RUN | IBOT | {"optimizer": optimizer}, recipe="ibot_sere"), "iBOT + SERE", deviation)
+    config = micro.config(RUN | IBOT | {"optimizer": optimizer}, local_count=local_count, recipe="ibot_sere")
+    _run(config, f"iBOT + SERE, {local_count} local crops", deviation)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("local_count", [0, 4, 10])
 def test_vit_small(local_count, deviation):
-    """DINO + SERE with the real backbone and sizes, and a small head; iBOT's with 10 local crops."""
+    """The real backbone and sizes, and a small head: DINO + SERE with 0 and 4 local crops, iBOT + SERE with 10, as released."""
     recipe = "ibot_sere" if local_count == 10 else "dino_sere"
     config = micro.config(RUN | (IBOT if local_count == 10 else {}), local_count=local_count, recipe=recipe)
     config.views.update(global_size=224, local_size=96)

@@ -13,6 +13,9 @@ from torch import nn
 
 from sere_jax import optim
 
+# Tensors are tiny here: more threads would spend their time waiting for one another, and for the other tests.
+torch.set_num_threads(1)
+
 _RENAMED = (
     (r"^heads_dino/mlp_(\d+)/", lambda match: f"head/mlp/{2 * int(match[1])}/"),
     (r"^heads_dino/last_layer/direction$", "head/last_layer/weight_v"),
