@@ -42,6 +42,7 @@ def pretrain() -> ConfigDict:
             "patch": _patch(),
             "barlow": _barlow(),
             "mocov3": _mocov3(),
+            "mae": _mae(),
             "relation": _relation(),
             "optimizer": _optimizer(),
             "teacher": _teacher(),
@@ -66,7 +67,8 @@ def _data() -> dict[str, Any]:
 
 def _views() -> dict[str, Any]:
     return {
-        "global_size": 224,  # pixels a side of the two global crops
+        "global_count": 2,  # global crops an image; 1 for MAE, which compares no views
+        "global_size": 224,  # pixels a side of the global crops
         "global_scale": (0.35, 1.0),  # crop area as a fraction of the image's, smallest and largest
         "local_count": 4,  # local crops an image; 0 trains on the global crops alone
         "local_size": 96,  # pixels
@@ -174,6 +176,15 @@ def _mocov3() -> dict[str, Any]:
         "hidden": 4096,  # of projector and predictor
         "width": 256,  # of what is compared
         "predictor_last_norm": True,  # a BatchNorm without scale and bias at its end
+    }
+
+
+def _mae() -> dict[str, Any]:
+    return {
+        "decoder_width": 512,
+        "decoder_depth": 8,
+        "decoder_heads": 16,
+        "normalise_pixels": True,  # the targets are each patch's pixels less their mean, by their deviation
     }
 
 

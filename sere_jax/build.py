@@ -111,14 +111,14 @@ def abstract_views(config: ConfigDict) -> Any:
         return array(jnp.uint8, count, size, size, channels)
 
     return Views(
-        global_views=crops(2, views.global_size),
+        global_views=crops(views.global_count, views.global_size),
         local_views=crops(views.local_count, views.local_size),
-        boxes=array(jnp.float32, 2 + views.local_count, 4),
-        flips=array(jnp.bool_, 2 + views.local_count),
+        boxes=array(jnp.float32, views.count, 4),
+        flips=array(jnp.bool_, views.count),
         index=array(jnp.int32),
         replaced=array(jnp.bool_),
-        masks=None if masking is None else array(jnp.bool_, 2, masking.grid, masking.grid),
-        mask_indices=None if masking is None else array(jnp.int32, 2, masking.cap),
+        masks=None if masking is None else array(jnp.bool_, views.global_count, masking.grid, masking.grid),
+        mask_indices=None if masking is None else array(jnp.int32, views.global_count, masking.cap),
     )
 
 
@@ -137,7 +137,7 @@ def augment(config: ConfigDict) -> Callable[[Views, jax.Array], tuple[jax.Array,
     def apply(views: Views, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         first_local, local_count = views.global_views.shape[1], views.local_views.shape[1]
         return (
-            photometric.augment(views.global_views, keys, global_kinds),
+            photometric.augment(views.global_views, keys, global_kinds[:first_local]),
             photometric.augment(views.local_views, keys, [local_kind] * local_count, first_view=first_local),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def settings(config: ConfigDict, networks: Sequence[Network]) -> dict[str, Any]:
     if "views" in config:
         own = networks[0].about.get("config") if networks else None
         training = ConfigDict(rules.from_json_tree(own)) if own and config.views_of == "checkpoint" else config
-        found |= {"views": build.view_recipe(training), "photometry": build.photometry(training)}
+        # Pairs of crops are looked at, whatever the method learned from.
+        pairs = dataclasses.replace(build.view_recipe(training), global_count=2)
+        found |= {"views": pairs, "photometry": build.photometry(training)}
     return found
 
 

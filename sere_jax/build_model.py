@@ -8,9 +8,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from sere_jax.models.decoder import PixelDecoder
 from sere_jax.models.heads import BarlowProjector, ContrastiveHead, PrototypeHead, RelationHead
 from sere_jax.models.resnet import RESNETS, WIDTH_OF_STEM, ResNet
 from sere_jax.models.vit import VARIANTS, ViT
+from sere_jax.objectives.recipes import RECIPES
 
 
 def backbone(config: ConfigDict, *, scan_blocks: bool | None = None, running_statistics: bool = False) -> ViT | ResNet:
@@ -33,14 +35,17 @@ def backbone(config: ConfigDict, *, scan_blocks: bool | None = None, running_sta
         dtype=jnp.dtype(model.dtype),
         scan_blocks=model.scan_blocks if scan_blocks is None else scan_blocks,
         remat=model.remat,
-        mask_token=config.masking.kind != "none",
+        mask_token=config.masking.kind != "none" and "mae" not in RECIPES[config.recipe].losses,
         init_rule=model.init,
         positions=model.positions,
     )
 
 
 def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The heads of these names: `dino` is a prototype head, `mocov3` MoCo's, `batch` Barlow's projector, the others are SERE's modules."""
+    """The heads of these names.
+
+    `dino` is a prototype head, `mocov3` MoCo's, `mae` a decoder, `batch` Barlow's projector; the others are SERE's modules.
+    """
     dtype = jnp.dtype(config.model.dtype)
     found: dict[str, nn.Module] = {}
     for name in sorted(names):
@@ -48,6 +53,8 @@ def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
             found[name] = PrototypeHead(**config.head, dtype=dtype)
         elif name == "mocov3":
             found[name] = _contrastive(config)
+        elif name == "mae":
+            found[name] = _decoder(config)
         elif name == "batch" and config.barlow.projector == "mlp":
             found[name] = BarlowProjector(config.barlow.projector_width, dtype=dtype)
         elif name == "batch":
@@ -70,6 +77,12 @@ def _resnet(config: ConfigDict, running_statistics: bool) -> ResNet:
         zero_init_residual=model.zero_init_residual,
         running_statistics=running_statistics,
     )
+
+
+def _decoder(config: ConfigDict) -> PixelDecoder:
+    values = config.model.patch_size**2 * config.model.in_channels
+    mae, dtype = config.mae, jnp.dtype(config.model.dtype)
+    return PixelDecoder(values, mae.decoder_width, mae.decoder_depth, mae.decoder_heads, dtype=dtype)
 
 
 def _contrastive(config: ConfigDict) -> ContrastiveHead:

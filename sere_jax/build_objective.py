@@ -11,6 +11,7 @@ from sere_jax import schedules
 from sere_jax.build_model import backbone
 from sere_jax.objectives.barlow import batch_relation
 from sere_jax.objectives.dino import dino
+from sere_jax.objectives.mae import mae
 from sere_jax.objectives.mocov3 import mocov3
 from sere_jax.objectives.patch import aligned, patch
 from sere_jax.objectives.recipes import RECIPES, Recipe, combine
@@ -46,6 +47,7 @@ def objective(config: ConfigDict, length: Steps) -> Objective:
         "mocov3": lambda: mocov3(
             temperature=config.mocov3.temperature, batch_size=config.data.batch_size // config.optimizer.accumulate_steps
         ),
+        "mae": lambda: mae(patch_size=config.model.patch_size, normalise_pixels=config.mae.normalise_pixels),
         "spatial": lambda: _spatial(config),
         "channel": lambda: channel(
             temperatures=_temperatures(config, relation.teacher_temp_channel),

@@ -58,6 +58,41 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
     return [f"masking.ratio: found {found} with masking.ratio_var, expected shares between 0 and 1"]
 
 
+def _mae(v: Values, devices: int, processes: int) -> list[str]:
+    """MAE's encoder sees as many patches of every view: how many is a shape."""
+    if "mae" not in RECIPES[v["recipe"]].losses:
+        return []
+    if v["masking.kind"] != "random":
+        return [f"masking.kind: found {v['masking.kind']!r}, expected random: mae hides the same number of patches in every view"]
+    grid = v["views.global_size"] // v["model.patch_size"]
+    hidden = int(v["masking.ratio"][0] * grid**2)
+    lines = [
+        f"{key}: found {v[key]}, expected {expected}: mae hides the same number of patches in every view, from the first step on"
+        for key, expected in (
+            ("masking.ratio", (v["masking.ratio"][0],) * 2),
+            ("masking.ratio_var", (0.0, 0.0)),
+            ("masking.start_epoch", 0),
+        )
+        if v[key] != expected
+    ]
+    if not 0 < hidden < grid**2:
+        lines.append(f"masking.ratio: found {v['masking.ratio'][0]} of {grid**2} patches, expected some hidden and some visible ones")
+    if v["mae.decoder_width"] % math.lcm(4, v["mae.decoder_heads"]):
+        expected = f"a multiple of 4 and of mae.decoder_heads = {v['mae.decoder_heads']}"
+        lines.append(f"mae.decoder_width: found {v['mae.decoder_width']}, expected {expected}")
+    return lines
+
+
+_MAE_KEYS = ("recipe", "masking.kind", "masking.ratio", "masking.ratio_var", "masking.start_epoch", "views.global_size", "model.patch_size")
+
+
+def _global_crops(v: Values, devices: int, processes: int) -> list[str]:
+    count = v["views.global_count"]
+    if count == 2 or RECIPES[v["recipe"]].losses == ("mae",):
+        return []
+    return [f"views.global_count: found {count}, expected 2: {v['recipe']} compares two global crops"]
+
+
 def _local_crops(v: Values, devices: int, processes: int) -> list[str]:
     recipe, count = RECIPES[v["recipe"]], v["views.local_count"]
     if not count or "dino" in recipe.losses or recipe.self_relation:
@@ -100,6 +135,8 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
     (("recipe", "masking.kind", "masking.ratio", "masking.ratio_var"), _masking),
+    ((*_MAE_KEYS, "mae.decoder_width", "mae.decoder_heads"), _mae),
+    (("recipe", "views.global_count"), _global_crops),
     (("recipe", "views.local_count"), _local_crops),
     (("run.fsdp",), _mesh),
     (("run.eval_every_steps", "eval.gallery", "eval.query"), _evaluation),

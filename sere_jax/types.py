@@ -55,15 +55,25 @@ class Request(NamedTuple):
 
     `tokens`: `cls`; `patches` [b, v, h, w, d]; `masked`, those at `Views.mask_indices` [b, v, cap, d] (padding holds the first
     patch, for the loss to leave out); `aligned`, the two global crops' features at the points of their overlap [b, 2, p, d].
+    `visible` leaves the hidden patches out of the backbone altogether and feeds the head `VisibleTokens`; `pixels`, without a
+    head, answers with the normalised crops themselves [b, v, H, W, c].
     The student sees its global crops with `Views.masks`, where a method has masks; `whole` asks for the crops without.
     """
 
     head: str
     views: Literal["global", "local"]
-    tokens: Literal["cls", "patches", "masked", "aligned"]
+    tokens: Literal["cls", "patches", "masked", "aligned", "visible", "pixels"]
     norm: Literal["post", "pre"]
     side: Literal["student", "teacher"]
     whole: bool = False
+
+
+class VisibleTokens(NamedTuple):
+    """What a backbone makes of the patches that are not hidden, and where they belong."""
+
+    cls: Float[Array, "b v d"]
+    patches: Float[Array, "b v k d"]  # in any order
+    restore: Int[Array, "b v n"]  # for each place of the grid, row by row, its number among the k visible and then the n - k hidden patches
 
 
 class PrototypeOutput(NamedTuple):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.common import pretrain
 from sere_jax import build
+from sere_jax.data.masks import sample_masks
 from sere_jax.state import TrainState, without
 from sere_jax.types import Views
 
@@ -53,17 +54,22 @@ def config(
 def views(config: ConfigDict, seed: int = 0, batch: int = 8) -> Views:
     """Noise images whose crops overlap more often than not; example 0's second global crop is apart from the first."""
     rng = np.random.default_rng(seed)
-    sizes, count = config.views, config.views.local_count
-    boxes = np.concatenate([rng.uniform(0, 30, (batch, 2 + count, 2)), rng.uniform(20, 60, (batch, 2 + count, 2))], -1)
-    boxes[0, 1, :2] += 200
-    return Views(
-        rng.integers(0, 256, (batch, 2, sizes.global_size, sizes.global_size, 3), dtype=np.uint8),
+    sizes, count, masking = config.views, config.views.local_count, build.mask_recipe(config)
+    first = sizes.global_count
+    boxes = np.concatenate([rng.uniform(0, 30, (batch, first + count, 2)), rng.uniform(20, 60, (batch, first + count, 2))], -1)
+    boxes[0, 1:2, :2] += 200
+    found = Views(
+        rng.integers(0, 256, (batch, first, sizes.global_size, sizes.global_size, 3), dtype=np.uint8),
         rng.integers(0, 256, (batch, count, sizes.local_size, sizes.local_size, 3), dtype=np.uint8),
         boxes.astype(np.float32),
-        rng.random((batch, 2 + count)) < 0.5,
+        rng.random((batch, first + count)) < 0.5,
         np.arange(batch, dtype=np.int32),
         np.zeros(batch, bool),
     )
+    if masking is None:
+        return found
+    masks, indices = zip(*(sample_masks(masking, first, rng) for _ in range(batch)), strict=True)
+    return found._replace(masks=np.stack(masks), mask_indices=np.stack(indices))
 
 
 def state(config: ConfigDict, length: build.Steps = LENGTH, seed: int = 0) -> TrainState:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from sere_jax import build, loop
 from sere_jax.backbone import load_backbone
+from sere_jax.checkpoint import CheckpointError, Checkpoints
 from sere_jax.interop.export import export
 from sere_jax.interop.files import read_tensors
 from sere_jax.interop.tables import InteropError
@@ -89,6 +90,22 @@ def test_knn_during_a_run_sees_what_load_backbone_sees(resnet_run):
     seen = []
     loop._evaluate(config, lambda params: seen.append(params) or (), state, 7)
     micro.assert_equal(micro.copies(seen[0]), micro.copies(load_backbone(workdir).params))
+
+
+def test_maes_encoder_is_what_counts(tmp_path):
+    """The state has no teacher; the encoder sees whole images; the decoder stays behind."""
+    config = CASES["mae"]()
+    state = saved_run.state(config)
+    assert state.teacher == {}
+    backbone = load_backbone(saved_run.checkpoint(tmp_path, config, state))
+    again = Checkpoints(tmp_path / "checkpoints", every_steps=1).restore(build.abstract_state(config, build.Steps(10, 100)))
+    micro.assert_equal(micro.copies(again), micro.copies(state))
+    micro.assert_equal(micro.copies(backbone.params), micro.copies(state.params["backbone"]))
+    assert backbone(np.zeros((1, 16, 16, 3), np.float32)).patches.shape == (1, 4, 4, 48)
+    export(tmp_path, tmp_path / "x.safetensors")
+    micro.assert_equal(load_backbone(tmp_path / "x.safetensors").params, backbone.params)
+    with pytest.raises(CheckpointError, match="found no teacher"):
+        load_backbone(tmp_path, network="teacher")
 
 
 def test_mocov3s_student_is_what_counts(tmp_path):

@@ -48,6 +48,8 @@ def test_defaults_lack_only_the_source():
 
 
 _RESNET = {"model__name": "resnet", "model__variant": "resnet50", "model__drop_path": 0.0, "relation__heads": 8}
+_MAE = {"recipe": "mae", "views__local_count": 0, "views__global_count": 1}
+_MAE |= {"masking__kind": "random", "masking__ratio": (0.75, 0.75), "masking__ratio_var": (0.0, 0.0)}
 
 # (changes, devices, processes, the line)
 MISTAKES = [
@@ -107,6 +109,14 @@ MISTAKES = [
     ({"recipe": "mocov3"}, 1, 1, "views.local_count: found 4, expected 0: no loss of mocov3 looks at local crops"),
     ({"recipe": "mocov3_sere"}, 1, 1, None),
     (_RESNET, 1, 1, None),
+    (_MAE, 1, 1, None),
+    (_MAE | {"views__global_count": 2}, 1, 1, None),
+    (_MAE | {"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', expected random: mae hides the same number of patches"),
+    (_MAE | {"masking__ratio": (0.5, 0.75)}, 1, 1, "masking.ratio: found (0.5, 0.75), expected (0.5, 0.5): mae hides the same number"),
+    (_MAE | {"masking__ratio": (0.001, 0.001)}, 1, 1, "masking.ratio: found 0.001 of 196 patches, expected some hidden and some visible"),
+    (_MAE | {"mae__decoder_width": 500}, 1, 1, "mae.decoder_width: found 500, expected a multiple of 4 and of mae.decoder_heads = 16"),
+    (_MAE | {"views__local_count": 1}, 1, 1, "views.local_count: found 1, expected 0: no loss of mae looks at local crops"),
+    ({"views__global_count": 1}, 1, 1, "views.global_count: found 1, expected 2: dino_sere compares two global crops"),
     (_RESNET | {"relation__heads": 0}, 1, 1, "relation.heads: found 0 (the ViT's), expected a divisor of the width"),
     (_RESNET | {"relation__heads": 6}, 1, 1, "relation.heads: found 6, expected a divisor of the model's width 2048"),
     (_RESNET | {"views__global_size": 225}, 1, 1, None),

@@ -39,6 +39,12 @@ SIZES |= {
     ),
 }
 
+# MAE's ViT-B has 111,907,840 with the decoder's 197 x 512 positions, which are no parameters here.
+SIZES |= {
+    "mae_vits16": ({"backbone": VIT_S, "heads_mae": 25_811_712}, 0),
+    "mae_vitb16": ({"backbone": 85_798_656, "heads_mae": 111_907_840 - 197 * 512 - 85_798_656}, 0),
+}
+
 
 def _count(tree: object) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -28,7 +28,7 @@ from sere_jax.data.decode import MAX_PIXELS, Backend, BadImage, decode
 from sere_jax.data.example import Source
 from sere_jax.data.masks import MaskRecipe, no_masks, sample_masks
 from sere_jax.data.order import Stream, example_index, position_rng, steps_per_epoch
-from sere_jax.data.views import GLOBAL_COUNT, ImageViews, ViewRecipe, empty_views, make_views
+from sere_jax.data.views import ImageViews, ViewRecipe, empty_views, make_views
 from sere_jax.types import Views
 
 __all__ = ["BatchMaker", "UnreadableData", "steps_per_epoch", "train_batches"]
@@ -148,7 +148,8 @@ class BatchMaker:
         first = int(step) * self.batch_size + self.first_row
         rngs = (position_rng(self.seed, first + row, Stream.MASKS) for row in range(self.rows))
         hides = step >= masking.start_step
-        drawn = (sample_masks(masking, GLOBAL_COUNT, rng) if hides else no_masks(masking, GLOBAL_COUNT) for rng in rngs)
+        count = self.recipe.global_count
+        drawn = (sample_masks(masking, count, rng) if hides else no_masks(masking, count) for rng in rngs)
         masks, indices = zip(*drawn, strict=True)
         return np.stack(masks), np.stack(indices)
 

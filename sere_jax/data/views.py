@@ -16,8 +16,6 @@ from jaxtyping import Bool, Float, UInt8
 from sere_jax.data.decode import Backend
 from sere_jax.data.resize import Softened, crop_and_resize
 
-GLOBAL_COUNT = 2  # the methods pair exactly two global crops
-
 
 @dataclasses.dataclass(frozen=True)
 class ViewRecipe:
@@ -30,11 +28,12 @@ class ViewRecipe:
     local_scale: tuple[float, float] = (0.05, 0.35)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip_prob: float = 0.5
+    global_count: int = 2  # the methods that compare views pair exactly two; MAE looks at one
 
     @property
     def count(self) -> int:
         """Views per image, global crops first."""
-        return GLOBAL_COUNT + self.local_count
+        return self.global_count + self.local_count
 
 
 class ImageViews(NamedTuple):
@@ -50,7 +49,7 @@ def empty_views(recipe: ViewRecipe, *leading: int) -> ImageViews:
     """Uninitialised arrays for the views of one image, or with `leading` axes those of a batch."""
     large, small = recipe.global_size, recipe.local_size
     return ImageViews(
-        np.empty((*leading, GLOBAL_COUNT, large, large, 3), np.uint8),
+        np.empty((*leading, recipe.global_count, large, large, 3), np.uint8),
         np.empty((*leading, recipe.local_count, small, small, 3), np.uint8),
         np.empty((*leading, recipe.count, 4), np.float32),
         np.empty((*leading, recipe.count), np.bool_),
@@ -64,17 +63,17 @@ def make_views(
     backend: Backend = "fast",
     out: ImageViews | None = None,
 ) -> ImageViews:
-    """Two global and `local_count` local crops of one image; written into `out` where it is given (a row of a batch)."""
+    """`global_count` global and `local_count` local crops of one image; written into `out` where it is given (a row of a batch)."""
     out = empty_views(recipe) if out is None else out
     height, width = image.shape[:2]
     softened = Softened(image)
     for n in range(recipe.count):
-        scale = recipe.global_scale if n < GLOBAL_COUNT else recipe.local_scale
+        scale = recipe.global_scale if n < recipe.global_count else recipe.local_scale
         box = sample_box(height, width, scale, recipe.aspect, rng)
         flip = bool(rng.random() < recipe.flip_prob)
         out.boxes[n] = box
         out.flips[n] = flip
-        pixels = out.global_views[n] if n < GLOBAL_COUNT else out.local_views[n - GLOBAL_COUNT]
+        pixels = out.global_views[n] if n < recipe.global_count else out.local_views[n - recipe.global_count]
         crop_and_resize(softened, box, flip, pixels, backend)
     return out
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from sere_jax.ops.geometry import Padding, Sampling, SamplingImpl, overlap_points, sample
-from sere_jax.ops.patches import gather_patches
-from sere_jax.types import Features, Outputs, Request, Views
+from sere_jax.ops.patches import gather_patches, visible_patches
+from sere_jax.types import Features, Outputs, Request, Views, VisibleTokens
 
 
 class Alignment(NamedTuple):
@@ -51,9 +51,15 @@ class Network(nn.Module):
         features: dict[tuple[str, bool], Features] = {}
         outputs: Outputs = {}
         for request in requests:
+            crops, noise = (global_views, noise_global) if request.views == "global" else (local_views, noise_local)
+            if request.tokens == "pixels":
+                outputs[request] = crops
+                continue
+            if request.tokens == "visible":
+                outputs[request] = self._head(request)(self._visible(crops, noise, views), student=True)
+                continue
             kind = (request.views, _sees_masks(request, views))
             if kind not in features:
-                crops, noise = (global_views, noise_global) if request.views == "global" else (local_views, noise_local)
                 features[kind] = self._features(crops, jnp.asarray(views.masks) if views is not None and kind[1] else None, noise)
             outputs[request] = self._answer(request, features[kind], views)
         return outputs
@@ -72,11 +78,22 @@ class Network(nn.Module):
 
     def _answer(self, request: Request, features: Features, views: Views | None) -> object:
         tokens = self._tokens(request, features, views)
-        if not request.head:
-            return tokens
+        return self._head(request)(tokens, student=request.side == "student") if request.head else tokens
+
+    def _head(self, request: Request) -> nn.Module:
         if request.head not in self.heads:
             raise ValueError(f"a request names the head {request.head!r}; this network has {sorted(self.heads)}")
-        return self.heads[request.head](tokens, student=request.side == "student")
+        return self.heads[request.head]
+
+    def _visible(self, crops: jax.Array, noise: jax.Array | None, views: Views | None) -> VisibleTokens:
+        if views is None or views.masks is None or views.mask_indices is None:
+            raise ValueError("a request asks for visible tokens; the views have no masks")
+        b, v = crops.shape[:2]
+        visible, restore = visible_patches(views.masks, views.mask_indices.shape[-1])
+        flat = [None if x is None else x.reshape(b * v, *x.shape[2:]) for x in (crops, visible, noise)]
+        features = self.backbone(flat[0], visible=flat[1], drop_path_noise=flat[2])
+        cls, patches = (x.reshape(b, v, *x.shape[1:]) for x in (features.cls, features.patches[:, 0]))
+        return VisibleTokens(cls, patches, restore)
 
     def _tokens(self, request: Request, features: Features, views: Views | None) -> jax.Array:
         if request.tokens == "cls":

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sere_jax.models.init import block_init, cls_init, patch_init
 from sere_jax.ops.positions import sincos_positions
@@ -153,15 +153,20 @@ class ViT(nn.Module):
         images: Float[jax.Array, "b H W c"],
         *,
         masks: Bool[jax.Array, "b h w"] | None = None,
+        visible: Int[jax.Array, "b k"] | None = None,
         drop_path_noise: Float[jax.Array, "b l 2"] | None = None,
         layers: tuple[int, ...] = (),
         attention: bool = False,
     ) -> Features:
-        """Compute tokens. `masks` hides patches behind the mask token; `drop_path_noise` (uniform in [0, 1), one number a
+        """Compute tokens. `masks` hides patches behind the mask token; `visible` drops all patches but those at these flat
+        positions, so that `patches` is [b, 1, k, d] in their order; `drop_path_noise` (uniform in [0, 1), one number a
         branch) switches stochastic depth on, at rates rising linearly from 0 to `drop_path`; `layers` (0-based) and
         `attention` ask for intermediate tokens and for the last block's attention (unrolled blocks only).
         """
         x, grid = self._embed(images, masks)
+        if visible is not None:
+            chosen = jnp.take_along_axis(x[:, 1:], visible[..., None], axis=1)
+            x, grid = jnp.concatenate([x[:, :1], chosen], axis=1), (1, visible.shape[1])
         keep = None if drop_path_noise is None or self.drop_path == 0 else _keep(drop_path_noise, self.drop_path)
         if self.scan_blocks:
             if layers or attention:

@@ -52,6 +52,7 @@ RECIPES: dict[str, Recipe] = {
     "ibot_sere": Recipe(("dino", "patch"), ("spatial", "channel")),
     "mocov3": _mocov3(),
     "mocov3_sere": _mocov3("spatial", "channel"),
+    "mae": Recipe(("mae",), (), "none", "student"),
     "spatial": Recipe((), ("spatial",)),
     "channel": Recipe((), ("channel",)),
     "spatial_channel": Recipe((), ("spatial", "channel")),

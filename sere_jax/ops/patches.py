@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sere_jax.types import Array
 
@@ -16,3 +16,13 @@ def gather_patches(patches: Float[jax.Array, "b v h w d"], indices: Int[Array, "
     """
     flat = patches.reshape(*patches.shape[:2], -1, patches.shape[-1])
     return jnp.take_along_axis(flat, jnp.maximum(jnp.asarray(indices), 0)[..., None], axis=2)
+
+
+def visible_patches(masks: Bool[Array, "b v h w"], hidden: int) -> tuple[Int[jax.Array, "b v k"], Int[jax.Array, "b v n"]]:
+    """Positions of the k = h w - `hidden` visible patches, and for each place its number among the visible and then the hidden.
+
+    Each view must hide exactly `hidden` patches: the number of visible ones is a shape.
+    """
+    flat = jnp.asarray(masks).reshape(*masks.shape[:2], -1)
+    order = jnp.argsort(flat, axis=-1, stable=True)  # False first
+    return order[..., : flat.shape[-1] - hidden], jnp.argsort(order, axis=-1)

@@ -25,7 +25,7 @@ def _constant(name: str, value: float, *extra: Request) -> Objective:
     return Objective((Request(name, "global", "cls", "post", "student"), *extra), lambda: {"count": 0}, apply, {name: 10 * value})
 
 
-VALUES = {"dino": 1.0, "patch": 3.0, "aligned": 5.0, "batch": 7.0, "mocov3": 9.0, "spatial": 100.0, "channel": 10000.0}
+VALUES = {"dino": 1.0, "patch": 3.0, "aligned": 5.0, "batch": 7.0, "mocov3": 9.0, "mae": 11.0, "spatial": 100.0, "channel": 10000.0}
 PARTS = {name: _constant(name, value) for name, value in VALUES.items()}
 
 
@@ -57,6 +57,7 @@ def test_each_part_can_stand_alone(image_weight: str):
         "dinoplus": 6.0,
         "dinoplus_sere": 6 * image + 5050,
         "mocov3": 9.0,
+        "mae": 11.0,
         "mocov3_sere": 9 * image + 5050,
         "dino_barlow": 1 + 7,  # no self-relation, so alpha and beta say nothing of the image loss
     }

@@ -1,0 +1,29 @@
+"""Predicting the pixels of hidden patches (MAE): arrays in, scalars out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+
+def patch_pixels(images: Float[jax.Array, "b v H W c"], patch: int) -> Float[jax.Array, "b v n p"]:
+    """The p = patch^2 c numbers of each patch, its pixels row by row and the channels of a pixel together; patches row by row."""
+    b, v, height, width, c = images.shape
+    h, w = height // patch, width // patch
+    cut = images.reshape(b, v, h, patch, w, patch, c).swapaxes(3, 4)
+    return cut.reshape(b, v, h * w, patch * patch * c)
+
+
+def normalise_patches(pixels: Float[jax.Array, "*patches p"]) -> Float[jax.Array, "*patches p"]:
+    """(x - mean) / sqrt(var + 1e-6) over a patch's numbers, with the unbiased variance. Source: MAE's code, norm_pix_loss."""
+    mean = jnp.mean(pixels, axis=-1, keepdims=True)
+    return (pixels - mean) * jax.lax.rsqrt(jnp.var(pixels, axis=-1, keepdims=True, ddof=1) + 1e-6)
+
+
+def pixel_loss(
+    predicted: Float[jax.Array, "*views n p"], target: Float[jax.Array, "*views n p"], hidden: Bool[jax.Array, "*views n"]
+) -> Float[jax.Array, ""]:
+    """The squared error of a number, averaged over a patch and then over the hidden patches of the whole batch."""
+    errors = jnp.mean(jnp.square(predicted.astype(jnp.float32) - target), axis=-1)
+    return jnp.sum(errors * hidden) / jnp.sum(hidden)

@@ -1,0 +1,47 @@
+"""MAE's decoder: from the visible patches' tokens to the pixels of all patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from sere_jax.models.vit import Block
+from sere_jax.ops.positions import sincos_positions
+from sere_jax.types import VisibleTokens
+
+
+class PixelDecoder(nn.Module):
+    """A narrow ViT over visible tokens and, in the places of the hidden ones, a learned mask token; fixed positions.
+
+    It belongs to the student alone. Source: He et al. 2022, section 3, and the reference code's initialisation.
+    """
+
+    values: int  # numbers to predict for a patch
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: VisibleTokens, *, student: bool) -> Float[jax.Array, "b v n p"]:
+        """`tokens.restore` says which token stands where on the (square) grid."""
+        b, v, n = tokens.restore.shape
+        cls, patches, restore = (jnp.asarray(x).reshape(b * v, *x.shape[2:]) for x in tokens)
+        x = self._linear(self.width, "embed")(jnp.concatenate([cls[:, None], patches], axis=1))
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
+        hidden = jnp.broadcast_to(mask_token.astype(x.dtype), (b * v, n - patches.shape[1], self.width))
+        placed = jnp.take_along_axis(jnp.concatenate([x[:, 1:], hidden], axis=1), restore[..., None], axis=1)
+        x = jnp.concatenate([x[:, :1], placed], axis=1)
+        x = x + jnp.asarray(sincos_positions(self.width, (round(n**0.5),) * 2, "columns"), x.dtype)
+        for i in range(self.depth):
+            x, _ = Block(self.heads, self.dtype, "mae", name=f"blocks_{i}")(x, None)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
+        predicted = self._linear(self.values, "predict")(x[:, 1:].astype(self.dtype))
+        return predicted.reshape(b, v, n, self.values).astype(jnp.float32)
+
+    def _linear(self, width: int, name: str) -> nn.Dense:
+        return nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
