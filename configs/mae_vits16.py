@@ -2,7 +2,7 @@
 
 Paper     TPAMI Table 6, row "MAE, ViT-S/16" (800 effective epochs: one crop an image).
 Launch    python train.py --config=configs/mae_vits16.py:source=tfds:imagenet2012:train --workdir=RUN
-          a smaller batch keeps the peak in proportion: configs/mae_vits16.py:source=folder:DIR,batch_size=1024
+          a smaller batch keeps the peak in proportion: configs/mae_vits16.py:source=folder:DIR,data.batch_size=1024
 Cost      249,600 steps of 4,096 images; about 40 GFLOP an image, 4.1e19 in all: an
           estimate, about 4 days on one A100 at 40 % of its bfloat16 peak, if it could
           hold the batch: meant for a few dozen.

@@ -48,7 +48,7 @@ def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
 
 def _masking(v: Values, devices: int, processes: int) -> list[str]:
     if v["masking.kind"] == "none":
-        if "patch" not in RECIPES[v["recipe"]].losses:
+        if "patch" not in RECIPES[v["recipe"]].losses or v["model.name"] == "resnet":  # which is refused by itself
             return []
         return [f"masking.kind: found 'none', expected block or random: {v['recipe']} learns from hidden patches"]
     pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
@@ -60,7 +60,7 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
 
 def _mae(v: Values, devices: int, processes: int) -> list[str]:
     """MAE's encoder sees as many patches of every view: how many is a shape."""
-    if "mae" not in RECIPES[v["recipe"]].losses:
+    if "mae" not in RECIPES[v["recipe"]].losses or v["model.name"] == "resnet":
         return []
     if v["masking.kind"] != "random":
         return [f"masking.kind: found {v['masking.kind']!r}, expected random: mae hides the same number of patches in every view"]
@@ -134,8 +134,8 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
-    (("recipe", "masking.kind", "masking.ratio", "masking.ratio_var"), _masking),
-    ((*_MAE_KEYS, "mae.decoder_width", "mae.decoder_heads"), _mae),
+    (("recipe", "model.name", "masking.kind", "masking.ratio", "masking.ratio_var"), _masking),
+    ((*_MAE_KEYS, "model.name", "mae.decoder_width", "mae.decoder_heads"), _mae),
     (("recipe", "views.global_count"), _global_crops),
     (("recipe", "views.local_count"), _local_crops),
     (("run.fsdp",), _mesh),

@@ -60,7 +60,7 @@ def _vit(v: Values) -> list[str]:
 
 def _relation_heads(v: Values, width: int) -> list[str]:
     heads = v["relation.heads"]
-    if heads and width % heads:
+    if heads and width % heads and "spatial" in RECIPES[v["recipe"]].relations:
         return [f"relation.heads: found {heads}, expected a divisor of the model's width {width}"]
     return []
 
@@ -99,7 +99,19 @@ _NOT_FOR_RESNETS = {
 def _only_for_vits(v: Values, devices: int, processes: int) -> list[str]:
     if v["model.name"] != "resnet":
         return []
-    return [f"{key}: found {v[key]!r}, expected {value!r}: {why}" for key, (value, why) in _NOT_FOR_RESNETS.items() if v[key] != value]
+    lines = [f"{key}: found {v[key]!r}, expected {value!r}: {why}" for key, (value, why) in _NOT_FOR_RESNETS.items() if v[key] != value]
+    if not needs_masks(v["recipe"]):
+        return lines
+    able = ", ".join(name for name in RECIPES if not needs_masks(name))
+    refused = (
+        f"recipe: found {v['recipe']!r}, expected one of {able}: it learns from hidden patches, and {_NOT_FOR_RESNETS['masking.kind'][1]}"
+    )
+    return [refused, *(line for line in lines if not line.startswith("masking."))]
+
+
+def needs_masks(recipe: str) -> bool:
+    """Whether the recipe learns from hidden patches."""
+    return bool({"patch", "mae"} & set(RECIPES[recipe].losses))
 
 
 def _zero_init(v: Values, devices: int, processes: int) -> list[str]:
@@ -120,7 +132,7 @@ _SIZES = ("recipe", "model.name", "model.variant", "model.width", "model.depth",
 MODEL_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("model.name", "model.patch_size", "views.global_size", "views.local_size", "views.local_count"), _patches),
     (_SIZES, _architecture),
-    (("model.name", *_NOT_FOR_RESNETS), _only_for_vits),
+    (("recipe", "model.name", *_NOT_FOR_RESNETS), _only_for_vits),
     (("model.name", "model.zero_init_residual"), _zero_init),
     (("model.in_channels", "photometry.mean", "photometry.std"), _channels),
 )

@@ -22,16 +22,29 @@ ROOT = Path(__file__).resolve().parent.parent
 LENGTH = build.Steps(100, 10_000)
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("common"))
 
-# The arguments that a file's docstring or the papers' tables name, beyond none at all.
-ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "dino_vits16": ("epochs=300",),
-    "dino_sere_vits16": ("alpha=0.2,beta=0.5",),
-    "ibot_vits16": ("epochs=300", "epochs=800"),
-    "ibot_sere_vits16": ("alpha=0.2,beta=1.0", "student_tokens=unmasked"),
-    "ibot_sere_vitb16": ("epochs=200", "recipe=ibot,decay_bias=false,epochs=400"),
+# The arguments that the papers' tables name and no text shows as a command.
+TABLES: dict[str, tuple[str, ...]] = {
+    "ibot_vits16": ("epochs=800",),
+    "ibot_sere_vits16": ("student_tokens=unmasked",),
+    "ibot_sere_vitb16": ("epochs=200",),
     "dino_barlow_vits16": ("recipe=dino_channel", "projector=mlp,embedding=cls"),
-    "small": ("recipe=dino",),
+    "mae_vits16": ("normalise_pixels=false",),
 }
+
+
+def _written() -> dict[str, tuple[str, ...]]:
+    """The arguments in the commands of the documents and of the config files' own docstrings, but for what names the user's files."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    texts += [importlib.import_module(f"configs.{file}").__doc__ or "" for file in FILES]
+    found: dict[str, dict[str, None]] = {}
+    for file, argument in re.findall(r"configs/(\w+)\.py:([^\s`\"',;]+(?:,[^\s`\"',;]+)*)", "\n".join(texts)):
+        parts = [part for part in argument.split(",") if not part.startswith(("source=", "init_from=", "table=", "row="))]
+        if parts:
+            found.setdefault(file, {})[",".join(parts)] = None
+    return {file: tuple(arguments) for file, arguments in found.items()}
+
+
+ARGUMENTS = {file: tuple(dict.fromkeys((*_written().get(file, ()), *TABLES.get(file, ())))) for file in FILES}
 VIT_S, VIT_B, SERE_S, SERE_B = 21_665_664, 85_798_656, 148_992, 592_896  # 768^2 + 4 x 768
 MASK_TOKEN = {"vits": 384, "vitb": 768}
 
@@ -65,10 +78,10 @@ def test_every_argument_keeps_the_rules(file: str):
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.endswith("16")])
 def test_published_sizes(file: str):
-    """ViT-S has 21.67 M parameters, a SERE module of it 148,992; iBOT adds a mask token."""
+    """ViT-S has 21.67 M parameters, a SERE module of it 148,992; iBOT adds a mask token to the backbone, MAE to its decoder."""
     config, params = _config(file), _abstract(file).params
     vit, sere = {"vits": (VIT_S, SERE_S), "vitb": (VIT_B, SERE_B)}[config.model.variant]
-    masked = MASK_TOKEN[config.model.variant] if config.masking.kind != "none" else 0
+    masked = MASK_TOKEN[config.model.variant] if "patch" in build.recipe(config).losses else 0
     assert _count(params["backbone"]) == vit + masked
     relations = {name: _count(tree) for name, tree in params.items() if name.startswith(("heads_spatial", "heads_channel"))}
     assert set(relations.values()) <= {sere}
@@ -150,4 +163,6 @@ def _trace(config: ConfigDict) -> None:
 
 
 def test_arguments_belong_to_files_that_exist():
-    assert set(ARGUMENTS) <= set(FILES)
+    assert set(TABLES) | set(_written()) <= set(FILES)
+    # The commands are found where they stand.
+    assert "data.batch_size=1024" in ARGUMENTS["mae_vits16"] and "recipe=ibot,decay_bias=false,epochs=400" in ARGUMENTS["ibot_sere_vitb16"]

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from sere_jax import build, optim, sharding
 from sere_jax import config as rules
-from sere_jax.data.masks import sample_masks
 from sere_jax.objectives.recipes import RECIPES
 from sere_jax.state import TrainState
 from sere_jax.types import Metrics, Views
@@ -31,6 +30,12 @@ SMALL = {
 # What a recipe needs beyond its name.
 NEEDS: dict[str, dict[str, dict[str, Any]]] = {name: {"masking": {"kind": "block"}} for name in ("ibot", "ibot_sere")}
 NEEDS |= {name: {"views": {"local_count": 0}, "mocov3": {"hidden": 24, "width": 8}} for name in ("mocov3", "mocov3_sere")}
+NEEDS["mae"] = {
+    "views": {"global_count": 1, "local_count": 0},
+    "masking": {"kind": "random", "ratio": (0.75, 0.75), "ratio_var": (0.0, 0.0)},
+    "model": {"positions": "sincos_columns", "drop_path": 0.0},
+    "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2},
+}
 # Relations are taken before the final LayerNorm: alone they never use it.
 UNUSED = dict.fromkeys(("spatial", "channel", "spatial_channel"), ("backbone/norm/",))
 BACKBONES: dict[str, dict[str, dict[str, Any]]] = {
@@ -42,7 +47,7 @@ BACKBONES: dict[str, dict[str, dict[str, Any]]] = {
         "relation": {"heads": 8},
     },
 }
-SENSELESS = {("ibot", "resnet"), ("ibot_sere", "resnet")}  # a ResNet has no patch tokens to hide
+SENSELESS = {("ibot", "resnet"), ("ibot_sere", "resnet"), ("mae", "resnet")}  # a ResNet has no patch tokens to hide
 CASES = [(recipe, backbone) for recipe in RECIPES for backbone in BACKBONES if (recipe, backbone) not in SENSELESS]
 FAST = {("ibot_sere", "vit"), ("dinoplus", "vit"), ("dino_barlow", "vit")}
 # Other settings of the same recipes, each a path of its own through the network.
@@ -66,12 +71,11 @@ def _config(recipe: str, backbone: str = "vit", changes: dict[str, dict[str, Any
 
 
 def _views(config: ConfigDict) -> Views:
-    views, masking, rng = micro.views(config), build.mask_recipe(config), np.random.default_rng(3)
-    if masking is None:
-        return views
-    masks, indices = zip(*(sample_masks(masking, 2, rng) for _ in range(8)), strict=True)
-    assert np.sum(masks) > 0 and not np.all(np.any(masks, (2, 3)))  # some views have hidden patches, some have none
-    return views._replace(masks=np.stack(masks), mask_indices=np.stack(indices))
+    views = micro.views(config, seed=3)
+    if "patch" in build.recipe(config).losses:
+        hidden = np.any(views.masks, (2, 3))
+        assert np.any(hidden) and not np.all(hidden)  # some views have hidden patches, some have none
+    return views
 
 
 class Stepped(NamedTuple):
@@ -181,15 +185,45 @@ def test_no_rows_travel_between_devices(recipe: str):
     assert not [kind for kind in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter") if f" {kind}(" in text]
 
 
+UNMASKED = ", ".join(recipe for recipe in RECIPES if (recipe, "resnet") not in SENSELESS)
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "message"),
     [
         ("ibot", {"masking": {"kind": "none"}}, "masking.kind: found 'none', expected block or random: ibot learns from hidden patches"),
         ("ibot", {"masking": {"kind": "random", "ratio": (0.0, 0.9)}}, "masking.ratio: found 0.0 -+ 0.0 and 0.9 -+ 0.2"),
         ("dino_sere", {"relation": {"heads": 5}}, "relation.heads: found 5, expected a divisor of the model's width 12"),
-        ("ibot", BACKBONES["resnet"], "masking.kind: found 'block', expected 'none': a ResNet has no patch tokens to hide"),
+        (
+            "dino",
+            BACKBONES["resnet"] | {"masking": {"kind": "block"}},
+            "masking.kind: found 'block', expected 'none': a ResNet has no patch",
+        ),
+        ("ibot", BACKBONES["resnet"], f"recipe: found 'ibot', expected one of {UNMASKED}: it learns from hidden patches, and a ResNet has"),
+        (
+            "ibot",
+            BACKBONES["resnet"] | {"masking": {"kind": "none"}},
+            f"recipe: found 'ibot', expected one of {UNMASKED}",
+        ),
+        (
+            "mae",
+            BACKBONES["resnet"],
+            f"recipe: found 'mae', expected one of {UNMASKED}: it learns from hidden patches, and a ResNet has no",
+        ),
+        ("mae", {"masking": {"kind": "block"}}, "masking.kind: found 'block', expected random: mae hides the same number of patches"),
+        ("mae", {"masking": {"ratio_var": (0.0, 0.1)}}, "masking.ratio_var: found (0.0, 0.1), expected (0.0, 0.0): mae hides"),
+        ("mae", {"mae": {"decoder_width": 10}}, "mae.decoder_width: found 10, expected a multiple of 4 and of mae.decoder_heads = 2"),
+        ("mae", {"views": {"local_count": 2}}, "views.local_count: found 2, expected 0: no loss of mae looks at local crops"),
+        ("dino", {"views": {"global_count": 1}}, "views.global_count: found 1, expected 2: dino compares two global crops"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(recipe: str, changes: dict[str, dict[str, Any]], message: str):
     lines = rules.mistakes(_config(recipe, changes=changes), devices=1, processes=1)
     assert any(line.startswith(message) for line in lines), lines
+    assert not any(line.startswith(("recipe", "masking")) for line in lines if not line.startswith(message)), "contradictions"
+
+
+def test_keys_of_losses_that_a_recipe_does_not_have_are_not_asked():
+    """Relation heads that do not divide the width are a mistake only where heads are used."""
+    lines = rules.mistakes(_config("dino", changes={"relation": {"heads": 5}}), devices=1, processes=1)
+    assert not [line for line in lines if not line.startswith("data.source")]
