@@ -20,5 +20,6 @@ def mae(variant: str, *, epochs: int) -> ConfigDict:
     # Peak 2.4e-3 at 4,096 images.
     config.optimizer.update({"base_lr": 1.5e-4, "min_lr": 0.0, "beta2": 0.95, "warmup_epochs": 40, "warmup": "exclusive"})
     config.optimizer.update({"weight_decay": 0.05, "weight_decay_end": 0.05, "decay_bias": False, "clip_grad": 0.0})
+    config.optimizer.freeze_last_layer_epochs = 0  # there are no prototypes
     config.schedule.epochs = epochs
     return config

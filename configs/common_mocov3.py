@@ -15,6 +15,7 @@ def views(config: ConfigDict, smallest: float) -> None:
     # Cosine over the run; the teacher moves before its keys are made.
     config.teacher.update({"ema_momentum": 0.99, "ema_momentum_end": 1.0})
     config.model.drop_path = 0.0
+    config.optimizer.freeze_last_layer_epochs = 0  # there are no prototypes
 
 
 def vit(recipe: str) -> ConfigDict:
