@@ -89,6 +89,7 @@ def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
         tokens=config.eval.tokens,
         backend=config.data.backend,
         max_pixels=config.data.max_pixels,
+        value_range=prepare.value_range,
     )
     return [knn]
 

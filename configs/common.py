@@ -55,25 +55,29 @@ def pretrain() -> ConfigDict:
 
 def _data() -> dict[str, Any]:
     return {
-        "source": "folder:",  # bundled[:train|gallery|query] | folder:DIR | tfds:NAME[/CONFIG]:SPLIT | classes:LIST:SOURCE
+        # bundled[:train|gallery|query] | folder:DIR | list:FILE | tfds:NAME[/CONFIG]:SPLIT | classes:LIST:SOURCE | mix:WEIGHT*SOURCE|...
+        "source": "folder:",
         "batch_size": 512,  # images a step over all devices and processes
         "backend": "fast",  # fast: simplejpeg + OpenCV | pil: Pillow's bicubic, as in the reference code, slower
         "workers": 4,  # processes of this host that decode and crop; 0 works in the trainer itself
         "prefetch": 2,  # batches kept ready a worker
         "max_bad_fraction": 0.01,  # of unreadable images, in [0, 1]; above it the run ends with a message
         "max_pixels": 50_000_000,  # width x height above which an image counts as unreadable (decompression bombs)
+        "value_range": (0.0, 0.0),  # of arrays and TIFF bands: values that become 0 and 255; zeros: all that an unsigned type holds
     }
 
 
 def _views() -> dict[str, Any]:
     return {
         "global_count": 2,  # global crops an image; 1 for MAE, which compares no views
-        "global_size": 224,  # pixels a side of the global crops
+        "global_size": 224,  # height of the global crops, pixels
+        "global_width": 0,  # their width; 0: as high
         "global_scale": (0.35, 1.0),  # crop area as a fraction of the image's, smallest and largest
         "local_count": 4,  # local crops an image; 0 trains on the global crops alone
-        "local_size": 96,  # pixels
+        "local_size": 96,  # height of the local crops, pixels
+        "local_width": 0,  # their width; 0: as high
         "local_scale": (0.05, 0.35),
-        "aspect": (3 / 4, 4 / 3),  # width / height of a crop before it is resized, drawn log-uniformly
+        "aspect": (3 / 4, 4 / 3),  # width / height of a crop before it is resized, over its view's, drawn log-uniformly
         "flip_prob": 0.5,  # left to right
     }
 
@@ -84,7 +88,7 @@ def _photometry() -> dict[str, Any]:
         "jitter_prob": 0.8,  # all four of the next in random order, or none
         "brightness": 0.4,  # factor uniform in [1 - x, 1 + x]; so are the next two
         "contrast": 0.4,
-        "saturation": 0.2,
+        "saturation": 0.2,  # this, hue and gray_prob must be 0 where model.in_channels is not 3
         "hue": 0.1,  # shift uniform in [-x, x] turns of the colour wheel, x <= 0.5
         "gray_prob": 0.2,
         "blur_prob": (1.0, 0.1, 0.5),

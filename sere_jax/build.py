@@ -5,6 +5,7 @@ Everything below takes keyword arguments, so that signatures tell what a part de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,8 +68,9 @@ def effective_epochs(config: ConfigDict, length: Steps) -> float:
     Source: the papers' Table 6, after iBOT. Masked patches count as seen.
     """
     views = view_recipe(config)
-    pixels = (views.count - views.local_count) * views.global_size**2 + views.local_count * views.local_size**2
-    return length.total / length.per_epoch * -(-pixels // views.global_size**2)
+    one, local = math.prod(views.global_shape), math.prod(views.local_shape)
+    pixels = views.global_count * one + views.local_count * local
+    return length.total / length.per_epoch * -(-pixels // one)
 
 
 def network(config: ConfigDict) -> Network:
@@ -80,8 +82,8 @@ def network(config: ConfigDict) -> Network:
 
 
 def view_recipe(config: ConfigDict) -> ViewRecipe:
-    """The multi-crop recipe."""
-    return ViewRecipe(**config.views)
+    """The multi-crop recipe, of images with as many channels as the model takes."""
+    return ViewRecipe(**config.views, channels=config.model.in_channels)
 
 
 def mask_recipe(config: ConfigDict, length: Steps | None = None) -> MaskRecipe | None:
@@ -89,8 +91,10 @@ def mask_recipe(config: ConfigDict, length: Steps | None = None) -> MaskRecipe |
     masking = config.masking
     if masking.kind == "none":
         return None
+    rows, columns = (side // config.model.patch_size for side in view_recipe(config).global_shape)
     return MaskRecipe(
-        grid=config.views.global_size // config.model.patch_size,
+        grid=rows,
+        columns=columns,
         kind=masking.kind,
         ratio=masking.ratio,
         ratio_var=masking.ratio_var,
@@ -102,22 +106,21 @@ def mask_recipe(config: ConfigDict, length: Steps | None = None) -> MaskRecipe |
 def abstract_views(config: ConfigDict) -> Any:
     """`Views` of `jax.ShapeDtypeStruct`: shapes and types of a global batch."""
     views, masking, b = view_recipe(config), mask_recipe(config), config.data.batch_size
-    channels = config.model.in_channels
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((b, *shape), dtype)
 
-    def crops(count: int, size: int) -> Any:
-        return array(jnp.uint8, count, size, size, channels)
+    def crops(count: int, shape: tuple[int, int]) -> Any:
+        return array(jnp.uint8, count, *shape, views.channels)
 
     return Views(
-        global_views=crops(views.global_count, views.global_size),
-        local_views=crops(views.local_count, views.local_size),
+        global_views=crops(views.global_count, views.global_shape),
+        local_views=crops(views.local_count, views.local_shape),
         boxes=array(jnp.float32, views.count, 4),
         flips=array(jnp.bool_, views.count),
         index=array(jnp.int32),
         replaced=array(jnp.bool_),
-        masks=None if masking is None else array(jnp.bool_, views.global_count, masking.grid, masking.grid),
+        masks=None if masking is None else array(jnp.bool_, views.global_count, *masking.shape),
         mask_indices=None if masking is None else array(jnp.int32, views.global_count, masking.cap),
     )
 

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from sere_jax import build
 from sere_jax import config as rules
 from sere_jax.backbone import load_backbone
+from sere_jax.data.views import ViewRecipe
 from sere_jax.evals import classification, relations, retrieval
 from sere_jax.evals.figures import protocol as figures
-from sere_jax.evals.network import Network
+from sere_jax.evals.network import EvalError, Network
 
 # The function behind a protocol's name; each writes WORKDIR/eval/NAME.json, but for the figures.
 PROTOCOLS: dict[str, Callable[..., None]] = {
@@ -33,7 +34,7 @@ def load(path: str, *, network: str = "", heads: int = 0) -> Network:
     place = Path(path).resolve()
     name = place.parent.name if place.name == "checkpoints" else place.stem
     sizes = (prepare.size, prepare.resize, found.module.patch_size, prepare.mean, prepare.std)
-    return Network(name, found.apply, found.params, *sizes, init=found.init, about=about)
+    return Network(name, found.apply, found.params, *sizes, init=found.init, about=about, value_range=prepare.value_range)
 
 
 def distinct(networks: Sequence[Network]) -> list[Network]:
@@ -52,12 +53,16 @@ def settings(config: ConfigDict, networks: Sequence[Network]) -> dict[str, Any]:
     if "views" in config:
         own = networks[0].about.get("config") if networks else None
         training = ConfigDict(rules.from_json_tree(own)) if own and config.views_of == "checkpoint" else config
-        # Pairs of crops are looked at, whatever the method learned from.
-        pairs = dataclasses.replace(build.view_recipe(training), global_count=2)
+        # Pairs of square crops are looked at, whatever the method learned from.
+        pairs = dataclasses.replace(ViewRecipe(**training.views), global_count=2, global_width=0)
         found |= {"views": pairs, "photometry": build.photometry(training)}
     return found
 
 
 def run(config: ConfigDict, networks: Sequence[Network], workdir: Path) -> None:
     """Run the config's protocol on the networks; results go below `workdir`."""
+    for network in networks:
+        if len(network.mean) != 3 and config.protocol != "knn":
+            found = f"{network.name}: found a network of {len(network.mean)} channels"
+            raise EvalError(f"{found}, expected 3 for {config.protocol}; knn and sere_jax.extract take any number")
     PROTOCOLS[config.protocol](distinct(networks), workdir, **settings(config, networks))

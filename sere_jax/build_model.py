@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from sere_jax.data.views import ViewRecipe
 from sere_jax.models.decoder import PixelDecoder
 from sere_jax.models.heads import BarlowProjector, ContrastiveHead, PrototypeHead, RelationHead
 from sere_jax.models.resnet import RESNETS, WIDTH_OF_STEM, ResNet
@@ -29,7 +30,8 @@ def backbone(config: ConfigDict, *, scan_blocks: bool | None = None, running_sta
         depth=model.depth or depth,
         heads=model.heads or heads,
         patch_size=model.patch_size,
-        image_size=config.views.global_size,
+        # Positions are stored for a square, as PyTorch's ViTs have them, and resized to a grid of another shape.
+        image_size=max(ViewRecipe(**config.views).global_shape),
         in_channels=model.in_channels,
         drop_path=model.drop_path,
         dtype=jnp.dtype(model.dtype),
@@ -70,7 +72,7 @@ def _resnet(config: ConfigDict, running_statistics: bool) -> ResNet:
     return ResNet(
         stages=stages,
         stem=stem,
-        image_size=config.views.global_size,
+        image_size=max(ViewRecipe(**config.views).global_shape),
         in_channels=model.in_channels,
         dtype=jnp.dtype(model.dtype),
         remat=model.remat != "none",

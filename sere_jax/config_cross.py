@@ -12,6 +12,9 @@ import re
 
 from sere_jax.config_keys import nearest
 from sere_jax.config_model import MODEL_RULES, Rule, Values, multiples
+from sere_jax.data.example import SourceError
+from sere_jax.data.mixture import FORM as MIXTURE_FORM
+from sere_jax.data.mixture import split_mixture
 from sere_jax.objectives.recipes import RECIPES
 
 
@@ -105,6 +108,13 @@ def _mesh(v: Values, devices: int, processes: int) -> list[str]:
     return [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices"] if devices % fsdp else []
 
 
+def _value_range(v: Values, devices: int, processes: int) -> list[str]:
+    low, high = v["data.value_range"]
+    if low < high or (low, high) == (0.0, 0.0):
+        return []
+    return [f"data.value_range: found {(low, high)}, expected two different values, or (0.0, 0.0) for the range of the type"]
+
+
 def _training_source(v: Values, devices: int, processes: int) -> list[str]:
     return source_mistakes("data.source", v["data.source"])
 
@@ -129,6 +139,7 @@ EPOCH_KEYS = (
 # The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.
 CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data.source",), _training_source),
+    (("data.value_range",), _value_range),
     (("data.batch_size", "optimizer.accumulate_steps"), _batch),
     *MODEL_RULES,
     ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
@@ -143,7 +154,8 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 )
 
 
-_SOURCE_FORMS = "bundled[:train|gallery|query], folder:DIR, tfds:NAME[/CONFIG]:SPLIT or classes:LIST:SOURCE"
+_SOURCE_FORMS = f"bundled[:train|gallery|query], folder:DIR, list:FILE, tfds:NAME[/CONFIG]:SPLIT, classes:LIST:SOURCE or {MIXTURE_FORM}"
+_KINDS = ("bundled", "folder", "list", "tfds", "classes", "mix")
 
 
 def source_mistakes(key: str, spec: str) -> list[str]:
@@ -156,16 +168,40 @@ def source_mistakes(key: str, spec: str) -> list[str]:
         if not colon or rest in regions:
             return []
         return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
+    if kind == "list":
+        known = os.path.isfile(os.path.expanduser(rest))
+        return [] if known else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
+    if kind == "mix" and colon:
+        return _mixture(key, spec)
     if kind == "classes" and ":" in rest:
         file, _, inner = rest.partition(":")
         known = os.path.isfile(os.path.expanduser(file))
         lines = [] if known else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
+        if inner.startswith("mix:"):
+            return [*lines, f"{key}: found {spec!r}, expected classes:LIST:SOURCE, SOURCE no mixture; mix sources of classes instead"]
         return lines + source_mistakes(key, inner)
     if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
         return []
     if os.path.isdir(os.path.expanduser(spec)):
         return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}; nearest: folder:{spec}"]
-    return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}{nearest(kind, ('bundled', 'folder', 'tfds', 'classes'))}"]
+    return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}{nearest(kind, _KINDS)}"]
+
+
+def _mixture(key: str, spec: str) -> list[str]:
+    try:
+        parts, _ = split_mixture(spec)
+    except SourceError as error:
+        return [f"{key}: {error}"]
+    nested = [f"{key}: found {part!r} in a mixture, expected another source" for part in parts if part.startswith("mix:")]
+    return nested or [line for part in parts for line in source_mistakes(key, part)]
+
+
+def _neighbour(path: str) -> str:
+    """`; nearest: FILE` of the same directory."""
+    directory, name = os.path.split(os.path.expanduser(path))
+    names = os.listdir(directory or ".") if os.path.isdir(directory or ".") else []
+    found = nearest(name, names).removeprefix("; nearest: ")
+    return f"; nearest: {os.path.join(directory, found)}" if found else ""
 
 
 def _holds_a_file(directory: str) -> bool:

@@ -23,7 +23,8 @@ def _patches(v: Values, devices: int, processes: int) -> list[str]:
     if v["model.name"] == "resnet":  # its convolutions are padded: any size will do
         return []
     patch = v["model.patch_size"]
-    keys = ["views.global_size"] + (["views.local_size"] if v["views.local_count"] else [])
+    kinds = ["global"] + (["local"] if v["views.local_count"] else [])
+    keys = [f"views.{kind}_{side}" for kind in kinds for side in ("size", "width")]  # a width of 0 is a multiple
     expected = f"expected a multiple of model.patch_size = {patch}"
     return [f"{key}: found {v[key]}, {expected}{multiples(v[key], patch)}" for key in keys if v[key] % patch]
 
@@ -120,19 +121,37 @@ def _zero_init(v: Values, devices: int, processes: int) -> list[str]:
     return ["model.zero_init_residual: found True, expected False: it belongs to a ResNet"]
 
 
+def _square(v: Values, devices: int, processes: int) -> list[str]:
+    """Fixed tables of positions, and MAE's decoder, know square grids alone; learned positions are resized to any grid."""
+    height, width = v["views.global_size"], v["views.global_width"]
+    if width in (0, height) or v["model.name"] == "resnet":
+        return []
+    found = f"views.global_width: found {width} beside global_size = {height}, expected 0 (square crops)"
+    why = "mae's decoder knows" if "mae" in RECIPES[v["recipe"]].losses else f"model.positions = {v['model.positions']} knows"
+    return [f"{found}: {why} square grids alone"] if "mae" in why or v["model.positions"] != "learned" else []
+
+
+_COLOURS = ("photometry.saturation", "photometry.hue", "photometry.gray_prob")
+
+
 def _channels(v: Values, devices: int, processes: int) -> list[str]:
     channels = v["model.in_channels"]
     keys = [key for key in ("photometry.mean", "photometry.std") if len(v[key]) != channels]
-    return [f"{key}: found {len(v[key])} values, expected one for each of model.in_channels = {channels}" for key in keys]
+    lines = [f"{key}: found {len(v[key])} values, expected one for each of model.in_channels = {channels}" for key in keys]
+    if channels != 3:
+        lines += [f"{key}: found {v[key]}, expected 0.0: it needs red, green and blue" for key in _COLOURS if v[key]]
+    return lines
 
 
+_SIDES = ("views.global_size", "views.global_width", "views.local_size", "views.local_width")
 _SIZES = ("recipe", "model.name", "model.variant", "model.width", "model.depth", "model.heads", "model.positions", "relation.heads")
 
 # The keys that a rule reads, and the rule.
 MODEL_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
-    (("model.name", "model.patch_size", "views.global_size", "views.local_size", "views.local_count"), _patches),
+    (("model.name", "model.patch_size", "views.local_count", *_SIDES), _patches),
+    (("recipe", "model.name", "model.positions", "views.global_size", "views.global_width"), _square),
     (_SIZES, _architecture),
     (("recipe", "model.name", *_NOT_FOR_RESNETS), _only_for_vits),
     (("model.name", "model.zero_init_residual"), _zero_init),
-    (("model.in_channels", "photometry.mean", "photometry.std"), _channels),
+    (("model.in_channels", "photometry.mean", "photometry.std", *_COLOURS), _channels),
 )

@@ -15,8 +15,9 @@ Exit code 2: it could not be done.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,11 +106,16 @@ def extract(
     side = size or backbone.preprocess.size
     shorter = resize or (side * 256 // 224 if size else backbone.preprocess.resize)
     patch = backbone.module.patch_size
+    how: dict[str, Any] = {
+        "max_pixels": max_pixels,
+        "channels": backbone.module.in_channels,
+        "value_range": backbone.preprocess.value_range,
+    }
     if native:
-        batches, count = _native(named, patch, max_pixels), len(named)
+        batches, count = _native(named, patch, functools.partial(decode, backend="pil", **how)), len(named)
     else:
         rows = -(-batch_size // jax.local_device_count()) * jax.local_device_count()
-        batches = eval_batches(named, size=side, resize=shorter, batch_size=rows, backend="pil", max_pixels=max_pixels, workers=workers)
+        batches = eval_batches(named, size=side, resize=shorter, batch_size=rows, backend="pil", workers=workers, **how)
         count = -(-len(named) // rows)
     about = {**{key: backbone.about.get(key) for key in ("source", "network", "step", "format")}, "data": source.spec}
     about |= {"classes": source.classes, "size": "native" if native else side, "resize": None if native else shorter, "patch_size": patch}
@@ -139,14 +145,14 @@ def _check(output: Path, depth: int, tokens: Sequence[str], layers: Sequence[int
         raise ExtractError("\n".join(mistakes))
 
 
-def _native(source: _Named, patch: int, max_pixels: int) -> Iterator[EvalBatch]:
+def _native(source: _Named, patch: int, read: Callable[[bytes], np.ndarray]) -> Iterator[EvalBatch]:
     """One image a batch, its right and lower edges cut to whole patches; smaller than a patch counts as unreadable."""
     for index in range(len(source)):
         image = np.zeros((patch, patch, 3), np.uint8)
         label, valid = -1, False
         try:
             example = source[index]
-            decoded, label = decode(example.data, backend="pil", max_pixels=max_pixels), example.label
+            decoded, label = read(example.data), example.label
             height, width = (extent // patch * patch for extent in decoded.shape[:2])
             valid = bool(height and width)
             image = decoded[:height, :width] if valid else image
@@ -156,7 +162,7 @@ def _native(source: _Named, patch: int, max_pixels: int) -> Iterator[EvalBatch]:
 
 
 def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...], devices: int) -> Any:
-    """uint8 images [b, H, W, 3] -> NumPy arrays by column; the images are split over the local devices."""
+    """uint8 images [b, H, W, c] -> NumPy arrays by column; the images are split over the local devices."""
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
     copies, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(backbone.params, copies)

@@ -186,6 +186,7 @@ def _batches(config: ConfigDict, source: Source, length: build.Steps, start_step
         prefetch=data.prefetch,
         backend=data.backend,
         max_pixels=data.max_pixels,
+        value_range=data.value_range,
     )
 
 

@@ -81,7 +81,7 @@ def _weights(config: ConfigDict, network: str) -> Weights:
         config.init_from,
         network=network,
         heads=build.backbone(config).heads,
-        image_size=config.views.global_size if config.init_resize else 0,
+        image_size=build.backbone(config).image_size if config.init_resize else 0,
         norm_last_layer=config.head.norm_last_layer,
         with_heads=config.init_heads,
     )

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from sere_jax import build
 from sere_jax import config as rules
 from sere_jax.checkpoint import CheckpointError, read_config, read_state, saved_fields
+from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.interop import resnet, timm
 from sere_jax.interop.files import READABLE, FileError, read_tensors
 from sere_jax.interop.formats import TITLES, Imported, describe, import_network, networks_in
@@ -37,6 +38,7 @@ class Preprocess(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
+    value_range: ValueRange = BY_TYPE  # of arrays and TIFF bands: values that become the levels 0 and 255
 
 
 class Weights(NamedTuple):
@@ -124,9 +126,11 @@ def architecture(config: ConfigDict) -> timm.Architecture | resnet.Sizes:
 
 
 def preprocess(config: ConfigDict) -> Preprocess:
-    """How images are prepared for a network that was trained with the config: at the size of its global crops."""
-    size = config.eval.size or config.views.global_size
-    return Preprocess(size, config.eval.resize or size * 256 // 224, tuple(config.photometry.mean), tuple(config.photometry.std))
+    """How images are prepared for a network that was trained with the config: squares, as large as the longer side of its global crops."""
+    size = config.eval.size or build.backbone(config).image_size
+    mean, std = tuple(config.photometry.mean), tuple(config.photometry.std)
+    value_range = tuple(config.data.get("value_range", BY_TYPE))  # checkpoints from before there was one
+    return Preprocess(size, config.eval.resize or size * 256 // 224, mean, std, value_range=value_range)
 
 
 def _seen(path: Path) -> str:
@@ -200,7 +204,8 @@ def _heads(path: Path, heads: int, saved: int, imported: Imported) -> int:
 
 
 def _preprocess(saved: Mapping[str, Any]) -> Preprocess:
-    return Preprocess(saved["size"], saved["resize"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
+    value_range = tuple(saved.get("value_range", BY_TYPE))
+    return Preprocess(saved["size"], saved["resize"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"], value_range)
 
 
 def _imagenet(size: int) -> Preprocess:

@@ -51,6 +51,9 @@ _RESNET = {"model__name": "resnet", "model__variant": "resnet50", "model__drop_p
 _MAE = {"recipe": "mae", "views__local_count": 0, "views__global_count": 1}
 _MAE |= {"masking__kind": "random", "masking__ratio": (0.75, 0.75), "masking__ratio_var": (0.0, 0.0)}
 
+_FIVE = {"model__in_channels": 5, "photometry__mean": (0.5,) * 5, "photometry__std": (0.2,) * 5}
+_FIVE |= {"photometry__saturation": 0.0, "photometry__hue": 0.0, "photometry__gray_prob": 0.0}
+
 # (changes, devices, processes, the line)
 MISTAKES = [
     ({"data__sourc": "x"}, 1, 1, "data.sourc: unknown key; nearest: data.source"),
@@ -136,12 +139,42 @@ MISTAKES = [
     ({"optimizer__warmup_epochs": 101, "schedule__total_steps": 10**6}, 1, 1, None),
     ({"optimizer__min_lr": 1.0}, 1, 1, "optimizer.min_lr: found 1, expected at most the peak, base_lr x batch_size / 256 = 0.001"),
     ({"model__in_channels": 1}, 1, 1, "photometry.mean: found 3 values, expected one for each of model.in_channels = 1"),
+    ({"model__in_channels": 1}, 1, 1, "photometry.saturation: found 0.2, expected 0.0: it needs red, green and blue"),
+    (_FIVE, 1, 1, None),
+    (_FIVE | {"photometry__hue": 0.1}, 1, 1, "photometry.hue: found 0.1, expected 0.0: it needs red, green and blue"),
+    (_FIVE | {"photometry__gray_prob": 0.2}, 1, 1, "photometry.gray_prob: found 0.2, expected 0.0"),
+    ({"views__global_width": 448}, 1, 1, None),
+    ({"views__global_width": 440}, 1, 1, "views.global_width: found 440, expected a multiple of model.patch_size = 16; nearest: 432"),
+    ({"views__local_width": 10}, 1, 1, "views.local_width: found 10, expected a multiple of model.patch_size = 16; nearest: 16"),
+    ({"views__local_width": 10, "views__local_count": 0}, 1, 1, None),
+    ({"views__global_width": -16}, 1, 1, "views.global_width: found -16, expected a whole number of at least 0"),
+    (
+        {"views__global_width": 448, "model__positions": "sincos_rows"},
+        1,
+        1,
+        "views.global_width: found 448 beside global_size = 224, expected 0 (square crops): model.positions = sincos_rows knows",
+    ),
+    (_MAE | {"views__global_width": 448}, 1, 1, "views.global_width: found 448 beside global_size = 224, expected 0 (square crops): mae's"),
+    (_RESNET | {"views__global_width": 300}, 1, 1, None),
+    ({"data__value_range": (0.0, 10000.0)}, 1, 1, None),
+    ({"data__value_range": (5.0, 5.0)}, 1, 1, "data.value_range: found (5.0, 5.0), expected two different values, or (0.0, 0.0)"),
+    ({"data__value_range": (5.0, 1.0)}, 1, 1, "data.value_range: found (5.0, 1.0), expected 2 values in rising order, each a number"),
     ({"run__fsdp": 3}, 8, 1, "run.fsdp: found 3, expected a divisor of the 8 devices"),
     ({"run__eval_every_steps": 5}, 1, 1, "eval.gallery: found '', expected a source"),
     ({"data__source": "folder:"}, 1, 1, "data.source: found 'folder:', expected folder:DIR, with a directory"),
     ({"data__source": "folder:/no/such"}, 1, 1, "data.source: found 'folder:/no/such', expected folder:DIR, a directory that exists"),
     ({"data__source": "bundled:galery"}, 1, 1, "expected bundled[:train|gallery|query]; nearest: gallery"),
     ({"data__source": "fodler:x"}, 1, 1, "nearest: folder"),
+    ({"data__source": "lst:x"}, 1, 1, "nearest: list"),
+    ({"data__source": "list:pyproject.tml"}, 1, 1, "expected list:FILE, a file that exists; nearest: pyproject.toml"),
+    ({"data__source": "list:/no/such"}, 1, 1, "data.source: found 'list:/no/such', expected list:FILE, a file that exists"),
+    ({"data__source": "mix:0.7*bundled|0.3*bundled:query"}, 1, 1, None),
+    ({"data__source": "mix:bundled"}, 1, 1, "data.source: 'mix:bundled': expected two or more sources, as in mix:WEIGHT*SOURCE"),
+    ({"data__source": "mix:1*bundled|bundled"}, 1, 1, "expected one for each or none"),
+    ({"data__source": "mix:-1*bundled|1*bundled"}, 1, 1, "found the weight '-1', expected a number above 0"),
+    ({"data__source": "mix:1*bundled|1*folder:/no/such"}, 1, 1, "data.source: found 'folder:/no/such', expected folder:DIR"),
+    ({"data__source": "mix:1*bundled|1*mix:bundled"}, 1, 1, "found 'mix:bundled' in a mixture, expected another source"),
+    ({"data__source": "classes:pyproject.toml:mix:bundled|bundled"}, 1, 1, "SOURCE no mixture; mix sources of classes instead"),
     ({"data__source": "tfds:imagenet2012"}, 1, 1, "data.source: found 'tfds:imagenet2012', expected bundled"),
     ({"data__source": "tfds:imagenet2012_subset/1pct:train[:50%]"}, 1, 1, None),
     ({"recipe": "dino_ser"}, 1, 1, "nearest: dino_sere"),

@@ -1,4 +1,4 @@
-"""The only place of the project that opens an image: encoded bytes -> uint8 RGB pixels.
+"""The only place of the project that opens an image: encoded bytes -> uint8 pixels, RGB, grey or of any number of channels.
 
 Pixels are returned as they are stored. An EXIF orientation tag is ignored by both backends: crop boxes are in stored
 pixels, and a decoder that turned some images (as `cv2.imread` does) would make boxes and label maps disagree with them.
@@ -21,7 +21,11 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from sere_jax.data.example import BadImage
 from sere_jax.data.memory import MEMORY
+from sere_jax.data.rasters import BY_TYPE, NPY, TIFF, ValueRange, decode_npy, decode_tiff
+
+__all__ = ["BACKENDS", "MAX_PIXELS", "Backend", "BadImage", "decode"]
 
 Backend = Literal["fast", "pil"]
 BACKENDS: tuple[Backend, ...] = ("fast", "pil")
@@ -44,13 +48,19 @@ _SCANS = 20  # passes of a JPEG of max_pixels, and more of smaller ones
 _FEW = 4_000_000_000  # passes x pixels
 
 
-class BadImage(ValueError):
-    """Bytes that cannot be made into pixels: no image, damaged, cut short, or larger than the cap."""
+def decode(
+    data: bytes,
+    *,
+    backend: Backend = "fast",
+    max_pixels: int = MAX_PIXELS,
+    reuse: bool = False,
+    channels: int = 3,
+    value_range: ValueRange = BY_TYPE,
+) -> UInt8[np.ndarray, "H W c"]:
+    """The pixels of one encoded image: RGB with 3 `channels`, ITU-R 601-2 luma with 1; of other numbers an array or TIFF that has so many.
 
-
-def decode(data: bytes, *, backend: Backend = "fast", max_pixels: int = MAX_PIXELS, reuse: bool = False) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of one encoded image, RGB.
-
+    NumPy arrays (.npy) are read for any number of channels, and TIFF by its bands where there are not 1 or 3 or where a
+    `value_range` is given: the sample values that become the levels 0 and 255 (`rasters.levels`).
     `backend="fast"` reads JPEG with libjpeg-turbo (bit-identical to Pillow's at half the time) and the rest with Pillow;
     `"pil"` reads everything with Pillow. The header's size is checked against `max_pixels` before anything is decoded, so
     that a small file cannot claim gigabytes. With `reuse` the pixels may lie in memory that this thread's next call with
@@ -59,11 +69,17 @@ def decode(data: bytes, *, backend: Backend = "fast", max_pixels: int = MAX_PIXE
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     try:
+        if data.startswith(NPY):
+            return decode_npy(data, channels, value_range, max_pixels)
+        if data.startswith(TIFF) and (channels not in (1, 3) or value_range != BY_TYPE):
+            return decode_tiff(data, channels, value_range, max_pixels)
+        if channels not in (1, 3):
+            raise BadImage(f"no array or TIFF, expected one of {channels} channels")
         if data[:2] == b"\xff\xd8":
-            return _decode_jpeg(data, backend, max_pixels, reuse)
+            return _decode_jpeg(data, backend, max_pixels, reuse, channels)
         if data[:8] == _PNG:
             _check_png(data)
-        return _decode_pillow(data, max_pixels)
+        return _in_channels(_decode_pillow(data, max_pixels), channels)
     except BadImage:
         raise
     except UnidentifiedImageError as error:
@@ -72,21 +88,28 @@ def decode(data: bytes, *, backend: Backend = "fast", max_pixels: int = MAX_PIXE
         raise BadImage(f"not a readable image: {error or type(error).__name__}") from error
 
 
-def _decode_jpeg(data: bytes, backend: Backend, max_pixels: int, reuse: bool) -> np.ndarray:
+def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """RGB as it is, or its luma by Pillow's formula, which leaves grey pixels as they are."""
+    return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def _decode_jpeg(data: bytes, backend: Backend, max_pixels: int, reuse: bool, channels: int) -> np.ndarray:
     """JPEG with both backends: libjpeg-turbo tells damage, and for `fast` gives the pixels."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width, max_pixels)
         _check_scans(data, height, width, max_pixels)
         inks = colours in ("CMYK", "YCCK")  # libjpeg-turbo does not turn these into RGB, Pillow does
+        if backend == "fast" and colours == "Gray" and channels == 1:
+            return simplejpeg.decode_jpeg(data, colorspace="GRAY")
         if backend == "fast" and not inks:
             buffer = MEMORY.array("decoded", (height * width * 3,)) if reuse else None
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+            return _in_channels(simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer), channels)
         # Read to the end at an eighth of the size, for its complaints alone: Pillow hears of none.
         simplejpeg.decode_jpeg(data, colorspace="CMYK" if inks else "GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:  # simplejpeg's only exception; BadImage is one too and passes through
         raise error if isinstance(error, BadImage) else BadImage(f"damaged JPEG: {error}") from error
-    return _decode_pillow(data, max_pixels)
+    return _in_channels(_decode_pillow(data, max_pixels), channels)
 
 
 def _check_scans(data: bytes, height: int, width: int, max_pixels: int) -> None:

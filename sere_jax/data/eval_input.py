@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
 
 from sere_jax.data.decode import MAX_PIXELS, Backend, BadImage, decode
 from sere_jax.data.example import Source
+from sere_jax.data.rasters import BY_TYPE, ValueRange
+from sere_jax.data.resize import resize_bicubic
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class EvalBatch(NamedTuple):
     `labels` are -1 where the source has none, `index` is the example's place in the source, -1 in padding.
     """
 
-    images: UInt8[np.ndarray, "b S S 3"]
+    images: UInt8[np.ndarray, "b S S c"]
     labels: Int[np.ndarray, "b"]
     index: Int[np.ndarray, "b"]  # type: ignore[assignment]  # hides tuple.index, as Views does
     valid: Bool[np.ndarray, "b"]
@@ -42,6 +43,8 @@ def eval_batches(
     batch_size: int,
     backend: Backend = "fast",
     max_pixels: int = MAX_PIXELS,
+    channels: int = 3,
+    value_range: ValueRange = BY_TYPE,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -60,17 +63,20 @@ def eval_batches(
     rows = batch_size // process_count
     starts = range(process_index * rows, -(-len(source) // batch_size) * batch_size, batch_size)
 
-    load = functools.partial(_load_row, source, resize=resize, size=size, backend=backend, max_pixels=max_pixels)
-    jobs = ((_empty_batch(rows, size), range(start, min(start + rows, len(source)))) for start in starts)
+    read = functools.partial(decode, backend=backend, max_pixels=max_pixels, channels=channels, value_range=value_range)
+    load = functools.partial(_load_row, source, read=read, resize=resize, size=size)
+    jobs = ((_empty_batch(rows, size, channels), range(start, min(start + rows, len(source)))) for start in starts)
     return _in_threads(jobs, load, workers) if workers else _one_by_one(jobs, load)
 
 
-def _load_row(source: Source, batch: EvalBatch, row: int, index: int, *, resize: int, size: int, backend: Backend, max_pixels: int) -> None:
+def _load_row(
+    source: Source, batch: EvalBatch, row: int, index: int, *, read: Callable[[bytes], np.ndarray], resize: int, size: int
+) -> None:
     batch.index[row] = index
     name = f"item {index}"
     try:
         name, data, batch.labels[row] = source[index]
-        image = decode(data, backend=backend, max_pixels=max_pixels)
+        image = read(data)
     except (BadImage, OSError) as error:
         _log.warning("%s: %s cannot be read and is left out: %s", source.spec, ascii(name), error)
         return
@@ -103,18 +109,17 @@ def _finished(batch: EvalBatch, rows: list[Future[None]]) -> EvalBatch:
     return batch
 
 
-def _empty_batch(rows: int, size: int) -> EvalBatch:
-    images = np.zeros((rows, size, size, 3), np.uint8)
+def _empty_batch(rows: int, size: int, channels: int) -> EvalBatch:
+    images = np.zeros((rows, size, size, channels), np.uint8)
     return EvalBatch(images, np.full(rows, -1, np.int32), np.full(rows, -1, np.int32), np.zeros(rows, np.bool_))
 
 
-def resize_and_centre_crop(image: UInt8[np.ndarray, "H W 3"], resize: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
+def resize_and_centre_crop(image: UInt8[np.ndarray, "H W c"], resize: int, size: int) -> UInt8[np.ndarray, "S S c"]:
     """torchvision's Resize(resize, bicubic) and CenterCrop(size): the longer side is floored, the crop's corner rounded."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     new_width, new_height = (resize if side == shorter else int(resize * side / shorter) for side in (width, height))
-    picture = Image.fromarray(image)
     if (new_width, new_height) != (width, height):
-        picture = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        image = resize_bicubic(image, new_height, new_width)
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    return image[top : top + size, left : left + size]

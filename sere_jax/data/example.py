@@ -9,6 +9,10 @@ class SourceError(ValueError):
     """A source that cannot be opened. The message names what was asked for, what was found, and what to do."""
 
 
+class BadImage(ValueError):
+    """Bytes that cannot be made into pixels: no image, damaged, cut short, or larger than the cap."""
+
+
 class Example(NamedTuple):
     """One image as it is stored: `data` are the bytes of an image file, not pixels. `label` is -1 where there is none."""
 

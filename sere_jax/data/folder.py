@@ -14,12 +14,14 @@ from jaxtyping import Int
 from sere_jax.data.example import Example, SourceError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
+ARRAYS = frozenset({".npy"})
 MAX_BYTES = 1 << 30
 
 
 class FolderSource:
     """Image files under a directory, sorted by path.
 
+    Arrays (`.npy`) are listed where there is no other image; beside images they are taken for something else.
     Hidden files and directories (a leading dot) are skipped, links are followed. When every image lies in a sub-folder,
     the first level of sub-folders gives the labels (sorted names of those that hold images); when every image lies in
     the directory itself there are no labels; images in both places are refused, because labelling some would be a guess.
@@ -76,7 +78,7 @@ def read_file(path: str) -> bytes:
 def _list(spec: str, root: str) -> list[str]:
     """A directory that cannot be listed is refused: another machine might list it, and then see another data set."""
     try:
-        return list(image_paths(root))
+        return list(image_paths(root)) or list(image_paths(root, ARRAYS))
     except OSError as error:
         where = f"{ascii(error.filename)[:200]} cannot be listed: {error.strerror}"
         raise SourceError(f"{spec!r}: {where}. Make it readable, hide it with a leading dot, or name a sub-folder.") from error
@@ -89,7 +91,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def image_paths(root: str) -> Iterator[str]:
+def image_paths(root: str, extensions: frozenset[str] = EXTENSIONS) -> Iterator[str]:
     """Relative paths of the image files under `root`, in the order of their path components."""
 
     def walk(directory: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
@@ -102,7 +104,7 @@ def image_paths(root: str) -> Iterator[str]:
         for name, is_directory in listing:
             if is_directory:
                 yield from walk(os.path.join(directory, name), os.path.join(prefix, name), ancestors | {identity})
-            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+            elif os.path.splitext(name)[1].lower() in extensions:
                 yield os.path.join(prefix, name)
 
     return walk(root, "", frozenset())

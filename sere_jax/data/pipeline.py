@@ -27,7 +27,9 @@ from jaxtyping import UInt8
 from sere_jax.data.decode import MAX_PIXELS, Backend, BadImage, decode
 from sere_jax.data.example import Source
 from sere_jax.data.masks import MaskRecipe, no_masks, sample_masks
-from sere_jax.data.order import Stream, example_index, position_rng, steps_per_epoch
+from sere_jax.data.mixture import Mixture
+from sere_jax.data.order import Shares, Stream, example_index, position_rng, replacement_index, steps_per_epoch
+from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.data.views import ImageViews, ViewRecipe, empty_views, make_views
 from sere_jax.types import Views
 
@@ -57,6 +59,7 @@ def train_batches(
     prefetch: int = 2,
     backend: Backend = "fast",
     max_pixels: int = MAX_PIXELS,
+    value_range: ValueRange = BY_TYPE,
     masking: MaskRecipe | None = None,
 ) -> Iterator[Views]:
     """This process's rows of the global batches of steps start_step .. total_steps - 1, in order.
@@ -78,6 +81,7 @@ def train_batches(
         rows=rows,
         backend=backend,
         max_pixels=max_pixels,
+        value_range=value_range,
         masking=masking,
     )
     return _iterate(_dataset(maker, start_step, total_steps, workers, prefetch))
@@ -95,11 +99,17 @@ class BatchMaker:
     rows: int
     backend: Backend = "fast"
     max_pixels: int = MAX_PIXELS
+    value_range: ValueRange = BY_TYPE
     masking: MaskRecipe | None = None
     _reported: set[int] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        steps_per_epoch(len(self.source), self.batch_size)
+        example_index(self.seed, 0, self.examples, self.batch_size)  # too few examples are told here
+
+    @property
+    def examples(self) -> int | Shares:
+        """How many examples there are, or the parts of a mixture."""
+        return self.source.shares if isinstance(self.source, Mixture) else len(self.source)
 
     def __call__(self, step: int) -> Views:
         """Every image is decoded once and its views are written where they stay: one buffer a batch."""
@@ -114,12 +124,13 @@ class BatchMaker:
         masks, mask_indices = self._masks(step)
         return Views(*views, index, replaced, masks, mask_indices)
 
-    def read(self, position: int) -> tuple[UInt8[np.ndarray, "H W 3"], int, bool]:
+    def read(self, position: int) -> tuple[UInt8[np.ndarray, "H W c"], int, bool]:
         """The image at a position (until the next call), its index in the source, and whether it replaces an unreadable one.
 
-        A replacement is drawn from the whole source by hash(seed, position), as often as needed, REPLACEMENTS at most.
+        A replacement is drawn from the whole source (of a mixture from the same part) by hash(seed, position), as often as needed,
+        REPLACEMENTS at most.
         """
-        index = example_index(self.seed, position, len(self.source), self.batch_size)
+        index = example_index(self.seed, position, self.examples, self.batch_size)
         rng = None
         for attempt in range(REPLACEMENTS + 1):
             try:
@@ -127,14 +138,21 @@ class BatchMaker:
             except (BadImage, OSError) as error:
                 last = str(error)
             rng = rng or position_rng(self.seed, position, Stream.REPLACEMENT)
-            index = int(rng.integers(len(self.source)))
+            index = replacement_index(rng, index, self.examples)
         raise UnreadableData(f"{self.source.spec}: {REPLACEMENTS + 1} images in a row could not be read; the last error: {last}")
 
     def _decode(self, index: int) -> np.ndarray:
         name = f"item {index}"
         try:
             name, data, _ = self.source[index]
-            return decode(data, backend=self.backend, max_pixels=self.max_pixels, reuse=True)
+            return decode(
+                data,
+                backend=self.backend,
+                max_pixels=self.max_pixels,
+                reuse=True,
+                channels=self.recipe.channels,
+                value_range=self.value_range,
+            )
         except (BadImage, OSError) as error:
             if index not in self._reported:
                 self._reported.add(index)

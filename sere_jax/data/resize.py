@@ -70,7 +70,7 @@ def crop_and_resize(
     where = (slice(top, top + height), slice(left, left + width))
     rows, columns = out.shape[:2]
     if backend == "pil":
-        resized = np.asarray(Image.fromarray(softened.copy("sharp")[where]).resize((columns, rows), Image.Resampling.BICUBIC))
+        resized = resize_bicubic(softened.copy("sharp")[where], rows, columns)
         out[...] = resized[:, ::-1] if flip else resized
         return
     target = MEMORY.array("flipped", out.shape) if flip else out
@@ -94,7 +94,25 @@ def _by_area(crop: np.ndarray, target: np.ndarray, shrink: float) -> None:
         smaller = MEMORY.array(f"halved {turn}", (crop.shape[0] // 2, crop.shape[1] // 2, crop.shape[2]))
         cv2.resize(crop, smaller.shape[1::-1], dst=smaller, interpolation=cv2.INTER_LINEAR)
         crop, shrink, turn = smaller, shrink / 2, 1 - turn
-    cv2.resize(crop, target.shape[1::-1], dst=target, interpolation=cv2.INTER_AREA)
+    _resize(crop, target, cv2.INTER_AREA)
+
+
+def _resize(crop: np.ndarray, target: np.ndarray, interpolation: int) -> None:
+    """`cv2.resize`, whose area filter takes four channels at most."""
+    if interpolation != cv2.INTER_AREA or crop.ndim == 2 or crop.shape[2] <= 4:
+        cv2.resize(crop, target.shape[1::-1], dst=target, interpolation=interpolation)
+        return
+    for first in range(0, crop.shape[2], 4):
+        part = np.ascontiguousarray(crop[..., first : first + 4])
+        target[..., first : first + 4] = cv2.resize(part, target.shape[1::-1], interpolation=interpolation).reshape(*target.shape[:2], -1)
+
+
+def resize_bicubic(image: UInt8[np.ndarray, "H W c"], rows: int, columns: int) -> UInt8[np.ndarray, "S T c"]:
+    """Pillow's bicubic with antialiasing, for any number of channels: each is resized by itself anyway."""
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+    planes = (Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[2]))
+    return np.stack([np.asarray(plane.resize((columns, rows), Image.Resampling.BICUBIC)) for plane in planes], axis=-1)
 
 
 def _each_side(crop: np.ndarray, target: np.ndarray) -> None:
@@ -102,6 +120,8 @@ def _each_side(crop: np.ndarray, target: np.ndarray) -> None:
     (rows, columns), (height, width) = target.shape[:2], crop.shape[:2]
     across, down = (cv2.INTER_AREA if old > new else cv2.INTER_CUBIC for old, new in ((width, columns), (height, rows)))
     if across == down:
-        cv2.resize(crop, (columns, rows), dst=target, interpolation=across)
+        _resize(crop, target, across)
         return
-    cv2.resize(cv2.resize(crop, (columns, height), interpolation=across), (columns, rows), dst=target, interpolation=down)
+    between = np.empty((height, columns, target.shape[2]), np.uint8)
+    _resize(crop, between, across)
+    _resize(between, target, down)

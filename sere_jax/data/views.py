@@ -19,7 +19,11 @@ from sere_jax.data.resize import Softened, crop_and_resize
 
 @dataclasses.dataclass(frozen=True)
 class ViewRecipe:
-    """Sizes in pixels, scales as shares of the source's area, aspect as the range of width / height (SPEC: DINO's recipe)."""
+    """Sizes in pixels, scales as shares of the source's area, aspect as the range of width / height (SPEC: DINO's recipe).
+
+    A size is a view's height; its width is the same where the `_width` is 0. The aspect of a crop is drawn around that of its
+    view, so that views of any shape are distorted alike.
+    """
 
     global_size: int = 224
     global_scale: tuple[float, float] = (0.35, 1.0)
@@ -29,35 +33,47 @@ class ViewRecipe:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip_prob: float = 0.5
     global_count: int = 2  # the methods that compare views pair exactly two; MAE looks at one
+    global_width: int = 0
+    local_width: int = 0
+    channels: int = 3
 
     @property
     def count(self) -> int:
         """Views per image, global crops first."""
         return self.global_count + self.local_count
 
+    @property
+    def global_shape(self) -> tuple[int, int]:
+        """Height and width of the global crops."""
+        return self.global_size, self.global_width or self.global_size
+
+    @property
+    def local_shape(self) -> tuple[int, int]:
+        """Height and width of the local crops."""
+        return self.local_size, self.local_width or self.local_size
+
 
 class ImageViews(NamedTuple):
     """The views of one image, as `sere_jax.types.Views` without its batch axis."""
 
-    global_views: UInt8[np.ndarray, "v H W 3"]
-    local_views: UInt8[np.ndarray, "l S T 3"]
+    global_views: UInt8[np.ndarray, "v H W c"]
+    local_views: UInt8[np.ndarray, "l S T c"]
     boxes: Float[np.ndarray, "n 4"]
     flips: Bool[np.ndarray, "n"]
 
 
 def empty_views(recipe: ViewRecipe, *leading: int) -> ImageViews:
     """Uninitialised arrays for the views of one image, or with `leading` axes those of a batch."""
-    large, small = recipe.global_size, recipe.local_size
     return ImageViews(
-        np.empty((*leading, recipe.global_count, large, large, 3), np.uint8),
-        np.empty((*leading, recipe.local_count, small, small, 3), np.uint8),
+        np.empty((*leading, recipe.global_count, *recipe.global_shape, recipe.channels), np.uint8),
+        np.empty((*leading, recipe.local_count, *recipe.local_shape, recipe.channels), np.uint8),
         np.empty((*leading, recipe.count, 4), np.float32),
         np.empty((*leading, recipe.count), np.bool_),
     )
 
 
 def make_views(
-    image: UInt8[np.ndarray, "H W 3"],
+    image: UInt8[np.ndarray, "H W c"],
     recipe: ViewRecipe,
     rng: np.random.Generator,
     backend: Backend = "fast",
@@ -69,7 +85,9 @@ def make_views(
     softened = Softened(image)
     for n in range(recipe.count):
         scale = recipe.global_scale if n < recipe.global_count else recipe.local_scale
-        box = sample_box(height, width, scale, recipe.aspect, rng)
+        rows, columns = recipe.global_shape if n < recipe.global_count else recipe.local_shape
+        aspect = recipe.aspect[0] * columns / rows, recipe.aspect[1] * columns / rows
+        box = sample_box(height, width, scale, aspect, rng)
         flip = bool(rng.random() < recipe.flip_prob)
         out.boxes[n] = box
         out.flips[n] = flip

@@ -10,6 +10,7 @@ import jax
 from sere_jax.data.decode import MAX_PIXELS, Backend
 from sere_jax.data.eval_input import EvalBatch, eval_batches
 from sere_jax.data.example import Source
+from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.data.sources import open_source
 from sere_jax.evals import comparison, knn
 from sere_jax.evals.comparison import ImageSet, Settings
@@ -17,7 +18,17 @@ from sere_jax.evals.network import EvalError, Network
 from sere_jax.types import Features, PyTree
 
 
-def image_set(name: str, source: Source, *, batch_size: int, backend: Backend, max_pixels: int, workers: int) -> ImageSet:
+def image_set(
+    name: str,
+    source: Source,
+    *,
+    batch_size: int,
+    backend: Backend,
+    max_pixels: int,
+    workers: int,
+    channels: int = 3,
+    value_range: ValueRange = BY_TYPE,
+) -> ImageSet:
     """This process's rows of a source: the shorter side resized, then the centre square."""
 
     def batches(size: int, resize: int) -> Iterator[EvalBatch]:
@@ -28,6 +39,8 @@ def image_set(name: str, source: Source, *, batch_size: int, backend: Backend, m
             batch_size=batch_size,
             backend=backend,
             max_pixels=max_pixels,
+            channels=channels,
+            value_range=value_range,
             workers=workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -56,6 +69,16 @@ def open_labelled(gallery: str, query: str) -> tuple[Source, Source]:
     return found[0], found[1]
 
 
+def _inputs(networks: Sequence[Network]) -> tuple[int, ValueRange]:
+    """Channels and range of values of the images that all networks take. Raises EvalError where these differ: a table shares images."""
+    found = {(len(network.mean), tuple(network.value_range)): network.name for network in networks}
+    if len(found) > 1:
+        told = ", ".join(f"{name}: {channels} channels, value_range {values}" for (channels, values), name in found.items())
+        raise EvalError(f"networks: found different inputs ({told}), expected the same for all of a table")
+    channels, (low, high) = next(iter(found))
+    return channels, (low, high)
+
+
 def run(
     networks: Sequence[Network],
     workdir: Path,
@@ -76,8 +99,18 @@ def run(
 ) -> None:
     """Print the table and write workdir/eval/knn.json. `size` and `resize` are pixels, 0 is each network's own."""
     sources = open_labelled(gallery, query)
+    channels, value_range = _inputs(networks)
     sets = [
-        image_set(name, s, batch_size=batch_size, backend=backend, max_pixels=max_pixels, workers=workers)
+        image_set(
+            name,
+            s,
+            batch_size=batch_size,
+            backend=backend,
+            max_pixels=max_pixels,
+            workers=workers,
+            channels=channels,
+            value_range=value_range,
+        )
         for name, s in zip(("gallery", "query"), sources, strict=True)
     ]
     settings = Settings(size, resize, neighbours, temperature, len(sources[0].classes))
@@ -113,6 +146,7 @@ def periodic(
     tokens: str = "cls",
     backend: Backend = "fast",
     max_pixels: int = MAX_PIXELS,
+    value_range: ValueRange = BY_TYPE,
     workers: int = 0,
 ) -> knn.KnnEvaluation:
     """The k-NN of a training run, from source texts; call the answer with the teacher's backbone parameters.
@@ -122,7 +156,16 @@ def periodic(
     """
     sources = open_labelled(gallery, query)
     sets = [
-        image_set(name, s, batch_size=batch_size, backend=backend, max_pixels=max_pixels, workers=workers)
+        image_set(
+            name,
+            s,
+            batch_size=batch_size,
+            backend=backend,
+            max_pixels=max_pixels,
+            workers=workers,
+            channels=len(mean),
+            value_range=value_range,
+        )
         for name, s in zip(("gallery", "query"), sources, strict=True)
     ]
     return knn.KnnEvaluation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.types import Features, PyTree
 
 
@@ -15,7 +16,7 @@ class EvalError(ValueError):
 class Network(NamedTuple):
     """One thing to evaluate. Protocols know functions and parameters, never checkpoints or configs.
 
-    `apply(params, images, **flags) -> Features` takes float images [b, H, W, 3] that were normalised with `mean` and
+    `apply(params, images, **flags) -> Features` takes float images [b, H, W, c] that were normalised with `mean` and
     `std` (of pixels in [0, 1]); the figures call it with `attention=True` as well. `init(seed)` makes parameters of
     the same shapes at random: every protocol can then show what the architecture alone is worth.
     """
@@ -30,6 +31,7 @@ class Network(NamedTuple):
     std: tuple[float, ...]
     init: Callable[[int], PyTree] | None = None
     about: dict[str, Any] = {}  # where it comes from (checkpoint, step): copied into the reports
+    value_range: ValueRange = BY_TYPE  # of arrays and TIFF bands: values that become the levels 0 and 255
 
 
 def prepared(network: Network, size: int, resize: int) -> tuple[int, int]:

@@ -212,13 +212,15 @@ def _preprocessor(prepared: Preprocess) -> dict[str, Any]:
     """In the terms of Hugging Face's image processors; theirs for BiT is the one that resizes the shorter side and crops."""
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
+        "do_convert_rgb": len(prepared.mean) == 3,
+        "num_channels": len(prepared.mean),
         "do_resize": True,
         "size": {"shortest_edge": prepared.resize},
         "resample": 3,  # bicubic, by Pillow's numbers
         "interpolation": prepared.interpolation,
         "do_center_crop": True,
         "crop_size": {"height": prepared.size, "width": prepared.size},
+        "input_range": list(prepared.value_range) if any(prepared.value_range) else None,  # before all else, to levels 0..255
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

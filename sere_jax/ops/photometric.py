@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Bool, Float, Int, Key, UInt8
 
 from sere_jax.types import Array
 
@@ -71,8 +71,11 @@ def augment(
     number of global crops as `first_view` for the local ones. Views of the same kind are worked on together, and an
     operation whose probability is 0 is not compiled.
 
+    Brightness, contrast, blur and solarisation are defined for any number of channels (contrast is then each channel's own, see
+    `brightness_contrast`); saturation, hue and grey for red, green and blue alone.
+
     Raises:
-      ValueError: another number of kinds than views, or colour operations asked of images without three channels.
+      ValueError: another number of kinds than views, or operations for three channels asked of images with others.
     """
     b, v, height, width, channels = views.shape
     _check(v, channels, kinds)
@@ -92,9 +95,9 @@ def _check(views: int, channels: int, kinds: Sequence[PhotometryParams]) -> None
     if len(kinds) != views:
         raise ValueError(f"photometry: {len(kinds)} kinds for {views} views; expected one per view")
     for kind in kinds:
-        if channels != 3 and (kind.jitter_prob > 0 or kind.gray_prob > 0):
+        if channels != 3 and (kind.saturation > 0 or kind.hue > 0 or kind.gray_prob > 0):
             raise ValueError(
-                f"photometry: images have {channels} channels, but colour jitter and grey need 3; set jitter_prob and gray_prob to 0"
+                f"photometry: images have {channels} channels, but saturation, hue and grey need 3; set saturation, hue and gray_prob to 0"
             )
         if not len(kind.mean) == len(kind.std) == channels:
             raise ValueError(f"photometry: mean has {len(kind.mean)} and std {len(kind.std)} values; expected {channels}, one per channel")
@@ -129,6 +132,8 @@ def _augment_image(image: jax.Array, u: _Draws, kind: PhotometryParams) -> jax.A
 def _random_jitter(image: jax.Array, u: _Draws, kind: PhotometryParams) -> jax.Array:
     strengths = (kind.brightness, kind.contrast, kind.saturation)
     factors = jnp.stack([_between(u.factors[i], max(0.0, 1.0 - a), 1.0 + a) for i, a in enumerate(strengths)])
+    if image.shape[-1] != 3:
+        return brightness_contrast(image, u.order[1] < u.order[0], factors[:2])
     shift = _between(u.hue, -kind.hue, kind.hue) if kind.hue > 0 else None
     return color_jitter(image, jnp.argsort(u.order), factors, shift)
 
@@ -157,6 +162,23 @@ def color_jitter(
     image = jax.lax.fori_loop(0, 3, functools.partial(blend_at, active=jnp.less), image)
     image = image if shift is None else shift_hue(image, shift)
     return jax.lax.fori_loop(1, 4, functools.partial(blend_at, active=jnp.greater), image)
+
+
+def brightness_contrast(
+    image: Float[jax.Array, "H W c"], contrast_first: Bool[jax.Array, ""], factors: Float[jax.Array, "2"]
+) -> Float[jax.Array, "H W c"]:
+    """Brightness and contrast (with their `factors`) in either order, for any number of channels.
+
+    Brightness blends with 0, contrast blends each channel with its own mean, for the bands of an instrument share no grey level.
+    For one channel both are Pillow's enhancers of a grey image.
+    """
+
+    def turn(i: jax.Array, image: jax.Array) -> jax.Array:
+        contrast = (i == 0) == contrast_first
+        level = jnp.floor(jnp.mean(image, axis=(0, 1), keepdims=True) + 0.5)
+        return blend(jnp.where(contrast, level, 0.0), image, jnp.where(contrast, factors[1], factors[0]))
+
+    return jax.lax.fori_loop(0, 2, turn, image)
 
 
 def blend(
