@@ -19,7 +19,7 @@ def barlow_loss(first: Float[jax.Array, "b d"], second: Float[jax.Array, "b d"],
 
     Source: Zbontar et al. 2021, equation 1. Under `jax.jit` over a sharded batch c is that of the global batch.
     """
-    relation = jnp.einsum("bd,be->de", standardised(first), standardised(second)) / first.shape[0]
+    relation = jnp.einsum("bd,be->de", standardised(first), standardised(second), precision="highest") / first.shape[0]
     diagonal = jnp.diagonal(relation)
     on = jnp.sum(jnp.square(diagonal - 1.0))
     return on + off_diagonal * (jnp.sum(jnp.square(relation)) - jnp.sum(jnp.square(diagonal)))

@@ -14,7 +14,7 @@ def similarity_logits(queries: Float[jax.Array, "b e"], keys: Float[jax.Array, "
     """
     unit = [x.astype(jnp.float32) for x in (queries, keys)]
     unit = [x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24)) for x in unit]
-    return jnp.einsum("qe,ke->qk", *unit) / temperature
+    return jnp.einsum("qe,ke->qk", *unit, precision="highest") / temperature
 
 
 def info_nce(logits: Float[jax.Array, "b b"]) -> Float[jax.Array, ""]:

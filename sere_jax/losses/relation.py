@@ -1,6 +1,7 @@
 """Feature self-relation: similarity matrices of one image's features, and the cross-entropy between two of them.
 
-Source: TPAMI paper sections 3.2 and 3.3. Everything is float32: sharp temperatures meet softmax here.
+Source: TPAMI paper sections 3.2 and 3.3. Everything is float32, the products too: accelerators would take
+bfloat16 or TF32 for them unless told otherwise, and sharp temperatures meet softmax here.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ def spatial_relation(features: Float[jax.Array, "*batch p d"], *, heads: int, sc
         raise ValueError(f"relation heads = {heads} does not divide the feature width {d}")
     grouped = features.astype(jnp.float32).reshape(*batch, p, heads, d // heads)
     divisor = (d // heads if scale == "head" else d) ** 0.5
-    return jnp.einsum("...qme,...kme->...mqk", grouped, grouped) / divisor
+    return jnp.einsum("...qme,...kme->...mqk", grouped, grouped, precision="highest") / divisor
 
 
 def channel_relation(features: Float[jax.Array, "*batch n d"]) -> Float[jax.Array, "*batch d d"]:
     """Similarity of every channel with every other over the n positions of a view: F^T F / n (equation 5)."""
     scaled = features.astype(jnp.float32) * features.shape[-2] ** -0.5
-    return jnp.einsum("...nd,...ne->...de", scaled, scaled)
+    return jnp.einsum("...nd,...ne->...de", scaled, scaled, precision="highest")
 
 
 def relation_targets(relation: Float[jax.Array, "*batch r r"], temperature: float) -> Float[jax.Array, "*batch r r"]:

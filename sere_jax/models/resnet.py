@@ -116,7 +116,7 @@ class ResNet(nn.Module):
         x = _convolution(self.stem, 7, 2, self.dtype, "conv1")(images.astype(self.dtype))
         x = nn.relu(BatchNorm(running=self.running_statistics, name="bn1")(x)).astype(self.dtype)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        block_type = nn.remat(Bottleneck, prevent_cse=False) if self.remat else Bottleneck
+        block_type = nn.remat(Bottleneck) if self.remat else Bottleneck
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 x = block_type(

@@ -100,7 +100,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)); `keep` [b, 2] scales each branch per example (drop path)."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); `keep` [b, 2] scales each branch per example (drop path).
+
+    The branches are computed in `dtype`; x, to which they are added, keeps its own (float32, as under PyTorch's autocast).
+    """
 
     heads: int
     dtype: Any
@@ -183,15 +186,16 @@ class ViT(nn.Module):
         if images.shape[-1] != self.in_channels:
             raise ValueError(f"images have {images.shape[-1]} channels; this ViT was built with in_channels={self.in_channels}")
         x = PatchEmbed(self.width, self.patch_size, self.dtype, self.init_rule, name="patch_embed")(images)
+        x = x.astype(jnp.float32)  # and so is the sum that the blocks add to: the relations read it
         b, h, w, d = x.shape
         if self.mask_token:
             token = self.param("mask_token", nn.initializers.zeros, (1, d), jnp.float32)
-            x = x if masks is None else jnp.where(masks[..., None], token.astype(x.dtype), x)
+            x = x if masks is None else jnp.where(masks[..., None], token, x)
         cls = self.param("cls_token", cls_init(self.init_rule), (1, 1, d), jnp.float32)
         stored = self.image_size // self.patch_size
         positions = self.param("pos_embed", self._start_positions, (1, 1 + stored * stored, d), jnp.float32)
-        tokens = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (b, 1, d)), x.reshape(b, h * w, d)], axis=1)
-        return tokens + resize_position_embedding(positions, (h, w)).astype(x.dtype), (h, w)
+        tokens = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, d)), x.reshape(b, h * w, d)], axis=1)
+        return tokens + resize_position_embedding(positions, (h, w)), (h, w)
 
     def _start_positions(self, key: jax.Array, shape: tuple[int, int, int], dtype: Any) -> jax.Array:
         if self.positions == "learned":
@@ -200,7 +204,7 @@ class ViT(nn.Module):
         return jnp.asarray(sincos_positions(self.width, (side, side), "rows" if self.positions == "sincos_rows" else "columns"), dtype)
 
     def _unrolled(self, x: jax.Array, keep: jax.Array | None, layers: tuple[int, ...]) -> tuple[jax.Array, dict[int, jax.Array], Any]:
-        block_type = _rematerialised(Block, self.remat)
+        block_type = _rematerialised(Block, self.remat, scanned=False)
         collected, attention = {}, None
         for i in range(self.depth):
             x, attention = block_type(self.heads, self.dtype, self.init_rule, name=f"blocks_{i}")(x, None if keep is None else keep[:, i])
@@ -210,7 +214,7 @@ class ViT(nn.Module):
 
     def _scanned(self, x: jax.Array, keep: jax.Array | None) -> jax.Array:
         scanned = nn.scan(
-            _rematerialised(_ScannedBlock, self.remat),
+            _rematerialised(_ScannedBlock, self.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast if keep is None else 1,
@@ -219,11 +223,12 @@ class ViT(nn.Module):
         return scanned(self.heads, self.dtype, self.init_rule, name="blocks")(x, keep)[0]
 
 
-def _rematerialised(block: type[nn.Module], remat: Remat) -> Any:
+def _rematerialised(block: type[nn.Module], remat: Remat, *, scanned: bool) -> Any:
     if remat == "none":
         return block
     policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if remat == "dots" else None
-    return nn.remat(block, policy=policy, prevent_cse=False)
+    # Outside a loop the compiler would find that the same is computed twice, and keep the first.
+    return nn.remat(block, policy=policy, prevent_cse=not scanned)
 
 
 def _keep(noise: Float[jax.Array, "b l 2"], drop_path: float) -> Float[jax.Array, "b l 2"]:

@@ -38,9 +38,9 @@ def dino(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center
 
 def logits(output: PrototypeOutput) -> jax.Array:
     """Prototype logits in float32: bottleneck @ prototypes.T."""
-    return jnp.einsum("...e,ke->...k", output.bottleneck, output.prototypes)
+    return jnp.einsum("...e,ke->...k", output.bottleneck, output.prototypes, precision="highest")
 
 
 def mean_logits(output: PrototypeOutput) -> jax.Array:
     """Mean of the logits over the global batch and its views; linear, so the mean is taken on the narrow side (256, not K)."""
-    return jnp.einsum("e,ke->k", jnp.mean(output.bottleneck, axis=(0, 1)), output.prototypes)
+    return jnp.einsum("e,ke->k", jnp.mean(output.bottleneck, axis=(0, 1)), output.prototypes, precision="highest")

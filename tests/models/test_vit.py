@@ -169,10 +169,24 @@ def test_masked_patches_are_the_mask_token():
     np.testing.assert_array_equal(found[0][1], plain.cls[1])
 
 
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_again_is_not_optimised_away(remat: str):
+    """Matrix products in the compiled gradients: without scan the compiler could merge the second computation with the first."""
+    params, images = _params(), _images()
+
+    def products(remat: str) -> int:
+        vit = ViT(**SMALL, remat=remat)
+        gradients = micro.jit(jax.grad(lambda params: jnp.sum(vit.apply({"params": params}, images).cls ** 2)))
+        return gradients.lower(params).compile().as_text().count(" dot(")
+
+    assert products(remat) > products("none")
+
+
 def test_low_precision_keeps_parameters_in_float32():
     params, images = _params(), _images()
     found = _apply(params, images, {"dtype": jnp.bfloat16})
     assert found.cls.dtype == jnp.float32  # the final LayerNorm's
+    assert found.patches_prenorm.dtype == jnp.float32  # the sum that the blocks add to, which the relations read
     exact = _apply(params, images).cls
     assert 1e-4 < np.abs(found.cls - exact).max() < 0.2  # 8 bits of mantissa, values of up to 3
     made = jax.eval_shape(ViT(**SMALL, dtype=jnp.bfloat16).init, jax.random.key(0), images)
