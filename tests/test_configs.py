@@ -130,11 +130,13 @@ def test_the_rows_of_dinoplus_barlow_and_mocov3_are_their_own_configs():
 
 @pytest.mark.parametrize(("argument", "expected"), [("epochs=100", 300), ("epochs=300", 900), ("local_count=0,epochs=100", 200)])
 def test_effective_epochs(argument: str, expected: int):
-    """Table 6: 2 + 4 crops count three times, 2 + 10 four times."""
+    """Table 6: 2 + 4 crops count three times, 2 + 10 four times, MAE's one crop once."""
     config = _config("dino_vits16", argument)
     assert build.effective_epochs(config, build.steps(config, 512 * 7 + 5)) == expected
     ibot = _config("ibot_vits16")
     assert build.effective_epochs(ibot, build.steps(ibot, 1024)) == 400
+    mae = _config("mae_vits16")
+    assert build.effective_epochs(mae, build.steps(mae, 4096)) == 800
 
 
 @pytest.mark.slow
