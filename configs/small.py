@@ -3,7 +3,7 @@
 Paper     none: a size between quickstart and the paper's, at which the recipes can be compared without an accelerator.
 Launch    python train.py --config=configs/small.py:recipe=dino,source=folder:PHOTOS --workdir=runs/dino
           python train.py --config=configs/small.py:recipe=dino_sere,source=folder:PHOTOS --workdir=runs/dino_sere
-Cost      about 8 minutes on one core (docs/results.md).
+Cost      21 to 23 minutes on one core (docs/results.md).
 Expected  measured with this code: docs/results.md.
 """
 
@@ -28,6 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
     # A short run: the teacher must follow faster than over 250,000 steps.
     config.teacher.update({"ema_momentum": 0.99, "ema_momentum_end": 1.0})
     config.optimizer.update({"base_lr": 4e-3, "warmup_epochs": 5, "freeze_last_layer_epochs": 1})
-    config.schedule.total_steps = 400
-    config.run.update({"checkpoint_every_steps": 200, "keep_checkpoints": 1})
+    config.schedule.total_steps = 1200
+    config.run.update({"checkpoint_every_steps": 400, "keep_checkpoints": 1})
     return arguments(config, arg)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from sere_jax import build, sharding, warm_start
 from sere_jax import config as rules
 from sere_jax.checkpoint import Checkpoints, read_config
+from sere_jax.config_saved import completed
 from sere_jax.data.example import Source
 from sere_jax.data.pipeline import train_batches
 from sere_jax.data.sources import open_source
@@ -43,6 +44,8 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
       Stopped: a signal ended the run after its state was saved; and what else `fit` raises.
     """
     rules.validate(config, devices=jax.device_count(), processes=jax.process_count())
+    if mistakes := rules.workdir_mistakes(workdir):
+        raise rules.ConfigError(mistakes)
     source = open_source(config.data.source)
     length = build.steps(config, len(source))
     if mistakes := rules.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
@@ -149,10 +152,10 @@ def _check_same_run(config: ConfigDict, checkpoints: Checkpoints) -> None:
     step = checkpoints.latest_step()
     if step is None:
         return
-    saved = rules.from_json_tree(read_config(checkpoints.directory, step))
+    saved = completed(read_config(checkpoints.directory, step))
     if found := rules.differences(saved, config):
         raise rules.ConfigError(
-            [f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config", *found]
+            found, heading=f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config"
         )
 
 

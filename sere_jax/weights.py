@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from sere_jax import build
 from sere_jax import config as rules
 from sere_jax.checkpoint import CheckpointError, read_config, read_state, saved_fields
+from sere_jax.config_saved import completed
 from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.interop import resnet, timm
 from sere_jax.interop.files import READABLE, FileError, read_tensors
@@ -129,7 +130,7 @@ def preprocess(config: ConfigDict) -> Preprocess:
     """How images are prepared for a network that was trained with the config: squares, as large as the longer side of its global crops."""
     size = config.eval.size or build.backbone(config).image_size
     mean, std = tuple(config.photometry.mean), tuple(config.photometry.std)
-    value_range = tuple(config.data.get("value_range", BY_TYPE))  # checkpoints from before there was one
+    value_range = tuple(config.data.value_range)
     return Preprocess(size, config.eval.resize or size * 256 // 224, mean, std, value_range=value_range)
 
 
@@ -138,7 +139,7 @@ def _seen(path: Path) -> str:
 
 
 def _from_checkpoint(path: Path, network: str, step: int | None) -> Weights:
-    config = ConfigDict(rules.from_json_tree(read_config(path, step)))
+    config = completed(read_config(path, step))
     network = network or build.recipe(config).eval_network
     if network not in NETWORKS:
         raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
