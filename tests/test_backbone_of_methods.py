@@ -18,6 +18,7 @@ from sere_jax.interop.files import read_tensors
 from sere_jax.interop.tables import InteropError
 from sere_jax.models.resnet import ResNet
 from sere_jax.state import TrainState
+from sere_jax.weights import read_weights
 from tests import micro, saved_run
 from tests.oracles import resnet as oracle
 from tests.test_mocov3_resnet_mae import CASES
@@ -83,6 +84,25 @@ def test_an_exported_resnet_has_torchvisions_names(resnet_run, tmp_path):
     assert metadata["architecture"]["stages"] == [1, 1, 1, 1]
     with pytest.raises(InteropError, match="format: found hf_vit"):
         export(resnet_run[0], tmp_path / "hf", layout="hf_vit")
+
+
+@pytest.mark.parametrize(("layout", "name"), [("dino", "x.pth"), ("sere", "x.safetensors"), ("npz", "x.npz")])
+def test_heads_of_a_resnet_run_come_back(resnet_run, tmp_path, layout, name):
+    """Both networks, with what each has; only npz has room for MoCo v3's heads."""
+    if name.endswith(".pth"):
+        pytest.importorskip("torch")
+    workdir, _, state = resnet_run
+    if "heads_dino" not in state.params and layout != "npz":
+        with pytest.raises(InteropError, match="found no heads_dino to export; .*npz holds heads of any kind"):
+            export(workdir, tmp_path / name, layout=layout, network="both", with_heads=True)
+        return
+    export(workdir, tmp_path / name, layout=layout, network="both", with_heads=True)
+    held = ("backbone", "heads_dino") if layout == "dino" else tuple(state.params)
+    sides = {"student": (state.params, state.batch_stats), "teacher": (state.teacher, state.teacher_batch_stats)}
+    for network, trees in sides.items():
+        found = read_weights(tmp_path / name, network=network)
+        for have, wanted in zip((found.params, found.batch_stats), trees, strict=True):
+            micro.assert_equal(have, micro.copies({key: value for key, value in wanted.items() if key in held}))
 
 
 def test_knn_during_a_run_sees_what_load_backbone_sees(resnet_run):

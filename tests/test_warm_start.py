@@ -10,11 +10,13 @@ import pytest
 from sere_jax import build, loop, warm_start
 from sere_jax.checkpoint import read_state
 from sere_jax.config import ConfigError
+from sere_jax.interop import resnet
 from sere_jax.interop.export import export
 from sere_jax.interop.files import write_tensors
 from sere_jax.interop.timm import to_timm
 from tests import micro, saved_run
 from tests.interop.test_timm import _equal
+from tests.test_mocov3_resnet_mae import CASES
 
 FIELDS = ("params", "batch_stats", "teacher", "teacher_batch_stats")
 
@@ -65,6 +67,43 @@ def test_one_network_is_for_student_and_teacher_alike(source, tmp_path):
     text = "\n".join(start.report)
     assert "recognised   timm's names" in text
     assert "at random    heads_channel, heads_channel_local, heads_dino, heads_spatial, heads_spatial_local" in text
+
+
+def test_a_resnet_of_torchvision_starts_a_run_with_its_statistics(tmp_path):
+    torch = pytest.importorskip("torch")
+    from tests.oracles.torch_resnet import ResNet, unsettle
+
+    network = unsettle(ResNet((1, 1, 1, 1), 2, classes=3), 64)
+    torch.save(network.state_dict(), tmp_path / "resnet.pth")
+    config = CASES["dino_sere_resnet"]()
+    config.init_from = str(tmp_path / "resnet.pth")
+    fresh, state, start = _state(config)
+    params, statistics = resnet.from_resnet({name: tensor.numpy() for name, tensor in network.state_dict().items()})
+    for side, stats, others in (
+        (state.params, state.batch_stats, fresh.batch_stats),
+        (state.teacher, state.teacher_batch_stats, fresh.teacher_batch_stats),
+    ):
+        assert _equal(side["backbone"], params)
+        assert _equal(stats["backbone"], statistics)
+        micro.assert_equal(stats["heads_spatial"], micro.copies(others["heads_spatial"]))
+    text = "\n".join(start.report)
+    assert "left         fc.weight, fc.bias" in text
+    assert "at random    heads_channel" in text
+
+
+def test_mocov3_goes_on_from_a_file_with_all_its_heads(tmp_path):
+    """Only npz has room for them; the predictor is the student's alone."""
+    config = CASES["mocov3"]()
+    workdir = saved_run.checkpoint(tmp_path / "run", config, saved_run.state(config))
+    saved = read_state(workdir)[0]
+    export(workdir, tmp_path / "x.npz", layout="npz", network="both", with_heads=True)
+    config.init_from = str(tmp_path / "x.npz")
+    _, state, start = _state(config)
+    for field in FIELDS:
+        assert _equal(getattr(state, field), saved.get(field, {})), field
+    assert any("predictor" in name for name in state.params["heads_mocov3"])
+    assert not any("predictor" in name for name in state.teacher["heads_mocov3"])
+    assert not any("random" in line for line in start.report)
 
 
 def test_scanned_blocks_and_a_mask_token_of_its_own(source):

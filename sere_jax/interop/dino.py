@@ -50,7 +50,7 @@ def to_dino(params: Tree, *, layout: Layout = "dino", with_heads: bool = False, 
     if not with_heads:
         return tensors
     if "heads_dino" not in params:
-        raise InteropError(f"found no heads_dino to export; there are {', '.join(sorted(params))}")
+        raise InteropError(f"found no heads_dino to export; there are {', '.join(sorted(params))}; the format npz holds heads of any kind")
     head = _to_head(params["heads_dino"])
     if layout == "ibot" or masked:
         head |= {name.replace("last_layer.", _SHARED): tensor for name, tensor in head.items() if name.startswith("last_layer.")}

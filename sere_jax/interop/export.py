@@ -23,6 +23,7 @@ from sere_jax.checkpoint import CheckpointError
 from sere_jax.interop import hf
 from sere_jax.interop.dino import Layout, to_dino
 from sere_jax.interop.files import FileError, write_json, write_tensors
+from sere_jax.interop.relation import MODULES
 from sere_jax.interop.resnet import Sizes, to_their_names
 from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.timm import Architecture
@@ -32,7 +33,10 @@ from sere_jax.weights import HF_FILE, NETWORKS, Preprocess, Weights, read_weight
 FORMATS = ("timm", "dino", "ibot", "sere", "hf_vit", "npz")
 DTYPES = ("float32", "bfloat16", "float16")
 
-_FULL = ("dino", "ibot", "sere")  # layouts of whole checkpoints: both networks, heads, `.pth`
+_FULL = ("dino", "ibot", "sere")  # layouts of whole checkpoints, which may be `.pth`
+_BOTH = (*_FULL, "npz")  # have room for both networks
+_HEADS = {"dino": ("heads_dino",), "ibot": ("heads_dino",), "sere": ("heads_dino", *MODULES)}  # those a layout has room for; npz: all
+_NO_MASK_TOKEN = ("timm", "dino", "hf_vit")
 _ENDINGS = {"timm": (".safetensors",), "hf_vit": ("",), "npz": (".npz",)} | dict.fromkeys(_FULL, (".safetensors", ".pth"))
 # DistributedDataParallel, which wraps the student, puts this before the names; these methods' loaders expect it so.
 _STUDENT_PREFIX = "module."
@@ -50,7 +54,7 @@ class Exported(NamedTuple):
     config: Path
     preprocessor: Path
     numbers: int  # of all tensors together
-    report: tuple[str, ...]  # of a file: what was recognised, taken and left
+    report: tuple[str, ...]  # of a file: what was recognised, taken and left; of either: what the layout has no place for
 
 
 def export(
@@ -72,7 +76,7 @@ def export(
       output: FILE.safetensors; FILE.npz for npz; FILE.pth too for dino, ibot and sere; a directory for hf_vit.
       layout: timm (the backbone by timm's names), dino, ibot, sere (`backbone.*`, `head.*`, see `to_dino`), hf_vit (of Hugging
         Face's transformers), npz (our own names and shapes).
-      network: teacher | student; "": the one that the recipe evaluates; both: of dino, ibot and sere, under `student.` and `teacher.`.
+      network: teacher | student; "": the one that the recipe evaluates; both: of dino, ibot, sere and npz, under `student` and `teacher`.
       with_heads: with the heads: DINO's own for dino and ibot, the relation heads too for sere, all of them for npz.
 
     Raises CheckpointError, FileError and InteropError, as `load_backbone` does; InteropError on arguments that do not fit.
@@ -90,7 +94,7 @@ def export(
     write_json(places[1], _configuration(read[0].architecture, layout, described))
     write_json(places[2], _preprocessor(read[0].preprocess))
     numbers = sum(tensor.size for named in tensors.values() for tensor in named.values())
-    return Exported(*places, numbers, tuple(read[0].about.get("report", ())))
+    return Exported(*places, numbers, (*read[0].about.get("report", ()), *_lost(read, layout, with_heads)))
 
 
 def _check(output: Path, layout: str, network: str, with_heads: bool, dtype: str) -> None:
@@ -105,10 +109,20 @@ def _check(output: Path, layout: str, network: str, with_heads: bool, dtype: str
         mistakes.append(f"output: found {output.name!r}, expected {expected} for the format {layout}")
     if with_heads and layout in ("timm", "hf_vit"):
         mistakes.append(f"with_heads: the {layout} layout has no heads, expected the format dino, ibot, sere or npz")
-    if network == "both" and layout not in _FULL:
-        mistakes.append(f"network: the {layout} layout holds one network, expected teacher or student, or the format dino, ibot or sere")
+    if network == "both" and layout not in _BOTH:
+        mistakes.append(f"network: the {layout} layout holds one network, expected teacher or student, or the format {', '.join(_BOTH)}")
     if mistakes:
         raise InteropError("\n".join(mistakes))
+
+
+def _lost(read: list[Weights], layout: str, with_heads: bool) -> list[str]:
+    """What was to be written and has no place in the layout, as a line for a person."""
+    if layout == "npz":
+        return []
+    names = [name for weights in read for name in weights.params if with_heads and name not in ("backbone", *_HEADS.get(layout, ()))]
+    if layout in _NO_MASK_TOKEN and any("mask_token" in weights.params["backbone"] for weights in read):
+        names.insert(0, "mask_token")
+    return [f"left         {', '.join(dict.fromkeys(names))}: the {layout} layout has no place for it"] if names else []
 
 
 def _places(output: Path, layout: str) -> tuple[Path, Path, Path]:
@@ -146,7 +160,8 @@ def _write(path: Path, tensors: dict[str, dict[str, np.ndarray]], described: dic
         except TorchFileError as error:
             raise FileError(f"{path}: {error}") from error
         return
-    flat = {f"{network}." * both + name: tensor for network, named in tensors.items() for name, tensor in named.items()}
+    mark = "/" if path.suffix == ".npz" else "."
+    flat = {f"{network}{mark}" * both + name: tensor for network, named in tensors.items() for name, tensor in named.items()}
     write_tensors(path, flat, described)
 
 

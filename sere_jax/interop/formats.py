@@ -25,6 +25,7 @@ TITLES = {
 NETWORKS = ("teacher", "student")
 
 _CLASSIFIER = ("head.weight", "head.bias")  # of timm's models; features come before it
+_STATISTICS = "batch_stats/"  # before the names of running statistics in our own files
 _WIDTHS = (192, 384, 768, 1024)  # ViT-Ti, S, B, L
 
 
@@ -54,7 +55,7 @@ def recognise(names: Iterable[str]) -> str:
     names = list(names)
     plain = {name.removeprefix("module.") for name in names}
     rules: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("sere_jax", lambda: any(name.startswith("backbone/") for name in names)),
+        ("sere_jax", lambda: any(name.removeprefix("teacher/").removeprefix("student/").startswith("backbone/") for name in names)),
         ("mocov3", lambda: any(name.startswith("base_encoder.") for name in plain)),
         ("dino", lambda: any(name.startswith(("teacher.", "student.", "backbone.")) for name in plain)),
         ("hf_vit", lambda: any(name.removeprefix("vit.") == "embeddings.cls_token" for name in plain)),
@@ -70,7 +71,7 @@ def recognise(names: Iterable[str]) -> str:
 
 def networks_in(tensors: Iterable[str]) -> tuple[str, ...]:
     """Which of teacher and student the names tell apart, () where there is one network without a name."""
-    prefixes = {name.removeprefix("module.").partition(".")[0] for name in tensors}
+    prefixes = {name.removeprefix("module.").replace("/", ".").partition(".")[0] for name in tensors}
     return tuple(network for network in NETWORKS if network in prefixes or mocov3.ENCODERS[network] in prefixes)
 
 
@@ -123,15 +124,16 @@ def _summary(names: Sequence[str], shown: int = 6) -> list[str]:
 
 
 def _ours(tensors: Tensors, asked: _Asked) -> Imported:
-    chosen = {name: tensor for name, tensor in tensors.items() if not name.startswith("batch_stats/")}
-    stats = nest({name.removeprefix("batch_stats/"): tensor for name, tensor in tensors.items() if name not in chosen})
-    params = nest(chosen)
-    resnet.to_their_names(params["backbone"], stats)  # held against the table: all that does not fit is told
-    if asked.with_heads:
-        return Imported("sere_jax", params, stats, 0, ())
-    left = tuple(name for name in tensors if not name.removeprefix("batch_stats/").startswith("backbone/"))
-    own = {name: value for name, value in stats.items() if name == "backbone"}
-    return Imported("sere_jax", {"backbone": params["backbone"]}, own, 0, left)
+    there = networks_in(tensors)
+    if there and asked.network not in there:
+        raise InteropError(f"network: found {asked.network!r}, expected one of {', '.join(there)}")
+    prefix = f"{asked.network}/" if there else ""
+    plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    chosen = {name: tensor for name, tensor in plain.items() if asked.with_heads or name.removeprefix(_STATISTICS).startswith("backbone/")}
+    params = nest({name: tensor for name, tensor in chosen.items() if not name.startswith(_STATISTICS)})
+    stats = nest({name.removeprefix(_STATISTICS): tensor for name, tensor in chosen.items() if name.startswith(_STATISTICS)})
+    resnet.to_their_names(params.get("backbone", {}), stats)  # held against the table: all that does not fit is told
+    return Imported("sere_jax", params, stats, 0, _left(tensors, {prefix + name for name in chosen}))
 
 
 def _timm(tensors: Tensors, asked: _Asked) -> Imported:

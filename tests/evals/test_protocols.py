@@ -6,17 +6,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sere_jax.data.sources import open_source
 from sere_jax.data.views import ViewRecipe
 from sere_jax.evals import classification, relations
 from sere_jax.evals.analysis import Differences
 from sere_jax.evals.figures import protocol as figures
+from sere_jax.evals.figures.first_batch import Feed
 from sere_jax.evals.network import EvalError, prepared
+from sere_jax.interop.export import export
 from sere_jax.ops.photometric import PhotometryParams
+from sere_jax.types import Views
 from tests import micro, saved_run
 from tests.evals import micro_network
 
@@ -24,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = ViewRecipe(global_size=16, local_size=8, local_count=2)
 # Colours stay as they are: augmenting them is tested with the operations, and takes seconds to compile.
 KINDS = (PhotometryParams(jitter_prob=0.0, gray_prob=0.0, blur_prob=0.0),) * 3
-KNN = {
+KNN: dict[str, Any] = {
     "tokens": ("cls",),
     "neighbours": (1, 3),
     "temperature": 0.07,
@@ -36,7 +41,7 @@ KNN = {
     "max_pixels": 10_000,
     "seed": 0,
 }
-FIGURES = {
+FIGURES: dict[str, Any] = {
     "size": 0,
     "views": RECIPE,
     "photometry": KINDS,
@@ -52,8 +57,17 @@ FIGURES = {
 }
 
 
+def drawn(source: str, **changes) -> figures.Settings:
+    chosen = {"source": source, "which": ("crops",), "images": (0,), "random": False, **FIGURES, **changes}
+    return figures.Settings(**chosen, feed=lambda: Feed(open_source(source), RECIPE, _plain, (0.0,) * 3, (1.0,) * 3, seed=0))
+
+
+def _plain(views: Views, keys: Any) -> tuple[Any, Any]:
+    return views.global_views / 255, views.local_views / 255
+
+
 def measured(source: str, directory: Path, **changes):
-    chosen = {
+    chosen: dict[str, Any] = {
         "source": source,
         "images": 0,
         "views": RECIPE,
@@ -70,12 +84,13 @@ def measured(source: str, directory: Path, **changes):
         "random": True,
         "seed": 0,
     }
-    relations.run([micro_network.network()], directory, **{**chosen, **changes})
+    relations.run([micro_network.network()], directory, relations.Settings(**{**chosen, **changes}))
 
 
 def test_knn_of_a_set_by_itself_is_right_for_the_nearest(tmp_path, capsys):
     source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=9, classes=3)}"
-    classification.run([micro_network.network()], tmp_path, gallery=source, query=source, baselines=True, **KNN)
+    settings = classification.Settings(gallery=source, query=source, baselines=True, **KNN)
+    classification.run([micro_network.network()], tmp_path, settings)
     found = json.loads((tmp_path / "eval" / "knn.json").read_text())
     assert (found["classes"], found["gallery_images"]) == (3, 9)
     for row in found["results"]:  # every query is in the gallery, at distance 0
@@ -135,7 +150,7 @@ def test_summary_counts_only_what_overlaps():
 def test_every_figure_is_drawn_with_random_init_beside(tmp_path):
     source = f"folder:{micro_network.photographs(tmp_path / 'photos')}"
     networks = [micro_network.network("a")]
-    figures.run(networks, tmp_path, source=source, which=figures.FIGURES, images=(2,), random=True, **FIGURES)
+    figures.run(networks, tmp_path, drawn(source, which=figures.FIGURES, images=(2,), random=True))
     for name in figures.FIGURES:
         pixels = np.asarray(Image.open(tmp_path / "figures" / f"{name}.png").convert("RGB"))
         assert min(pixels.shape[:2]) > 300 and pixels.std() > 20, name
@@ -143,7 +158,7 @@ def test_every_figure_is_drawn_with_random_init_beside(tmp_path):
 
 def test_without_a_network_the_crops_alone_are_drawn(tmp_path, capsys):
     source = f"folder:{micro_network.photographs(tmp_path / 'photos')}"
-    figures.run([], tmp_path, source=source, which=("pca", "crops"), images=(0,), random=True, **FIGURES)
+    figures.run([], tmp_path, drawn(source, which=("pca", "crops"), random=True))
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["crops.png"]
     assert "--checkpoint" in capsys.readouterr().out
 
@@ -159,7 +174,7 @@ def test_without_a_network_the_crops_alone_are_drawn(tmp_path, capsys):
 def test_mistaken_figures_are_refused(tmp_path, changes, words):
     source = f"folder:{micro_network.photographs(tmp_path / 'photos')}"
     with pytest.raises(EvalError, match=words):
-        figures.run([], tmp_path, source=source, **{**FIGURES, "which": ("crops",), "images": (0,), "random": False, **changes})
+        figures.run([], tmp_path, drawn(source, **changes))
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
@@ -169,16 +184,19 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_command_evaluates_a_checkpoint(tmp_path):
     config = micro.config(local_count=2)
     saved_run.checkpoint(tmp_path / "run", config, saved_run.state(config))
+    export(tmp_path / "run", tmp_path / "x.safetensors", layout="dino", network="student")
     source = f"folder:{micro_network.photographs(tmp_path / 'photos', classes=2)}"
     found = command(
         f"--config=configs/eval/knn.py:gallery={source},query={source}",
-        f"--checkpoint={tmp_path}/run,{tmp_path}/run/checkpoints",
+        f"--checkpoint={tmp_path}/run,{tmp_path}/run/checkpoints,{tmp_path}/x.safetensors",
         f"--workdir={tmp_path}/out",
         "--config.neighbours=(1,)",
     )
     assert found.returncode == 0, found.stderr
     results = json.loads((tmp_path / "out" / "eval" / "knn.json").read_text())["results"]
-    assert [(row["name"], row["step"], row["network"]) for row in results] == [(f"run [{i}]", saved_run.STEP, "teacher") for i in (1, 2)]
+    rows = [(row["name"], row["step"], row["network"]) for row in results]
+    assert rows == [("run [1]", saved_run.STEP, "teacher"), ("run [2]", saved_run.STEP, "teacher"), ("x", saved_run.STEP, "student")]
+    assert "recognised   a DINO checkpoint; network student" in found.stdout
     assert results[0]["accuracy"] == {"k1/top1": 1.0}
 
 

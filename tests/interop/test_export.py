@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax import load_backbone
+from sere_jax import load_backbone, sharding
 from sere_jax.checkpoint import read_state
 from sere_jax.interop.export import export, main
 from sere_jax.interop.files import read_tensors, write_tensors
@@ -18,6 +23,7 @@ from tests import micro, saved_run
 from tests.interop.test_timm import _equal
 from tests.oracles.bicubic import interpolate
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 NETWORKS = {"student": ("params", "batch_stats"), "teacher": ("teacher", "teacher_batch_stats")}
 
 
@@ -72,8 +78,9 @@ def test_round_trip_is_bit_exact(run, tmp_path, deviation, layout, name, with_he
     deviation("round trips", f"{layout} as {name}, {network}", largest, 0.0)
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "pth"])
-@pytest.mark.parametrize("layout", ["dino", "ibot", "sere"])
+@pytest.mark.parametrize(
+    ("layout", "ending"), [("npz", "npz"), *((layout, ending) for layout in ("dino", "ibot", "sere") for ending in ("safetensors", "pth"))]
+)
 def test_both_networks_in_one_file(run, tmp_path, layout, ending):
     if ending == "pth":
         pytest.importorskip("torch")
@@ -83,8 +90,44 @@ def test_both_networks_in_one_file(run, tmp_path, layout, ending):
     assert set(networks_of(path)) == set(NETWORKS)
     for network in NETWORKS:
         found = read_weights(path, network=network)
-        assert _equal(found.params, _wanted(state, network, layout, True)[0])
+        params, batch_stats = _wanted(state, network, layout, True)
+        assert _equal(found.params, params)
+        assert _equal(found.batch_stats, batch_stats)
+        alone = read_weights(path, network=network, with_heads=False)
+        assert _equal(alone.params, {"backbone": params["backbone"]})
     assert read_weights(path).about["network"] == "teacher"
+
+
+def test_what_a_layout_has_no_place_for_is_told(run, tmp_path):
+    workdir, _ = run
+    told = export(workdir, tmp_path / "x.safetensors", layout="dino", with_heads=True).report
+    heads = "heads_channel, heads_channel_local, heads_spatial, heads_spatial_local"
+    assert told == (f"left         mask_token, {heads}: the dino layout has no place for it",)
+    assert export(workdir, tmp_path / "y.safetensors", layout="sere", with_heads=True).report == ()
+    assert export(workdir, tmp_path / "z.npz", layout="npz", with_heads=True).report == ()
+
+
+@pytest.mark.slow
+def test_alone_on_one_device_without_torch(tmp_path):
+    """A state that eight devices hold in parts (as the suite has), exported by a process that has one and no torch."""
+    config = micro.config()
+    state = saved_run.state(config)
+    # The large tensors of one network alone: eight fake devices on a core take long over many collectives.
+    shardings = sharding.state_shardings(state.teacher, sharding.make_mesh(8), min_size=2000)
+    split = [leaf for leaf in jax.tree.leaves(shardings) if not leaf.is_fully_replicated]
+    assert len(split) > 5 and all(len(leaf.device_set) == 8 for leaf in split)
+    saved_run.checkpoint(tmp_path / "run", config, state._replace(teacher=jax.tree.map(jax.device_put, state.teacher, shardings)))
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from sere_jax.interop.export import main\n"
+        "code = main(sys.argv[1:])\n"
+        "import jax; print(code, jax.device_count())"
+    )
+    arguments = [f"--checkpoint={tmp_path}/run", f"--output={tmp_path}/x.safetensors", "--format=sere", "--with_heads"]
+    environ = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 1"
+    assert _equal(read_weights(tmp_path / "x.safetensors").params, micro.copies(state.teacher))
 
 
 def test_the_pth_is_nested_and_named_as_dino_loads_it(run, tmp_path):
@@ -162,7 +205,7 @@ def test_whose_weights_they_are_is_passed_on(run, tmp_path):
 def test_positions_are_resized_where_asked_and_it_is_told(run, tmp_path):
     workdir, state = run
     written = export(workdir, tmp_path / "x.safetensors", image_size=24)
-    assert written.report == ("resized      position embedding from 4 x 4 to 6 x 6 patches",)
+    assert written.report[0] == "resized      position embedding from 4 x 4 to 6 x 6 patches"
     tensors, metadata = read_tensors(tmp_path / "x.safetensors")
     assert (metadata["architecture"]["image_size"], metadata["position_embedding_resized_from"]) == (24, 16)
     assert metadata["preprocess"]["size"] == 24
@@ -191,6 +234,7 @@ def test_resizing_is_pytorchs_bicubic_interpolation():
         (["--format=timm", "--output=x.pth"], r"expected a name that ends in .safetensors for the format timm"),
         (["--format=ibot", "--output=x.npz"], r"expected a name that ends in .safetensors or .pth"),
         (["--format=timm", "--output=x.safetensors", "--network=both"], "the timm layout holds one network"),
+        (["--format=dino", "--output=x.pth", "--with_heads", "--step=6"], "step 6"),
         (["--format=hf_vit", "--output=x", "--with_heads"], "the hf_vit layout has no heads"),
     ],
 )
