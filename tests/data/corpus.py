@@ -251,7 +251,10 @@ def not_images():
         "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         "an icon": save(photograph(), "ICO"),
-        "a NumPy array": b"\x93NUMPY\x01\0v\0" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (2, 2), }" + bytes(60),
+        "a NumPy array": b"\x93NUMPY\x01\0v\0"
+        + b"{'descr': '|u1', 'fortran_order': False, 'shape': (2, 2), }".ljust(117)
+        + b"\n"
+        + bytes(4),
         "a picture of 0 x 0": b"P6 0 0 255\n",
         "a JPEG without a picture": b"\xff\xd8" + jpeg_segments(0xE0, b"JFIF\0" + bytes(9), 1) + b"\xff\xd9",
     }

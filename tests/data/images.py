@@ -38,6 +38,8 @@ class MemorySource:
         return len(self._items)
 
     def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(index)
         if index in self._missing:
             raise FileNotFoundError(f"no file {index}")
         return Example(f"image {index}", self._items[index], -1)

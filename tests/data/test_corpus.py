@@ -45,6 +45,20 @@ def test_every_file_ends_as_documented(name, backend):
     assert np.abs(pixels.astype(int) - case.expected.astype(int)).max() <= case.tolerance <= 2
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_channel_is_the_luma_of_every_file(backend):
+    """(19595 R + 38470 G + 7471 B + 32768) >> 16 of what three channels give; what is bad stays bad, but for the array of 2 x 2."""
+    for case in CASES.values():
+        if case.expected is None:
+            with pytest.raises(BadImage) if case.name != "a NumPy array" else contextlib.nullcontext():
+                decode(case.data, backend=backend, channels=1)
+            continue
+        red, green, blue = np.moveaxis(decode(case.data, backend=backend).astype(np.int64), -1, 0)
+        luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+        np.testing.assert_array_equal(decode(case.data, backend=backend, channels=1)[..., 0], luma, err_msg=case.name)
+
+
 WEIGH = """
 import pathlib, resource, sys, time
 from sere_jax.data.decode import BadImage, decode

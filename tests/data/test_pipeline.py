@@ -13,6 +13,7 @@ import pytest
 from sere_jax.data import pipeline
 from sere_jax.data.decode import decode
 from sere_jax.data.masks import MaskRecipe
+from sere_jax.data.mixture import Mixture
 from sere_jax.data.order import Stream, example_index, position_rng
 from sere_jax.data.pipeline import BatchMaker, UnreadableData, train_batches
 from sere_jax.data.sources import open_source
@@ -82,16 +83,49 @@ def test_prefetch_changes_no_byte(source, run, prefetch):
     same(batches(source, prefetch=prefetch), run)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+def together(source, count, **options):
+    """The global batches that `count` processes make of their rows."""
+    shares = [batches(source, process_index=i, process_count=count, **options) for i in range(count)]
+    return [
+        Views(*(None if parts[0] is None else np.concatenate(parts) for parts in zip(*row, strict=True)))
+        for row in zip(*shares, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_together_make_the_same_global_batches(source, run, count):
-    shares = [batches(source, process_index=i, process_count=count) for i in range(count)]
-    same(
-        [
-            Views(*(None if parts[0] is None else np.concatenate(parts) for parts in zip(*row, strict=True)))
-            for row in zip(*shares, strict=True)
-        ],
-        run,
-    )
+    same(together(source, count), run)
+
+
+def test_a_mixture_with_bad_images_is_the_same_however_it_is_spread_and_wherever_it_starts():
+    mixture = Mixture("mix", [MemorySource(9, bad=[2, 5]), MemorySource(14, bad=[1], missing=[7, 8])], [2.0, 1.0])
+    options = {"masking": MaskRecipe(grid=3)}
+    run = batches(mixture, **options)
+    assert sum(views.replaced.sum() for views in run) > 3
+    part = np.concatenate([views.index for views in run]).reshape(-1, 16) < 9  # epochs of 2 steps
+    assert (part.sum(1) == 11).all()  # two thirds of 16, replaced ones among them
+    for count in (1, 2, 4):
+        same(together(mixture, count, **options), run)
+    for start in range(6):
+        same(batches(mixture, start_step=start, **options), run[start:])
+    for start in (1, 4):
+        same(together(mixture, 4, start_step=start, **options), run[start:])
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_makes_the_same_bytes(tmp_path):
+    """0, 1, 2 and 4 workers, one process of two, resumed in the middle of an epoch, a mixture with bad files."""
+    for part, count in (("one", 9), ("two", 14)):
+        (tmp_path / part).mkdir()
+        for number, example in enumerate(MemorySource(count, bad=[2, 5])):
+            (tmp_path / part / f"{number:02}.png").write_bytes(example.data)
+    mixture = open_source(f"mix:2*folder:{tmp_path}/one|1*folder:{tmp_path}/two")
+    options = {"masking": MaskRecipe(grid=3), "process_index": 1, "process_count": 2, "total_steps": 9}
+    whole = batches(mixture, workers=0, **options)
+    assert sum(views.replaced.sum() for views in whole) > 1
+    for workers in (1, 2, 4):
+        same(batches(mixture, workers=workers, **options), whole)
+        same(batches(mixture, workers=workers, start_step=3, **options), whole[3:])
 
 
 def test_workers_change_no_byte_and_end_when_closed(caplog):

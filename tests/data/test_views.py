@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +10,8 @@ from hypothesis import strategies as st
 
 from sere_jax.data.resize import crop_and_resize
 from sere_jax.data.views import ViewRecipe, make_views, sample_box
-from tests.oracles import crops
+from sere_jax.ops.geometry import overlap_points, sample
+from tests.oracles import crops as oracle
 
 ASPECT = (3 / 4, 4 / 3)
 seeds = st.integers(0, 2**32 - 1)
@@ -21,7 +25,7 @@ def rng_of(seed):
 @given(seeds, sides, sides, st.sampled_from([(0.35, 1.0), (0.05, 0.35), (0.14, 1.0), (1.0, 1.0)]))
 def test_boxes_are_those_of_the_naive_statement_and_lie_inside(seed, height, width, scale):
     box = sample_box(height, width, scale, ASPECT, rng_of(seed))
-    assert box == crops.random_resized_crop(height, width, scale, ASPECT, rng_of(seed))
+    assert box == oracle.random_resized_crop(height, width, scale, ASPECT, rng_of(seed))
     left, top, w, h = box
     assert left >= 0 and top >= 0 and w >= 1 and h >= 1
     assert left + w <= width and top + h <= height
@@ -82,7 +86,7 @@ def test_fast_shrinks_much_by_the_area_mean(flip):
     image = rng_of(1).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     out = np.empty((15, 18, 3), np.uint8)
     crop_and_resize(image, (5, 7, 61, 50), flip, out, "fast")
-    expected = crops.resize(image[7:57, 5:66], 15, 18, crops.area_weights)
+    expected = oracle.resize(image[7:57, 5:66], 15, 18, oracle.area_weights)
     assert np.abs(out - (expected[:, ::-1] if flip else expected)).max() <= 0.51  # rounding only
 
 
@@ -123,7 +127,7 @@ def test_pil_is_antialiased_bicubic_of_the_crop_alone(rows, columns):
     image = rng_of(2).integers(80, 176, (90, 70, 3), dtype=np.uint8)  # no over- or undershoot reaches 0 or 255
     out = np.empty((rows, columns, 3), np.uint8)
     crop_and_resize(image, (5, 7, 61, 50), False, out, "pil")
-    expected = crops.resize(image[7:57, 5:66], rows, columns, crops.bicubic_weights)
+    expected = oracle.resize(image[7:57, 5:66], rows, columns, oracle.bicubic_weights)
     # Half a level of rounding after each pass; the second pass's weights sum to 1 but up to 1.3 in absolute value.
     assert np.abs(out - expected).max() <= 1.15
 
@@ -137,7 +141,7 @@ def test_fast_handles_a_side_that_shrinks_while_the_other_grows(box):
     crop = image[top : top + h, left : left + w].astype(np.float64)
     assert np.abs(out.mean((0, 1)) - crop.mean((0, 1))).max() < 1.0  # both filters keep the mean of a ramp
     if w > 16:  # the shrinking side is the exact area mean
-        expected = crops.area_weights(w, 16) @ crop[0, :, 0]
+        expected = oracle.area_weights(w, 16) @ crop[0, :, 0]
         assert np.abs(out[:, :, 0] - expected).max() <= 1.01
 
 
@@ -152,6 +156,53 @@ def test_flips_come_half_of_the_time_and_after_the_box():
     np.testing.assert_array_equal(never.boxes, always.boxes)
     np.testing.assert_array_equal(never.global_views[:, :, ::-1], always.global_views)
     assert always.flips.all() and not never.flips.any()
+
+
+@pytest.mark.parametrize("backend", ["fast", "pil"])
+@pytest.mark.parametrize("shape", [(40, 24), (24, 56)])
+@pytest.mark.parametrize("seed", range(4))
+def test_views_of_any_shape_show_the_same_source_points(seed, backend, shape):
+    """Box and flip lead from a point of the source to both of two views that are not square: their pixels name the point."""
+    recipe = ViewRecipe(global_size=shape[0], global_width=shape[1], local_count=1, local_size=12, local_width=20, global_scale=(0.4, 1.0))
+    views = make_views(coordinates(180, 200), recipe, rng_of(seed), backend)
+    assert views.global_views.shape == (2, *shape, 3) and views.local_views.shape == (1, 12, 20, 3)
+    boxes, flips, crops = jnp.asarray(views.boxes[None]), jnp.asarray(views.flips[None]), jnp.asarray(views.global_views[None], jnp.float32)
+    points = overlap_points(boxes[:, 0], flips[:, 0], boxes[:, 1], flips[:, 1], size=5, sampling="centers")
+    one, other = (np.asarray(sample(crops[:, i], points[i], padding="border"))[0] for i in (0, 1))
+    # Away from the views' borders, where half a pixel of a view is up to 5 source pixels: there the ramp ends.
+    inside = np.ones((5, 5), bool)
+    for seen in points:
+        rows, columns = (np.abs(np.asarray(axis)[0] - 0.5) < 0.44 for axis in (seen.y, seen.x))
+        inside &= rows[:, None] & columns
+    # Two roundings to whole levels in each view.
+    assert np.abs(one - other)[inside.reshape(-1), :2].max(initial=0) <= 2.5
+
+
+def test_crops_are_distorted_alike_whatever_the_shape_of_their_views():
+    square = ViewRecipe(global_size=16, local_count=0, global_scale=(0.05, 0.2))  # every box fits
+    wide = dataclasses.replace(square, global_width=32)
+    image = coordinates(250, 250)
+    means = {}
+    for name, recipe in (("square", square), ("wide", wide)):
+        boxes = np.concatenate([make_views(image, recipe, rng_of(seed)).boxes for seed in range(300)])
+        means[name] = np.log(boxes[:, 2] / boxes[:, 3]).mean()
+    assert means["square"] == pytest.approx(0.0, abs=0.03)  # 600 draws over .58: standard error .007
+    assert means["wide"] == pytest.approx(np.log(2), abs=0.03)
+    # A box of the whole image is not within the range of aspects of a view twice as wide.
+    assert sample_box(100, 100, (1.0, 1.0), (1.5, 2.7), rng_of(0)) == (0, 16, 100, 67)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
+@pytest.mark.parametrize("box", [(3, 2, 20, 22), (0, 0, 60, 50), (0, 0, 90, 80), (0, 0, 90, 12), (5, 5, 12, 70)])
+def test_channels_are_resized_each_by_itself(channels, box):
+    image = rng_of(4).integers(0, 256, (80, 90, channels), dtype=np.uint8)
+    for backend in ("fast", "pil"):
+        out, one = np.empty((24, 20, channels), np.uint8), np.empty((24, 20, 3), np.uint8)
+        crop_and_resize(image, box, True, out, backend)
+        for c in range(channels):
+            crop_and_resize(np.repeat(image[..., c : c + 1], 3, axis=-1), box, True, one, backend)
+            # OpenCV's fixed-point products differ by a level between numbers of channels.
+            assert np.abs(out[..., c].astype(int) - one[..., 0]).max() <= 1
 
 
 def test_no_local_crops():
