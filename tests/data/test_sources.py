@@ -84,6 +84,63 @@ def test_missing_directories_name_the_nearest(tmp_path):
         open_source("folder:")
 
 
+def listed(root, text):
+    for name in ("a.png", "b/c.dat", "d e.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(PICTURE + name.encode())
+    (root / "list.txt").write_bytes(text)
+    return open_source(f"list:{root / 'list.txt'}")
+
+
+def test_a_list_of_paths_keeps_its_order(tmp_path):
+    source = listed(tmp_path, f"# a comment\nd e.png\r\n\nb/c.dat\n{tmp_path}/a.png\ngone.png\n".encode())
+    source = pickle.loads(pickle.dumps(source))
+    assert len(source) == 4 and source.classes == ()
+    assert [source[i].data for i in range(3)] == [PICTURE + name for name in (b"d e.png", b"b/c.dat", b"a.png")]
+    assert source[0].name == "d e.png" and source[0].label == -1 and source.labels().tolist() == [-1] * 4
+    with pytest.raises(OSError):
+        source[3]
+
+
+def test_a_list_of_paths_with_classes_and_odd_names(tmp_path):
+    odd = b"caf\xe9.png"
+    with open(os.fsencode(tmp_path) + b"/" + odd, "wb") as file:
+        file.write(PICTURE)
+    source = listed(tmp_path, odd + b"\towl\na.png\tcat\nb/c.dat\towl\n")
+    assert source.classes == ("cat", "owl") and [source[i].label for i in range(3)] == source.labels().tolist() == [1, 0, 1]
+    assert source[0].data == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "names no file"),
+        (b"#a\n", "names no file"),
+        (b"a.png\nb/c.dat\na.png\n", "names 'a.png' more than once"),
+        (b"a.png\tcat\nb/c.dat\n", "1 of 2 lines have a class; expected all or none"),
+        (b"a.png\tcat\towl\n", "expected a path, or a path, a tab and a class"),
+        (b"a.png\t\n", "expected a path, or a path, a tab and a class"),
+        (b"x.png\n", "its first file .*x.png' does not exist"),
+    ],
+)
+def test_lists_that_cannot_be(tmp_path, text, message):
+    with pytest.raises(SourceError, match=message):
+        listed(tmp_path, text)
+
+
+def test_a_list_that_is_not_there(tmp_path):
+    with pytest.raises(SourceError, match=r"cannot be read: No such file.*expected list:FILE"):
+        open_source(f"list:{tmp_path}/none.txt")
+
+
+def test_arrays_are_listed_where_there_are_no_other_images(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "x.NPY").write_bytes(b"1")
+    assert names(open_source(f"folder:{tmp_path}")) == [os.path.join("cat", "x.NPY")]
+    (tmp_path / "cat" / "y.png").write_bytes(b"2")
+    assert names(open_source(f"folder:{tmp_path}")) == [os.path.join("cat", "y.png")]
+
+
 def test_specs_of_no_known_kind(tmp_path):
     with pytest.raises(SourceError, match="did you mean 'bundled'"):
         open_source("bundle:train")
