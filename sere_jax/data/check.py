@@ -22,6 +22,7 @@ import rich.markup
 import rich.table
 
 from sere_jax.data.decode import BACKENDS, MAX_PIXELS, Backend, BadImage, decode
+from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.data.sources import Source, SourceError, open_source
 
 _SHOWN = 20  # unreadable images in the table; the JSON has all
@@ -75,23 +76,26 @@ def check(
     *,
     backend: Backend = "fast",
     max_pixels: int = MAX_PIXELS,
+    channels: int = 3,
+    value_range: ValueRange = BY_TYPE,
     workers: int = 1,
     track: Callable[[Iterable[Checked]], Iterable[Checked]] = iter,
 ) -> Report:
     """Read and decode every image of `source` with `workers` threads; `track` is handed the results as they come, for a display."""
-    look = functools.partial(_look, source, backend=backend, max_pixels=max_pixels)
+    read = functools.partial(decode, backend=backend, max_pixels=max_pixels, channels=channels, value_range=value_range)
+    look = functools.partial(_look, source, read)
     found = list(track(_in_order(look, len(source), workers)))
     return Report(
         source.spec, len(source), [item for item in found if item.error], [item for item in found if not item.error], source.classes
     )
 
 
-def _look(source: Source, index: int, *, backend: Backend, max_pixels: int) -> Checked:
+def _look(source: Source, read: Callable[[bytes], np.ndarray], index: int) -> Checked:
     name, label, size = f"item {index}", -1, 0
     try:
         name, data, label = source[index]
         size = len(data)
-        height, width = decode(data, backend=backend, max_pixels=max_pixels).shape[:2]
+        height, width = read(data).shape[:2]
     except (BadImage, OSError) as error:
         return Checked(index, name, label, size, 0, 0, str(error))
     return Checked(index, name, label, size, height, width, "")
@@ -154,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", required=True, help="as data.source of a config")
     parser.add_argument("--backend", choices=BACKENDS, default="fast")
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="images of more pixels are refused")
+    parser.add_argument("--channels", type=int, default=3, help="as model.in_channels of a config")
+    parser.add_argument("--value_range", type=float, nargs=2, default=BY_TYPE, metavar=("LOW", "HIGH"), help="as data.value_range")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
     parser.add_argument(
         "--json", default="", metavar="FILE", help="write the whole report here; - is standard output, and then nothing else"
@@ -169,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source,
         backend=flags.backend,
         max_pixels=flags.max_pixels,
+        channels=flags.channels,
+        value_range=tuple(flags.value_range),
         workers=max(1, flags.workers),
         track=iter if quiet else functools.partial(track, label="reading", total=len(source)),
     )

@@ -41,7 +41,7 @@ def decode_tiff(data: bytes, channels: int, value_range: ValueRange, max_pixels:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first = file.series[0]
         _check(first.shape, first.dtype, channels, max_pixels)
-        for page in filter(None, first.pages):
+        for page in [page for page in first.pages if page is not None]:
             ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
             if not ends or max(ends) > len(data) or min(page.databytecounts) < 1:
                 raise BadImage("a TIFF that is cut short")

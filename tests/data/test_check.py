@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 import rich.console
 
@@ -40,6 +41,15 @@ def test_the_program_on_good_and_bad_folders(tmp_path, capsys):
     assert json.loads((tmp_path / "report.json").read_text())["errors"][0]["name"] == "cat/1.jpg"
     assert check.main([f"--source=folder:{bad}", "--json=-"]) == 1
     assert json.loads(capsys.readouterr().out)["images"] == 5  # nothing but JSON
+
+
+def test_images_of_other_channels(tmp_path, capsys):
+    for number, bands in enumerate((5, 5, 4)):
+        np.save(tmp_path / f"{number}.npy", np.ones((6, 7, bands), np.float32))
+    source = f"--source=folder:{tmp_path}"
+    assert check.main([source, "--json=-"]) == 1 and json.loads(capsys.readouterr().out)["unreadable"] == 3
+    assert check.main([source, "--channels=5", "--value_range", "0", "2", "--json=-"]) == 1
+    assert json.loads(capsys.readouterr().out)["errors"][0]["name"] == "2.npy"
 
 
 def test_a_source_that_is_not_there(capsys):
