@@ -33,6 +33,8 @@ class Mutation(NamedTuple):
 _RELATION, _DINO, _STEP = "tests/objectives/test_relation_objective.py", "tests/objectives/test_dino_objective.py", "tests/test_step.py"
 _GEOMETRY, _OPTIM, _DISTILLATION = "tests/ops/test_geometry.py", "tests/test_optim.py", "tests/losses/test_distillation.py"
 _HEADS, _NETWORK, _VIT = "tests/models/test_heads.py", "tests/models/test_network.py", "tests/models/test_vit.py"
+_DENSE, _PATCH, _RULES = "tests/losses/test_dense.py", "tests/objectives/test_patch_objective.py", "tests/test_optim_rules.py"
+_MOCOV3, _MAE = "tests/objectives/test_mocov3_objective.py", "tests/objectives/test_mae.py"
 _STOP = "jax.lax.stop_gradient("
 
 MUTATIONS = (
@@ -154,6 +156,27 @@ MUTATIONS = (
     Mutation("predictor-side", "models/heads.py", "if self.symmetric or not student", "if self.symmetric or student", _HEADS),
     Mutation("drop-path-scale", "models/vit.py", "(noise >= rates) / (1.0 - rates)", "(noise >= rates) * 1.0", _VIT),
     Mutation("position-embedding", "ops/resize.py", "offset: float = 0.1", "offset: float = 0.0", "tests/ops/test_resize.py"),
+    # The other methods.
+    Mutation("patch-unmasked", "losses/dense.py", "jnp.where(counted, tokens, 0.0)", "tokens", _DENSE),
+    Mutation("patch-denominator", "losses/dense.py", "jnp.sum(counted, axis=-1), 1)", "counted.shape[-1], 1)", _DENSE),
+    Mutation(
+        "patch-center",
+        "objectives/patch.py",
+        'state["center"], mean_logits(everything)',
+        'state["center"], 0 * mean_logits(everything)',
+        _PATCH,
+    ),
+    Mutation("aligned-views", "objectives/patch.py", "targets[:, ::-1]", "targets", _PATCH),
+    Mutation("nce-views", "objectives/mocov3.py", "keys[:, 1 - i]", "keys[:, i]", _MOCOV3),
+    Mutation("nce-scale", "objectives/mocov3.py", "loss = 2 * temperature *", "loss = 2 *", _MOCOV3),
+    Mutation("barlow-mean", "losses/batch_relation.py", "centered = x - jnp.mean(x, axis=0)", "centered = x", _DENSE),
+    Mutation("barlow-diagonal", "losses/batch_relation.py", "jnp.square(diagonal - 1.0)", "jnp.square(diagonal)", _DENSE),
+    Mutation("lars-order", "optim.py", "chain(_add_decay(rules), trust,", "chain(trust, _add_decay(rules),", _RULES),
+    Mutation("ema-timing", "step.py", 'if ema_timing == "before":', 'if ema_timing == "never":', "tests/test_mocov3_resnet_mae.py"),
+    Mutation("mae-variance", "losses/pixels.py", ", ddof=1", "", _MAE),
+    Mutation("mae-hidden", "losses/pixels.py", "errors * hidden)", "errors * ~hidden)", _MAE),
+    Mutation("mae-places", "ops/patches.py", "hidden], jnp.argsort(order, axis=-1)", "hidden], order", _MAE),
+    Mutation("mae-encoder", "models/vit.py", "visible[..., None], axis=1)", "0 * visible[..., None], axis=1)", _MAE),
 )
 
 
