@@ -12,9 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from sere_jax import build
-from sere_jax import config as rules
 from sere_jax.backbone import load_backbone
-from sere_jax.data.rasters import BY_TYPE
+from sere_jax.config_saved import completed
 from sere_jax.data.sources import SourceError, open_source
 from sere_jax.data.views import ViewRecipe
 from sere_jax.evals import classification, relations, retrieval
@@ -70,7 +69,7 @@ def settings(config: ConfigDict, networks: Sequence[Network]) -> Any:
     found = {key: value for key, value in config.items() if key not in ("protocol", "views_of", "views", "photometry")}
     if "views" in config:
         own = networks[0].about.get("config") if networks else None
-        training = ConfigDict(rules.from_json_tree(own)) if own and config.views_of == "checkpoint" else None
+        training = completed(own) if own and config.views_of == "checkpoint" else None
         recipe = training or config
         # Pairs of square crops are looked at, whatever the method learned from.
         pairs = dataclasses.replace(ViewRecipe(**recipe.views), global_count=2, global_width=0)
@@ -106,7 +105,7 @@ def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
         batch_size=data.batch_size,
         backend=data.backend,
         max_pixels=data.max_pixels,
-        value_range=data.get("value_range", BY_TYPE),  # checkpoints from before there was one
+        value_range=data.value_range,
         masking=build.mask_recipe(training, length),
     )
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
+from sere_jax.ops.keys import example_keys, split_uses
 from sere_jax.state import TrainState
 from sere_jax.types import Metrics, Objective, Outputs, PyTree, Request, Schedule, Views
 
@@ -75,7 +76,7 @@ def make_train_step(
     sides = {side: tuple(r for r in objective.requests if r.side == side) for side in ("student", "teacher")}
 
     def loss_of(params: PyTree, carry: _Carry, state: TrainState, views: Views, keys: jax.Array) -> tuple[jax.Array, tuple]:
-        crop_keys, path_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        crop_keys, path_keys = split_uses(keys)
         crops = augment(views, crop_keys)
         noise = drop_path_noise(path_keys, views)
         student, stats = forward(params, carry.batch_stats, *crops, sides["student"], views=views, drop_path_noise=noise)
@@ -115,12 +116,6 @@ def make_train_step(
         return kept._replace(step=before.step + 1, bad_steps=before.bad_steps + bad), metrics
 
     return train_step
-
-
-def example_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
-    """One random key an example, folded from (seed, step, its position in the global batch): the same on any devices."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
 
 
 def _ema(teacher: PyTree, student: PyTree, momentum: jax.Array) -> PyTree:

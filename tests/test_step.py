@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from sere_jax.ops.keys import example_keys
 from sere_jax.state import TrainState
-from sere_jax.step import example_keys, make_train_step
+from sere_jax.step import make_train_step
 from sere_jax.types import Objective, Request, Views
 from tests import micro
 

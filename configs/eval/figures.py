@@ -27,9 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "protocol": "figures",
             "source": "bundled",
             "which": ("crops", "attention", "relations", "pca", "channels"),
-            "images": (0, 4, 6, 15),  # positions in the source; of the crops only how many: they are the first of a batch
+            "images": (0, 4, 6, 15),  # positions in the source; of the crops only how many: they are the first of training's first batch
             "size": 0,  # pixels a side of the images; 0: views as trained, whole images at twice that (finer maps)
-            "views_of": "checkpoint",  # views and photometry of the first checkpoint's own training | config: those below
+            "views_of": "checkpoint",  # views, colours and the crops' images of the first checkpoint's own training | config: those below
             "views": defaults.views,
             "photometry": defaults.photometry,
             "points": 13,  # a side, on the overlap

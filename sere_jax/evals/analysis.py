@@ -12,8 +12,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.nn import softmax
 from jaxtyping import Bool, Float
 
+from sere_jax.losses.relation import channel_relation, spatial_relation
 from sere_jax.ops.geometry import Points, sample
 from sere_jax.types import Features
 
@@ -48,21 +50,6 @@ class Differences(NamedTuple):
     valid_pair: Bool[jax.Array, " b"]  # `different` counts
 
 
-def spatial_relation(features: Float[jax.Array, "b p d"], *, temperature: float, heads: int = 1) -> Float[jax.Array, "b m p p"]:
-    """softmax over j of <f_i, f_j> / (sqrt(width of a head) x temperature): how each point relates to all points."""
-    b, p, d = features.shape
-    grouped = features.astype(jnp.float32).reshape(b, p, heads, d // heads)
-    logits = jnp.einsum("bimd,bjmd->bmij", grouped, grouped, precision="highest") * (d // heads) ** -0.5
-    return jax.nn.softmax(logits / temperature, axis=-1)
-
-
-def channel_relation(features: Float[jax.Array, "b p d"], *, temperature: float) -> Float[jax.Array, "b d d"]:
-    """softmax over j of (F^T F)_ij / (number of positions x temperature): how each channel relates to all channels."""
-    features = features.astype(jnp.float32)
-    logits = jnp.einsum("bpi,bpj->bij", features, features, precision="highest") / features.shape[1]
-    return jax.nn.softmax(logits / temperature, axis=-1)
-
-
 def row_distance(a: Float[jax.Array, "b *rows n"], b: Float[jax.Array, "b *rows n"]) -> Float[jax.Array, " b"]:
     """Mean over rows of sum_j |a_ij - b_ij|; 0 for equal relations, 2 for rows with nothing in common."""
     distance = jnp.sum(jnp.abs(a - b), axis=-1)
@@ -77,14 +64,16 @@ def differences(a: Float[jax.Array, "b *rows n"], b: Float[jax.Array, "b *rows n
 
 
 def compare_views(a: Features, b: Features, points_a: Points, points_b: Points, variant: Variant) -> dict[str, Differences]:
-    """Spatial relations on the overlap of each pair of views (an image's own boxes on either side), channel relations
-    on the whole views. Samples are taken with border padding: a view's edge must not read as a difference.
+    """Differences of the losses' relations, each row made a distribution by softmax(R / temperature).
+
+    Spatial relations on the overlap of each pair of views (an image's own boxes on either side), channel relations on the
+    whole views. Samples are taken with border padding: a view's edge must not read as a difference.
     """
     maps = [jnp.asarray(f.patches if variant.tokens == "post" else f.patches_prenorm) for f in (a, b)]
     sampled = [sample(m, p, padding="border", impl="separable") for m, p in zip(maps, (points_a, points_b), strict=True)]
-    spatial = [spatial_relation(s, temperature=variant.spatial_temperature, heads=variant.heads) for s in sampled]
+    spatial = [softmax(spatial_relation(s, heads=variant.heads) / variant.spatial_temperature) for s in sampled]
     flat = [m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps]
-    channel = [channel_relation(f, temperature=variant.channel_temperature) for f in flat]
+    channel = [softmax(channel_relation(f) / variant.channel_temperature) for f in flat]
     everywhere = jnp.ones_like(points_a.valid)
     return {
         "spatial": differences(spatial[0], spatial[1], points_a.valid),

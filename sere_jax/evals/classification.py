@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -13,7 +14,7 @@ from sere_jax.data.example import Source
 from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.data.sources import open_source
 from sere_jax.evals import comparison, knn
-from sere_jax.evals.comparison import ImageSet, Settings
+from sere_jax.evals.comparison import ImageSet
 from sere_jax.evals.network import EvalError, Network
 from sere_jax.types import Features, PyTree
 
@@ -79,56 +80,61 @@ def _inputs(networks: Sequence[Network]) -> tuple[int, ValueRange]:
     return channels, (low, high)
 
 
-def run(
-    networks: Sequence[Network],
-    workdir: Path,
-    *,
-    gallery: str,
-    query: str,
-    tokens: tuple[str, ...],
-    neighbours: tuple[int, ...],
-    temperature: float,
-    size: int,
-    resize: int,
-    batch_size: int,
-    workers: int,
-    backend: Backend,
-    max_pixels: int,
-    baselines: bool,
-    seed: int,
-) -> None:
-    """Print the table and write workdir/eval/knn.json. `size` and `resize` are pixels, 0 is each network's own."""
-    sources = open_labelled(gallery, query)
+class Settings(NamedTuple):
+    """Which images, how they are prepared, and how k-NN counts."""
+
+    gallery: str
+    query: str
+    tokens: tuple[str, ...]
+    neighbours: tuple[int, ...]
+    temperature: float
+    size: int  # pixels of the centre crop; 0: each network's own
+    resize: int  # pixels of the shorter side before it; 0: the same
+    batch_size: int
+    workers: int
+    backend: Backend
+    max_pixels: int
+    baselines: bool
+    seed: int
+
+
+def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+    """Print the table and write workdir/eval/knn.json."""
+    names = (settings.gallery, settings.query)
+    sources = open_labelled(*names)
     channels, value_range = _inputs(networks)
     sets = [
         image_set(
             name,
             s,
-            batch_size=batch_size,
-            backend=backend,
-            max_pixels=max_pixels,
-            workers=workers,
+            batch_size=settings.batch_size,
+            backend=settings.backend,
+            max_pixels=settings.max_pixels,
+            workers=settings.workers,
             channels=channels,
             value_range=value_range,
         )
         for name, s in zip(("gallery", "query"), sources, strict=True)
     ]
-    settings = Settings(size, resize, neighbours, temperature, len(sources[0].classes))
-    rows = comparison.compare(networks, *sets, tokens=tokens, with_baselines=baselines, seed=seed, settings=settings)
+    classes, images = len(sources[0].classes), [len(source) for source in sources]
+    counting = comparison.Settings(settings.size, settings.resize, settings.neighbours, settings.temperature, classes)
+    rows = comparison.compare(
+        networks, *sets, tokens=settings.tokens, with_baselines=settings.baselines, seed=settings.seed, settings=counting
+    )
     details = {
         "protocol": "knn",
-        "gallery": gallery,
-        "query": query,
-        "gallery_images": len(sources[0]),
-        "query_images": len(sources[1]),
-        "classes": len(sources[0].classes),
-        "temperature": temperature,
-        "size": size,
-        "seed": seed,
+        "gallery": names[0],
+        "query": names[1],
+        "gallery_images": images[0],
+        "query_images": images[1],
+        "classes": classes,
+        "temperature": settings.temperature,
+        "size": settings.size,
+        "seed": settings.seed,
     }
-    title = f"k-NN: {len(sources[1])} images of {query} by {len(sources[0])} of {gallery}, {len(sources[0].classes)} classes"
+    title = f"k-NN: {images[1]} images of {names[1]} by {images[0]} of {names[0]}, {classes} classes"
     path = workdir / "eval" / "knn.json"
-    comparison.publish(rows, title=title, path=path, details=details, gallery_images=len(sources[0]), neighbours=neighbours)
+    comparison.publish(rows, title=title, path=path, details=details, gallery_images=images[0], neighbours=settings.neighbours)
 
 
 def periodic(

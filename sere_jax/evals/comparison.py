@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sere_jax.evals import baselines, knn, report
 from sere_jax.evals.features import Extractor
 from sere_jax.evals.network import Network, prepared, untrained
+from sere_jax.progress import track
 
 
 class ImageSet(NamedTuple):
@@ -48,9 +49,8 @@ def network_rows(network: Network, gallery: ImageSet, query: ImageSet, tokens: t
     extract = Extractor(network.apply, mean=network.mean, std=network.std, tokens=tokens)
     found = []
     for images in (gallery, query):
-        batches = report.track(
-            images.batches(*prepared(network, settings.size, settings.resize)), f"{network.name}: {images.name}", images.steps
-        )
+        sides = prepared(network, settings.size, settings.resize)
+        batches = track(images.batches(*sides), f"{network.name}: {images.name}", images.steps)
         found.append(extract(network.params, batches))
     rows = []
     for kind in tokens:
@@ -64,7 +64,7 @@ def baseline_rows(network: Network, gallery: ImageSet, query: ImageSet, seed: in
     sides = prepared(network, settings.size, settings.resize)
     rows = []
     for name, function in baselines.BASELINES.items():
-        sets = [baselines.describe(function, report.track(s.batches(*sides), f"{name}: {s.name}", s.steps)) for s in (gallery, query)]
+        sets = [baselines.describe(function, track(s.batches(*sides), f"{name}: {s.name}", s.steps)) for s in (gallery, query)]
         rows.append(Row(name, "", _accuracy(sets[0], sets[1], settings), {}))
     both = network_rows(untrained(network, seed), gallery, query, ("cls", "patches"), settings)
     return [*rows, max(both, key=lambda row: row.best)]

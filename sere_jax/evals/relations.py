@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,12 @@ from sere_jax.data.decode import Backend
 from sere_jax.data.sources import open_source
 from sere_jax.data.views import ViewRecipe
 from sere_jax.evals import report
-from sere_jax.evals.analysis import Differences, Variant, compare_views
+from sere_jax.evals.analysis import Differences, Tokens, Variant, compare_views
 from sere_jax.evals.network import EvalError, Network, untrained
 from sere_jax.evals.views import compiled_look, pairs, view_keys
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.photometric import PhotometryParams
+from sere_jax.progress import track
 
 KINDS = ("spatial", "channel")
 
@@ -50,91 +51,69 @@ def summarise(found: Differences) -> Summary:
     return Summary(float(same[valid].mean()), scale, ratio, error, float(uniform[valid].mean()), int(valid.sum()))
 
 
-class Measurement(NamedTuple):
-    """On which images, views and variants the networks are compared; every network sees the same pixels."""
+class Settings(NamedTuple):
+    """On which images, views and variants networks are compared; every network sees the same pixels."""
 
     source: str
     images: int  # the first so many; 0: all
-    recipe: ViewRecipe  # without local crops
+    views: ViewRecipe
     photometry: Sequence[PhotometryParams]  # of the first view and of the second
-    variants: Sequence[Variant]
+    tokens: Sequence[Tokens]
+    spatial_temperatures: Sequence[float]  # variants: the k-th of each ...
+    channel_temperatures: Sequence[float]  # ... together
+    heads: int
     points: int  # a side, on the overlap
     sampling: Sampling
-    seed: int
+    size: int  # pixels of a view; 0: what each network was trained on
     batch_size: int
     backend: Backend
+    random: bool  # also the first network at random initialisation
+    seed: int
+
+    @property
+    def variants(self) -> list[Variant]:
+        """Every kind of token at every pair of temperatures. Raises EvalError where these are no pairs."""
+        spatial, channel = self.spatial_temperatures, self.channel_temperatures
+        if len(spatial) != len(channel):
+            raise EvalError(f"channel_temperatures: found {len(channel)}, expected {len(spatial)}, one for each of spatial_temperatures")
+        return [Variant(kind, s, c, self.heads) for kind in self.tokens for s, c in zip(spatial, channel, strict=True)]
 
 
-def measure(network: Network, what: Measurement) -> dict[str, dict[str, Summary]]:
+def measure(network: Network, settings: Settings) -> dict[str, dict[str, Summary]]:
     """{variant label: {"spatial": Summary, "channel": Summary}}, from one pass over the images."""
-    look = compiled_look(network, what.photometry, what.points, what.sampling)
+    look = compiled_look(network, settings.photometry[:2], settings.points, settings.sampling)
+    variants = settings.variants
 
     @jax.jit
     def compare(params: Any, views: Any, boxes: Any, flips: Any, keys: Any) -> dict[str, dict[str, Differences]]:
         seen = look(params, views, boxes, flips, keys)
-        return {variant.label: compare_views(seen.first, seen.second, *seen.points, variant) for variant in what.variants}
+        return {variant.label: compare_views(seen.first, seen.second, *seen.points, variant) for variant in variants}
 
-    source = open_source(what.source)
-    positions = range(min(len(source), what.images or len(source)))
-    if len(positions) < 2 or what.batch_size < 2:
-        raise EvalError(
-            f"images: found {len(positions)} in batches of {what.batch_size}; expected at least 2, an image is compared with the next"
-        )
-    batches = pairs(source, positions, what.recipe, seed=what.seed, batch_size=what.batch_size, backend=what.backend)
-    steps = -(-len(positions) // what.batch_size)
+    source, size = open_source(settings.source), settings.batch_size
+    positions = range(min(len(source), settings.images or len(source)))
+    if len(positions) < 2 or size < 2:
+        raise EvalError(f"images: found {len(positions)} in batches of {size}; expected at least 2, an image is compared with the next")
+    recipe = dataclasses.replace(settings.views, local_count=0, global_size=settings.size or network.size)
+    batches = pairs(source, positions, recipe, seed=settings.seed, batch_size=size, backend=settings.backend)
     found = []
-    for pair in report.track(batches, f"{network.name}: relations", steps):
-        keys = view_keys(what.seed, pair.positions)
+    for pair in track(batches, f"{network.name}: relations", -(-len(positions) // size)):
+        keys = view_keys(settings.seed, pair.positions)
         found.append(jax.device_get(compare(network.params, pair.views, pair.boxes, pair.flips, keys)))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
     return {label: {kind: summarise(kinds[kind]) for kind in KINDS} for label, kinds in joined.items()}
 
 
-def evaluate(network: Network, what: Measurement) -> Iterator[tuple[str, float]]:
-    """Yield ('normalised tokens, t = 1 / 1: spatial ratio', value) and so on."""
-    for label, kinds in measure(network, what).items():
-        for kind, summary in kinds.items():
-            for name, value in summary._asdict().items():
-                yield f"{label}: {kind} {name}", float(value)
-
-
-def run(
-    networks: Sequence[Network],
-    workdir: Path,
-    *,
-    source: str,
-    images: int,
-    views: ViewRecipe,
-    photometry: Sequence[PhotometryParams],
-    tokens: tuple[str, ...],
-    spatial_temperatures: tuple[float, ...],
-    channel_temperatures: tuple[float, ...],
-    heads: int,
-    points: int,
-    sampling: Sampling,
-    size: int,
-    batch_size: int,
-    backend: Backend,
-    random: bool,
-    seed: int,
-) -> None:
+def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     """Print one table a variant and write workdir/eval/relations.json. Of several processes the first does all the work."""
     if jax.process_index() != 0:
         return
-    if len(spatial_temperatures) != len(channel_temperatures):
-        wanted = len(spatial_temperatures)
-        raise EvalError(f"channel_temperatures: found {len(channel_temperatures)}, expected {wanted}, one for each of spatial_temperatures")
-    temperatures = list(zip(spatial_temperatures, channel_temperatures, strict=True))
-    variants = [Variant(kind, s, c, heads) for kind in tokens for s, c in temperatures]  # type: ignore[arg-type]
-    shown = [*networks, *([untrained(networks[0], seed)] if random else [])]
-    results: dict[str, dict[str, dict[str, Summary]]] = {}
-    for network in shown:
-        recipe = dataclasses.replace(views, local_count=0, global_size=size or network.size)
-        what = Measurement(source, images, recipe, photometry[:2], variants, points, sampling, seed, batch_size, backend)
-        results[network.name] = measure(network, what)
+    variants = settings.variants
+    shown = [*networks, *([untrained(networks[0], settings.seed)] if settings.random else [])]
+    results = {network.name: measure(network, settings) for network in shown}
     for variant in variants:
         _show(variant, {name: found[variant.label] for name, found in results.items()}, last=variant == variants[-1])
-    details = {"protocol": "relations", "source": source, "views": dataclasses.asdict(views), "points": points, "seed": seed}
+    views = dataclasses.asdict(settings.views)
+    details = {"protocol": "relations", "source": settings.source, "views": views, "points": settings.points, "seed": settings.seed}
     report.write(workdir / "eval" / "relations.json", {**details, "results": _listed(results, shown)})
 
 

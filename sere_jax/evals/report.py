@@ -1,48 +1,21 @@
-"""How protocols talk: a progress bar or lines, one table, one JSON file. Only process 0 speaks and writes."""
+"""How protocols talk: one table, one JSON file. Only process 0 speaks and writes."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import track as rich_track
 from rich.table import Table
-
-Item = TypeVar("Item")
-_PLAIN_SECONDS = 20.0  # without a terminal: a line at most so often
 
 
 def console() -> Console:
     """Standard output; a file or a pipe gets no colours and is not wrapped at 80 columns."""
     plain = Console()
     return plain if plain.is_terminal else Console(width=160, soft_wrap=True)
-
-
-def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
-    """Pass `items` on and show how many of `total` are done: live on a terminal, a line now and then elsewhere."""
-    screen = console()
-    if jax.process_index() != 0:
-        yield from items
-    elif screen.is_terminal:
-        yield from rich_track(items, what, total, console=screen, transient=True)
-    else:
-        yield from _lines(items, what, total, screen)
-
-
-def _lines(items: Iterable[Item], what: str, total: int, screen: Console) -> Iterator[Item]:
-    started = said = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - said > _PLAIN_SECONDS and done < total:
-            left = (now - started) / done * (total - done)
-            screen.print(f"{what}: {done}/{total}, about {left:.0f} s left", highlight=False)
-            said = now
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:

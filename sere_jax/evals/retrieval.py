@@ -19,7 +19,8 @@ from sere_jax.data.decode import MAX_PIXELS
 from sere_jax.data.eval_input import EvalBatch
 from sere_jax.data.example import Source
 from sere_jax.data.sources import open_source
-from sere_jax.evals.comparison import ImageSet, Settings, compare, publish
+from sere_jax.evals import comparison
+from sere_jax.evals.comparison import ImageSet
 from sere_jax.evals.network import EvalError, Network
 from sere_jax.evals.views import read_image
 
@@ -93,46 +94,50 @@ def _regions(source: Source, queries: bool, size: int, regions: Regions, max_pix
             yield photo, jitter(cut, regions.jitter, rng) if queries and regions.jitter else cut
 
 
-def run(
-    networks: Sequence[Network],
-    workdir: Path,
-    *,
-    source: str,
-    regions_per_photo: int,
-    region_scale: tuple[float, float],
-    jitter: float,
-    tokens: tuple[str, ...],
-    neighbours: tuple[int, ...],
-    temperature: float,
-    size: int,
-    batch_size: int,
-    max_pixels: int,
-    baselines: bool,
-    seed: int,
-) -> None:
-    """Print the table and write workdir/eval/retrieval.json. `size` = 0 is each network's own."""
+class Settings(NamedTuple):
+    """Which photographs, how they are cut, and how k-NN counts."""
+
+    source: str
+    regions_per_photo: int  # of each side
+    region_scale: tuple[float, float]
+    jitter: float
+    tokens: tuple[str, ...]
+    neighbours: tuple[int, ...]
+    temperature: float
+    size: int  # pixels of a region; 0: each network's own
+    batch_size: int
+    max_pixels: int
+    baselines: bool
+    seed: int
+
+
+def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+    """Print the table and write workdir/eval/retrieval.json."""
+    source, batch_size, neighbours = settings.source, settings.batch_size, settings.neighbours
     if not source:
         raise EvalError("source: found nothing, expected folder:DIR with photographs (labels are ignored)")
     photographs = open_source(source)
-    regions = Regions(regions_per_photo, region_scale, jitter, seed)
-    images = len(photographs) * regions_per_photo
+    regions = Regions(settings.regions_per_photo, settings.region_scale, settings.jitter, settings.seed)
+    images = len(photographs) * regions.per_photo
 
     def cut(queries: bool) -> Callable[[int, int], Iterator[EvalBatch]]:
         return lambda side, _: region_batches(
-            photographs, queries=queries, size=side, regions=regions, batch_size=batch_size, max_pixels=max_pixels
+            photographs, queries=queries, size=side, regions=regions, batch_size=batch_size, max_pixels=settings.max_pixels
         )
 
     sets = [ImageSet(name, cut(name == "query"), -(-images // batch_size)) for name in ("gallery", "query")]
-    settings = Settings(size, 0, neighbours, temperature, len(photographs))
-    rows = compare(networks, *sets, tokens=tokens, with_baselines=baselines, seed=seed, settings=settings)
+    counting = comparison.Settings(settings.size, 0, neighbours, settings.temperature, len(photographs))
+    rows = comparison.compare(
+        networks, *sets, tokens=settings.tokens, with_baselines=settings.baselines, seed=settings.seed, settings=counting
+    )
     details = {
         "protocol": "retrieval",
         "source": source,
         "photographs": len(photographs),
         "regions": regions._asdict(),
-        "temperature": temperature,
-        "size": size,
+        "temperature": settings.temperature,
+        "size": settings.size,
     }
     title = f"Which of {len(photographs)} photographs is this patch from? {images} query, {images} gallery regions"
     path = workdir / "eval" / "retrieval.json"
-    publish(rows, title=title, path=path, details=details, gallery_images=images, neighbours=neighbours)
+    comparison.publish(rows, title=title, path=path, details=details, gallery_images=images, neighbours=neighbours)

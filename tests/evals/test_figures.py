@@ -64,21 +64,26 @@ def test_channels_are_chosen_for_strength_and_novelty():
 
 
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (True, True)])
-def test_relation_rows_equal_the_naive_statement(flips):
+@pytest.mark.parametrize("sampling, at, query", [("endpoints", (0.25, 0.8), (11.25, 34.0)), ("centers", (0.0, 1.0), (5.0, 40.0))])
+def test_relation_rows_equal_the_naive_statement(flips, sampling, at, query):
+    """The overlap is x 10..40, y 5..30: a query is a place in it, however the points of the comparison are laid."""
     rng = np.random.default_rng(0)
-    boxes = np.array([[[0, 0, 40, 30]], [[10, 5, 60, 50]]], np.float32)
+    boxes = np.array([[0, 0, 40, 30], [10, 5, 60, 50]], np.float32)
     maps = rng.normal(size=(2, 1, 4, 4, 6)).astype(np.float32)
-    points = overlap_points(jnp.asarray(boxes[0]), jnp.asarray([flips[0]]), jnp.asarray(boxes[1]), jnp.asarray([flips[1]]), size=5)
+    sides = [(jnp.asarray(boxes[i : i + 1]), jnp.asarray(flips[i : i + 1])) for i in (0, 1)]
+    points = overlap_points(*sides[0], *sides[1], size=5, sampling=sampling)
     both = [Features(jnp.zeros((1, 6)), jnp.asarray(m), jnp.asarray(m)) for m in maps]
-    at = (0.25, 0.8)
-    found = relations.relation_rows(SeenPairs(jnp.zeros((1, 2, 8, 8, 3)), *both, points), at, tokens="post", temperature=0.5)
-    query = (5 + at[0] * 25.0, 10 + at[1] * 30.0)  # the overlap is x 10..40, y 5..30
+    assert relations.query_at(boxes, at) == pytest.approx(query)
+    case = relations.Case(np.zeros((60, 80, 3), np.uint8), np.zeros((2, 8, 8, 3)), boxes, np.array(flips), relations.query_at(boxes, at))
+    found = relations.relation_rows(SeenPairs(jnp.zeros((1, 2, 8, 8, 3)), *both, points), case, tokens="post", temperature=0.5)
     rows = []
     for side in (0, 1):
-        asked = oracle.bilinear_border(maps[side, 0], *relations.in_view(query, boxes[side, 0], flips[side]))
+        left, top, width, height = boxes[side]
+        across = (query[1] - left) / width
+        asked = oracle.bilinear_border(maps[side, 0], (query[0] - top) / height, 1 - across if flips[side] else across)
         row = oracle.softmax(maps[side, 0].reshape(16, 6).astype(np.float64) @ asked / np.sqrt(6) / 0.5)
         np.testing.assert_allclose(found.maps[side][0].ravel(), row, rtol=1e-4)  # float32 against float64
-        grid = oracle.overlap_grid(boxes[0, 0], flips[0], boxes[1, 0], flips[1], 5)[side]
+        grid = oracle.overlap_grid(boxes[0], flips[0], boxes[1], flips[1], 5, sampling)[side]
         sampled = np.stack([oracle.bilinear_border(maps[side, 0], y, x) for y, x in grid])
         rows.append(oracle.softmax(sampled @ asked / np.sqrt(6) / 0.5))
     np.testing.assert_allclose(found.difference[0].ravel(), abs(rows[0] - rows[1]), atol=1e-5)

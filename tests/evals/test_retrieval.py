@@ -78,9 +78,7 @@ def test_raw_pixels_are_block_means():
 
 def test_protocol_prints_one_table_and_writes_it(tmp_path, capsys):
     folder = micro_network.photographs(tmp_path / "photos")
-    retrieval.run(
-        [micro_network.network()],
-        tmp_path / "out",
+    settings = retrieval.Settings(
         source=f"folder:{folder}",
         regions_per_photo=3,
         region_scale=(0.3, 0.6),
@@ -94,6 +92,7 @@ def test_protocol_prints_one_table_and_writes_it(tmp_path, capsys):
         baselines=True,
         seed=0,
     )
+    retrieval.run([micro_network.network()], tmp_path / "out", settings)
     found = json.loads((tmp_path / "out" / "eval" / "retrieval.json").read_text())
     assert found["photographs"] == 4
     rows = {(row["name"], row["tokens"]): row for row in found["results"]}

@@ -50,8 +50,14 @@ def bilinear_border(feature_map: np.ndarray, y: float, x: float) -> np.ndarray:
     return (1 - fy) * upper + fy * lower
 
 
-def overlap_grid(box_a: np.ndarray, flip_a: bool, box_b: np.ndarray, flip_b: bool, size: int) -> tuple[list, list]:
-    """The (y, x) crop coordinates, in both views, of size x size source points spread over the overlap, ends included."""
+def overlap_grid(
+    box_a: np.ndarray, flip_a: bool, box_b: np.ndarray, flip_b: bool, size: int, sampling: str = "endpoints"
+) -> tuple[list, list]:
+    """The (y, x) crop coordinates, in both views, of size x size source points spread over the overlap.
+
+    `endpoints`: the ends of the overlap included; `centers`: on the centres of as many equal cells.
+    """
+    at = [i / (size - 1) if sampling == "endpoints" else (i + 0.5) / size for i in range(size)]
     left, top = max(box_a[0], box_b[0]), max(box_a[1], box_b[1])
     right, bottom = min(box_a[0] + box_a[2], box_b[0] + box_b[2]), min(box_a[1] + box_a[3], box_b[1] + box_b[3])
     grids = []
@@ -59,7 +65,7 @@ def overlap_grid(box_a: np.ndarray, flip_a: bool, box_b: np.ndarray, flip_b: boo
         points = []
         for i in range(size):
             for j in range(size):
-                sy, sx = top + (bottom - top) * i / (size - 1), left + (right - left) * j / (size - 1)
+                sy, sx = top + (bottom - top) * at[i], left + (right - left) * at[j]
                 y, x = (sy - box[1]) / box[3], (sx - box[0]) / box[2]
                 points.append((y, 1 - x if flip else x))
         grids.append(points)

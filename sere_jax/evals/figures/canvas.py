@@ -107,8 +107,9 @@ def _wrap(text: str, width: int = 17) -> str:
 
 def picture(axis: Axes, image: Num[np.ndarray, "H W c"], *, unit: bool = False) -> None:
     """A photograph, uint8 or floats in [0, 1]. `unit`: the axes then run over crop coordinates in [0, 1], not pixels."""
-    extent = (0, 1, 1, 0) if unit else None
-    axis.imshow(image if image.dtype == np.uint8 else np.clip(image, 0, 1), interpolation="antialiased", extent=extent)
+    shown = image if image.dtype == np.uint8 else np.clip(image, 0, 1)
+    extent, aspect = ((0, 1, 1, 0), image.shape[0] / image.shape[1]) if unit else (None, 1.0)
+    axis.imshow(shown, interpolation="antialiased", extent=extent, aspect=aspect)
 
 
 def heat(axis: Axes, values: Float[np.ndarray, "h w"], *, cmap: str = HEAT, limits: tuple[float, float] | None = None) -> None:

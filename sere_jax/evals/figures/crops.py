@@ -5,74 +5,87 @@ The first thing to look at when the data is suspected: a wrong box, a lost flip 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sere_jax.evals.figures import canvas
+from sere_jax.evals.figures.first_batch import FirstBatch
 from sere_jax.ops.geometry import Sampling, overlap_points
 from sere_jax.types import Views
 
 _VIEW_1, _VIEW_2, _POINT, _PATCH = "#e8492f", "#2f9bff", "#35d04f", "#b05cff"
+_HIDDEN = "#5a6068c8"
 _LOCALS = ("#f2c230", "#26d0d9", "#ff7fc4", "#c8e04a", "#b39cff", "#ff9a4d", "#7fe0a8", "#d9d9d9")
 
 
-def view_colour(number: int) -> str:
+def view_colour(number: int, first_local: int = 2) -> str:
     """Global crops red and blue, local crops paler colours of their own."""
-    return (_VIEW_1, _VIEW_2)[number] if number < 2 else _LOCALS[(number - 2) % len(_LOCALS)]
+    return (_VIEW_1, _VIEW_2)[number] if number < first_local else _LOCALS[(number - first_local) % len(_LOCALS)]
 
 
-def draw(
-    sources: Sequence[UInt8[np.ndarray, "_ _ 3"]],
-    names: Sequence[str],
-    views: Views,
-    augmented: tuple[Float[np.ndarray, "b v H W 3"], Float[np.ndarray, "b l S T 3"]] | None,
-    *,
-    patch: int,
-    points: int = 13,
-    sampling: Sampling = "endpoints",
-) -> Figure:
-    """Two rows an image: source with boxes and the crops; below, the same crops after colour augmentation (in [0, 1])."""
-    count = views.boxes.shape[1]
-    rows_each = 2 if augmented is not None else 1
-    figure, axes = canvas.grid(
-        len(sources) * rows_each, count + 1, title="A batch: crops, their boxes, and the overlap of the global crops"
-    )
-    canvas.subtitle(
-        figure,
-        "Green: overlap points, the same source places in both views; 1 and 2 mark the first and last of the top row. "
-        "Purple: centres of patches. <> = mirrored.",
-    )
+def draw(batch: FirstBatch, origin: str, *, patch: int, points: int = 13, sampling: Sampling = "endpoints") -> Figure:
+    """Two rows an image: source with boxes and the crops; below, the crops as the networks see them. `origin` says which batch it is."""
+    views = batch.views
+    count, first = views.boxes.shape[1], views.global_views.shape[1]
+    figure, axes = canvas.grid(2 * len(batch.sources), count + 1, title="A batch of training: crops, their boxes and the overlap", group=2)
+    canvas.subtitle(figure, " ".join([origin, *_legend(views)]))
     canvas.heading(axes[0, 0], "source")
     for n in range(count):
-        canvas.heading(axes[0, 1 + n], f"global {n + 1}" if n < 2 else f"local {n - 1}")
+        canvas.heading(axes[0, 1 + n], f"global {n + 1}" if n < first else f"local {n + 1 - first}")
+    overlaps = _overlaps(views, points, sampling)
+    for i, source in enumerate(batch.sources):
+        top, below = axes[2 * i], axes[2 * i + 1]
+        canvas.row_label(top[0], batch.names[i] + (" (replaced)" if views.replaced[i] else ""))
+        _draw_source(top[0], source, views, i, overlaps[i])
+        canvas.row_label(below[1], "as the networks see it")
+        for n in range(count):
+            _draw_crop(top[1 + n], views, i, n, overlaps[i], patch)
+            canvas.picture(below[1 + n], batch.coloured[0][i, n] if n < first else batch.coloured[1][i, n - first], unit=True)
+            if views.masks is not None and n < first:
+                _hide(below[1 + n], np.asarray(views.masks[i, n]))
+    return figure
+
+
+def _legend(views: Views) -> Iterator[str]:
+    if views.global_views.shape[1] > 1:
+        yield "Green: overlap points, the same source places in both views; 1 and 2 mark the first and last of the top row."
+    yield "Purple: centres of patches. <> = mirrored."
+    if views.masks is not None and np.any(views.masks):
+        yield "Crossed out: patches hidden from the student."
+
+
+def _overlaps(views: Views, points: int, sampling: Sampling) -> list[list[np.ndarray]]:
+    """Of each image the rows and columns [2, s] of the overlap's points in each of the two global crops; [] where there is none."""
+    if views.global_views.shape[1] < 2:
+        return [[] for _ in views.boxes]
     boxes, flips = jnp.asarray(views.boxes), jnp.asarray(views.flips)
     grids = overlap_points(boxes[:, 0], flips[:, 0], boxes[:, 1], flips[:, 1], size=points, sampling=sampling)
-    for i, source in enumerate(sources):
-        top = axes[i * rows_each]
-        canvas.row_label(top[0], names[i] + (" (replaced)" if views.replaced[i] else ""))
-        sides = [np.stack([np.asarray(a[i]) for a in (grid.y, grid.x)]) for grid in grids] if bool(grids[0].valid[i]) else []
-        _draw_source(top[0], source, views, i, sides)
-        for n in range(count):
-            _draw_crop(top[1 + n], views, i, n, sides, patch)
-        if augmented is not None:
-            canvas.row_label(axes[i * rows_each + 1, 1], "after colour augmentation")
-            for n in range(count):
-                canvas.picture(axes[i * rows_each + 1, 1 + n], augmented[0][i, n] if n < 2 else augmented[1][i, n - 2], unit=True)
-    return figure
+    sides = [np.stack([np.asarray(grid.y), np.asarray(grid.x)], axis=1) for grid in grids]
+    return [[side[i] for side in sides] if valid else [] for i, valid in enumerate(np.asarray(grids[0].valid))]
+
+
+def _hide(axis: Axes, mask: Bool[np.ndarray, "h w"]) -> None:
+    """Grey out and cross out the hidden patches."""
+    h, w = mask.shape
+    for row, column in np.argwhere(mask):
+        corner = (column / w, row / h)
+        axis.add_patch(Rectangle(corner, 1 / w, 1 / h, facecolor=_HIDDEN, edgecolor="#ffffff90", linewidth=0.4))
+        axis.plot([corner[0], corner[0] + 1 / w], [corner[1] + 1 / h, corner[1]], color="#ffffff90", linewidth=0.4)
 
 
 def _draw_source(axis: Axes, source: np.ndarray, views: Views, i: int, sides: Sequence[np.ndarray]) -> None:
     axis.imshow(source, interpolation="antialiased", alpha=0.75)
+    first = views.global_views.shape[1]
     for n in reversed(range(views.boxes.shape[1])):
         left, top, width, height = views.boxes[i, n]
-        line = 1.8 if n < 2 else 1.0
-        axis.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=view_colour(n), linewidth=line, clip_on=False))
+        line, colour = 1.8 if n < first else 1.0, view_colour(n, first)
+        axis.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=line, clip_on=False))
     if sides:
         left, top, width, height = views.boxes[i, 0]
         y, x = sides[0]
@@ -83,14 +96,14 @@ def _draw_source(axis: Axes, source: np.ndarray, views: Views, i: int, sides: Se
 
 
 def _draw_crop(axis: Axes, views: Views, i: int, n: int, sides: Sequence[np.ndarray], patch: int) -> None:
-    pixels = views.global_views[i, n] if n < 2 else views.local_views[i, n - 2]
+    first = views.global_views.shape[1]
+    pixels = views.global_views[i, n] if n < first else views.local_views[i, n - first]
     canvas.picture(axis, np.asarray(pixels), unit=True)
     for spine in axis.spines.values():
-        spine.set(visible=True, color=view_colour(n), linewidth=2)
-    if n < 2:
-        side = np.arange(pixels.shape[0] // patch)
-        centres = (side + 0.5) / len(side)
-        axis.plot(*(g.ravel() for g in np.meshgrid(centres, centres)), "o", color=_PATCH, markersize=1.9, markeredgewidth=0)
+        spine.set(visible=True, color=view_colour(n, first), linewidth=2)
+    if n < first:
+        y, x = ((np.arange(side // patch) + 0.5) / (side // patch) for side in pixels.shape[:2])
+        axis.plot(*(g.ravel() for g in np.meshgrid(x, y)), "o", color=_PATCH, markersize=1.9, markeredgewidth=0)
         if sides:
             _scatter(axis, *sides[n])
     if views.flips[i, n]:

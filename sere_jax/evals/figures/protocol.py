@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
@@ -17,93 +16,78 @@ from matplotlib.figure import Figure
 from sere_jax.data.decode import Backend
 from sere_jax.data.eval_input import resize_and_centre_crop
 from sere_jax.data.example import Source
-from sere_jax.data.pipeline import train_batches
 from sere_jax.data.sources import open_source
 from sere_jax.data.views import ViewRecipe
 from sere_jax.evals import report
 from sere_jax.evals.analysis import Tokens
 from sere_jax.evals.features import normalise
 from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
+from sere_jax.evals.figures.first_batch import Feed, FirstBatch, first_batch
 from sere_jax.evals.network import EvalError, Network, untrained
-from sere_jax.evals.views import SeenPairs, pairs, read_image, see
+from sere_jax.evals.views import pairs, read_image, see
 from sere_jax.ops.geometry import Sampling
-from sere_jax.ops.photometric import PhotometryParams, augment
+from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.types import Features
 
 FIGURES = ("crops", "attention", "relations", "pca", "channels")
 _NEED_NO_NETWORK = ("crops",)
+_USUAL_PATCH = 16
 _SHOWN_SIDE = 256  # pixels a side of the photographs beside the maps
 
 
 class Settings(NamedTuple):
     """What the figures show; every figure takes the fields it needs."""
 
-    positions: tuple[int, ...]  # images of the source
+    source: str
+    which: tuple[str, ...]  # of FIGURES
+    images: tuple[int, ...]  # positions in the source
     size: int  # side of the whole images shown to the networks, pixels; 0: each figure's habit, see `_side`
-    views: ViewRecipe
-    photometry: Sequence[PhotometryParams]  # of the first global crop, the second, and local crops
-    patch: int  # of the first network, for the crops
+    views: ViewRecipe  # of the pairs
+    photometry: Sequence[PhotometryParams]  # of the first view of a pair and of the second
     points: int  # a side of the overlap
     sampling: Sampling
     tokens: Tokens
     temperature: float  # of the spatial relation shown
-    queries: tuple[tuple[float, float], ...]  # (down, right) fractions of the overlap
+    queries: tuple[float, ...]  # down, right, down, right ...: places in the overlap as fractions of its height and width
     mass: float  # of attention kept in a head's panel; 0: all
     channel_count: int
+    random: bool  # also the first network at random initialisation
     seed: int
     backend: Backend
+    feed: Callable[[], Feed]  # of the crops: opens its source
+
+    @property
+    def places(self) -> list[tuple[float, float]]:
+        """The queries in pairs (down, right)."""
+        return list(zip(self.queries[::2], self.queries[1::2], strict=True))
 
 
-def run(
-    networks: Sequence[Network],
-    workdir: Path,
-    *,
-    source: str,
-    which: tuple[str, ...],
-    images: tuple[int, ...],
-    size: int,
-    views: ViewRecipe,
-    photometry: Sequence[PhotometryParams],
-    points: int,
-    sampling: Sampling,
-    tokens: Tokens,
-    temperature: float,
-    queries: tuple[float, ...],
-    mass: float,
-    channel_count: int,
-    backend: Backend,
-    random: bool,
-    seed: int,
-) -> None:
-    """Draw and save; without a network only what needs none, and it says so.
-
-    `queries` are down, right, down, right ...: places in the overlap of two views as fractions of its height and width.
-    """
+def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+    """Draw and save; without a network only what needs none, and it says so."""
     if jax.process_index() != 0:
         return  # one process is enough for a handful of images
-    unknown = [name for name in which if name not in FIGURES]
-    if unknown:
-        raise EvalError(f"which: found {', '.join(unknown)}; expected some of {', '.join(FIGURES)}")
-    if len(queries) % 2 or not queries:
-        raise EvalError(f"queries: found {len(queries)} numbers; expected pairs (down, right) of fractions of the overlap")
-    opened = open_source(source)
-    _check_positions(images, len(opened), source)
-    wanted = [name for name in which if networks or name in _NEED_NO_NETWORK]
-    if len(wanted) < len(which):
+    _check(settings)
+    opened = open_source(settings.source)
+    _check_positions(settings.images, len(opened), settings.source)
+    wanted = [name for name in settings.which if networks or name in _NEED_NO_NETWORK]
+    if len(wanted) < len(settings.which):
         report.console().print(
             f"without a checkpoint only {', '.join(wanted) or 'nothing'} can be drawn; give --checkpoint=DIR for the rest"
         )
-    patch = networks[0].patch if networks else 16
-    places = tuple(zip(queries[::2], queries[1::2], strict=True))
-    settings = Settings(
-        images, size, views, photometry, patch, points, sampling, tokens, temperature, places, mass, channel_count, seed, backend
-    )
-    shown = [*networks, *([untrained(networks[0], seed)] if random and networks else [])]
+    shown = [*networks, *([untrained(networks[0], settings.seed)] if settings.random and networks else [])]
     studio = Studio(opened, shown, settings)
     for name in wanted:
         for file, figure in _MAKERS[name](studio):
             path = canvas.save(figure, workdir / "figures" / f"{file}.png")
             report.console().print(f"written: {path}", highlight=False)
+
+
+def _check(settings: Settings) -> None:
+    unknown = [name for name in settings.which if name not in FIGURES]
+    if unknown:
+        raise EvalError(f"which: found {', '.join(unknown)}; expected some of {', '.join(FIGURES)}")
+    if len(settings.queries) % 2 or not settings.queries:
+        raise EvalError(f"queries: found {len(settings.queries)} numbers; expected pairs (down, right) of fractions of the overlap")
 
 
 def _check_positions(images: tuple[int, ...], count: int, source: str) -> None:
@@ -133,7 +117,7 @@ class Studio:
 
     def squares(self, side: int) -> UInt8[np.ndarray, "b S S 3"]:
         """The centre squares of the chosen images."""
-        shown = [read_image(self.source, i, backend=self.settings.backend) for i in self.settings.positions]
+        shown = [read_image(self.source, i, backend=self.settings.backend) for i in self.settings.images]
         return np.stack([resize_and_centre_crop(image, side, side) for image in shown])
 
     @functools.cached_property
@@ -180,7 +164,7 @@ def _relations(studio: Studio) -> Iterator[tuple[str, Figure]]:
     seen = []
     for network in networks:
         recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings, 1))
-        [pair] = pairs(source, settings.positions, recipe, seed=settings.seed, batch_size=len(settings.positions), backend=settings.backend)
+        [pair] = pairs(source, settings.images, recipe, seed=settings.seed, batch_size=len(settings.images), backend=settings.backend)
         look = see(network, pair, settings.photometry[:2], seed=settings.seed, size=settings.points, sampling=settings.sampling)
         seen.append((pair, look))
     pair, look = seen[0]
@@ -189,46 +173,30 @@ def _relations(studio: Studio) -> Iterator[tuple[str, Figure]]:
     rows: list[list[relations.Rows]] = [[] for _ in networks]
     for i in np.flatnonzero(np.asarray(look.points[0].valid)):
         image = read_image(source, int(pair.positions[i]), backend=settings.backend)
-        left, top, right, bottom = relations.overlap_box(pair.boxes[i])
-        for at in settings.queries:
-            query = (top + at[0] * (bottom - top), left + at[1] * (right - left))
-            cases.append(relations.Case(image, pixels[i], pair.boxes[i], pair.flips[i], query))
+        for at in settings.places:
+            case = relations.Case(image, pixels[i], pair.boxes[i], pair.flips[i], relations.query_at(pair.boxes[i], at))
+            cases.append(case)
             for found, (_, one) in zip(rows, seen, strict=True):
-                found.append(_rows_of(one, int(i), at, settings))
+                alone = jax.tree.map(lambda x, i=i: x[i : i + 1], one)
+                found.append(relations.relation_rows(alone, case, tokens=settings.tokens, temperature=settings.temperature))
     if not cases:
         raise EvalError("views.global_scale: no two views overlap; expected larger crops or other images")
     yield "relations", relations.draw(cases, rows, [n.name for n in networks], temperature=settings.temperature)
 
 
-def _rows_of(seen: SeenPairs, i: int, at: tuple[float, float], settings: Settings) -> relations.Rows:
-    one = jax.tree.map(lambda x: x[i : i + 1], seen)
-    return relations.relation_rows(one, at, tokens=settings.tokens, temperature=settings.temperature)
-
-
 def _crops(studio: Studio) -> Iterator[tuple[str, Figure]]:
-    """The first rows of the first batch, made by the pipeline that feeds training."""
-    source, settings = studio.source, studio.settings
-    count = min(len(settings.positions), len(source))
-    batches = train_batches(
-        source, recipe=settings.views, seed=settings.seed, batch_size=count, total_steps=1, workers=0, prefetch=0, backend=settings.backend
-    )
-    views = next(iter(batches))
-    sources = [read_image(source, int(i), backend=settings.backend) for i in views.index]
-    names = [Path(source[int(i)].name).name for i in views.index]
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(settings.seed), i))(jnp.arange(count))
-    first, second, local = settings.photometry
-    coloured = (
-        _shown(augment(views.global_views, keys, [first, second]), first),
-        _shown(augment(views.local_views, keys, [local] * views.local_views.shape[1], first_view=2), local),
-    )
-    yield (
-        "crops",
-        crops.draw(sources, names, views, coloured, patch=settings.patch, points=settings.points, sampling=settings.sampling),
-    )
+    settings = studio.settings
+    feed, patch = settings.feed(), studio.networks[0].patch if studio.networks else _USUAL_PATCH
+    batch = first_batch(feed, len(settings.images))
+    yield "crops", crops.draw(batch, _origin(feed, batch), patch=patch, points=settings.points, sampling=settings.sampling)
 
 
-def _shown(views: jax.Array, kind: PhotometryParams) -> np.ndarray:
-    return np.clip(np.asarray(views) * np.asarray(kind.std) + np.asarray(kind.mean), 0, 1)
+def _origin(feed: Feed, batch: FirstBatch) -> str:
+    """Which batch it is, and why no patch is hidden where the method hides some."""
+    text = f"First images of step 0 from {feed.source.spec}, seed {feed.seed}."
+    if feed.masking is not None and batch.views.masks is not None and not np.any(batch.views.masks):
+        text += f" No patch is hidden: masks begin at step {feed.masking.start_step}, and some images have none."
+    return text
 
 
 _MAKERS: dict[str, Callable[[Studio], Iterator[tuple[str, Figure]]]] = {

@@ -22,10 +22,10 @@ _GROUPS_A_LINE = 3
 
 
 class Rows(NamedTuple):
-    """The relation of one source point of each image."""
+    """The relation of one source point of an image."""
 
-    maps: tuple[Float[np.ndarray, "b h w"], Float[np.ndarray, "b h w"]]  # to every patch of each view; a map sums to 1
-    difference: Float[np.ndarray, "b s s"]  # |difference| over the aligned points of the overlap, in source orientation
+    maps: tuple[Float[np.ndarray, "1 h w"], Float[np.ndarray, "1 h w"]]  # to every patch of each view; a map sums to 1
+    difference: Float[np.ndarray, "1 s s"]  # |difference| over the aligned points of the overlap, in source orientation
 
 
 class Case(NamedTuple):
@@ -38,32 +38,28 @@ class Case(NamedTuple):
     query: tuple[float, float]  # (y, x) in source pixels
 
 
-def query_points(points: tuple[Points, Points], at: tuple[float, float]) -> tuple[Points, Points]:
-    """The source point at the fraction `at` = (down, right) of the overlap, as a 1 x 1 grid in each view."""
-
-    def one(p: Points) -> Points:
-        y = p.y[..., :1] + at[0] * (p.y[..., -1:] - p.y[..., :1])
-        x = p.x[..., :1] + at[1] * (p.x[..., -1:] - p.x[..., :1])
-        return Points(y, x, p.valid)
-
-    return one(points[0]), one(points[1])
+def query_at(boxes: Float[np.ndarray, "2 4"], at: tuple[float, float]) -> tuple[float, float]:
+    """The point (y, x) in source pixels at the fractions `at` = (down, right) of the overlap."""
+    left, top, right, bottom = overlap_box(boxes)
+    return top + at[0] * (bottom - top), left + at[1] * (right - left)
 
 
-def relation_rows(seen: SeenPairs, at: tuple[float, float], *, tokens: Tokens, temperature: float) -> Rows:
+def relation_rows(seen: SeenPairs, case: Case, *, tokens: Tokens, temperature: float) -> Rows:
     """softmax_j(<f_query, f_j> / (sqrt(d) temperature)) with j over all patches of a view, and over the overlap's points.
 
-    Features between patches are sampled bilinearly with border padding, as in the analysis.
+    `seen` holds the case's image alone. Features between patches are sampled bilinearly with border padding, as in the analysis.
     """
     maps, aligned = [], []
-    for features, points, query in zip((seen.first, seen.second), seen.points, query_points(seen.points, at), strict=True):
+    for side, (features, points) in enumerate(zip((seen.first, seen.second), seen.points, strict=True)):
         patches = jnp.asarray(features.patches if tokens == "post" else features.patches_prenorm)
-        asked = sample(patches, query, padding="border")[:, 0]
+        y, x = in_view(case.query, case.boxes[side], bool(case.flips[side]))
+        asked = sample(patches, Points(jnp.full((1, 1), y), jnp.full((1, 1), x), points.valid), padding="border")[:, 0]
         sampled = sample(patches, points, padding="border")
         everywhere = patches.reshape(patches.shape[0], -1, patches.shape[-1])
         maps.append(np.asarray(_softmax_row(asked, everywhere, temperature)).reshape(patches.shape[:3]))
         aligned.append(np.asarray(_softmax_row(asked, sampled, temperature)))
-    side = seen.points[0].y.shape[-1]
-    return Rows((maps[0], maps[1]), np.abs(aligned[0] - aligned[1]).reshape(-1, side, side))
+    count = seen.points[0].y.shape[-1]
+    return Rows((maps[0], maps[1]), np.abs(aligned[0] - aligned[1]).reshape(-1, count, count))
 
 
 def _softmax_row(asked: jax.Array, others: jax.Array, temperature: float) -> jax.Array:
