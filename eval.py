@@ -27,6 +27,8 @@ _NEED_NO_CHECKPOINT = ("figures",)
 
 def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
+    import jax
+
     from sere_jax import build_eval, checkpoint, config_eval, sharding
     from sere_jax import config as rules
     from sere_jax.data.sources import SourceError
@@ -41,12 +43,13 @@ def main(mistakes: list[str]) -> int:
         sharding.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
     except sharding.DistributedError as error:
         mistakes.append(str(error))
+    mistakes += rules.workdir_mistakes(_WORKDIR.value)
     if config is not None:
-        mistakes += config_eval.mistakes(config)
+        mistakes += config_eval.mistakes(config, processes=jax.process_count())
         if not _CHECKPOINT.value and config.get("protocol") not in _NEED_NO_CHECKPOINT:
             mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
     if mistakes:
-        print(rules.ConfigError(mistakes), file=sys.stderr)
+        print(rules.refusal(mistakes), file=sys.stderr)
         return 2
     assert config is not None and _WORKDIR.value is not None  # both are required flags
     try:

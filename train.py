@@ -44,11 +44,12 @@ def main(mistakes: list[str]) -> int:
         sharding.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
     except sharding.DistributedError as error:
         mistakes.append(str(error))
+    mistakes += rules.workdir_mistakes(_WORKDIR.value)
     if _CONFIG.value is not None:
         mistakes += rules.mistakes(_CONFIG.value, devices=jax.device_count(), processes=jax.process_count())
     try:
         if mistakes:
-            raise rules.ConfigError(mistakes)
+            raise rules.refusal(mistakes)
         assert _WORKDIR.value is not None  # a required flag
         loop.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value))
     except fit.Stopped as stopped:

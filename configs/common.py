@@ -7,9 +7,10 @@ A config file takes typed arguments after a colon, `key=value` joined by commas:
 
     python train.py --config=configs/dino_vits16.py:source=folder:/data/imagenet/train,epochs=300 --workdir=/runs/a
 
-A key is a full path (`data.source`) or its last part where only one path ends so (`source`). The last part `source`
-is worth having because every launch needs one. The same can be said by `--config.data.source=...`, which also takes
-what an argument cannot: a text with a comma in it.
+A key is a full path (`data.source`) or its last part where only one path ends so (`source`), or one of `data`: `batch_size`
+is `data.batch_size`, though there is an `eval.batch_size` too. The last part `source` is worth having because every launch
+needs one. The same can be said by `--config.data.source=...`, with the full path always; that also takes what an argument
+cannot: a text with a comma in it.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ def _eval() -> dict[str, Any]:
     return {
         "gallery": "",
         "query": "",
-        "neighbours": (10, 20, 100, 200),  # k; those larger than the gallery are left out
+        "neighbours": (10, 20, 100, 200),  # k; those larger than the gallery are clipped to it
         "temperature": 0.07,
         "tokens": "cls",  # cls | patches: the mean patch token
         "size": 0,  # pixels of the centre crop; 0: views.global_size

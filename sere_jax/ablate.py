@@ -134,7 +134,7 @@ def _protocol(spec: str) -> ConfigDict:
         config = _module(path).get_config(argument)
     except ValueError as error:
         raise _Refused(f"--protocol={spec}: {error}") from error
-    if mistakes := config_eval.mistakes(config):
+    if mistakes := config_eval.mistakes(config, processes=jax.process_count()):
         raise rules.ConfigError([f"--protocol={spec}: {line}" for line in mistakes])
     return config
 

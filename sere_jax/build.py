@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from sere_jax.build_model import backbone, heads
 from sere_jax.build_objective import Steps, objective, recipe
 from sere_jax.build_optimizer import OptimizerSchedules, frozen, optimizer, optimizer_schedules
+from sere_jax.config import ConfigError
+from sere_jax.config_cross import batch_multiple
 from sere_jax.data.masks import MaskRecipe
 from sere_jax.data.views import ViewRecipe
 from sere_jax.models.network import Alignment, Network
@@ -52,13 +54,13 @@ __all__ = [
 
 
 def steps(config: ConfigDict, examples: int) -> Steps:
-    """Lengths for a data set of that many examples. Raises ValueError where it is smaller than a batch."""
-    per_epoch = examples // config.data.batch_size
+    """Lengths for a data set of that many examples. Raises ConfigError where it is smaller than a batch."""
+    size = config.data.batch_size
+    per_epoch = examples // size
     if not per_epoch:
-        raise ValueError(
-            f"data.source = {config.data.source!r} has {examples} images, fewer than one batch; "
-            f"expected data.batch_size <= {examples}, found {config.data.batch_size}"
-        )
+        step = batch_multiple(config.optimizer.accumulate_steps, jax.device_count(), jax.process_count())
+        near = f"nearest: {examples // step * step}" if examples >= step else f"the smallest batch that can be cut here has {step}"
+        raise ConfigError([f"data.batch_size: found {size}, expected at most the {examples} images of {config.data.source!r}; {near}"])
     return Steps(per_epoch, config.schedule.total_steps or config.schedule.epochs * per_epoch)
 
 

@@ -59,7 +59,8 @@ def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.FlagValues) -> tuple[list[str], list[str]]:
     """Split `argv` into what can be parsed and the lines of the mistakes. `flag_values` must hold all other flags."""
     tokens = flag_values.read_flags_from_files(list(argv[1:]), force_gnu=False)
-    config, mistakes = _load(next((text for name, text, _ in _pairs(tokens, None, flag_values) if name == "config"), None))
+    spec = next((text for name, text, _ in _pairs(tokens, None, flag_values) if name == "config"), None)
+    config, good, mistakes = _load(spec)
     kept, seen, asks_for_help = [], set(), False
     for name, text, used in _pairs(tokens, config, flag_values):
         mistake = _mistake(name, text, used, config, flag_values)
@@ -67,6 +68,8 @@ def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.F
         asks_for_help |= name.startswith("help") or name == "?"
         if mistake is not None:
             mistakes.append(mistake)
+        elif name == "config":
+            kept += [f"--config={good}"] if config is not None else []
         elif config is not None or not _is_config(name):
             kept += used
     if not asks_for_help:
@@ -107,23 +110,42 @@ def _stands_alone(name: str, config: ConfigDict | None, flag_values: flags.FlagV
     return name not in flag_values or bool(flag_values[name].boolean)
 
 
-def _load(spec: str | None) -> tuple[ConfigDict | None, list[str]]:
-    """The config of `FILE[:ARGUMENT]`, or None and what is wrong."""
+def _load(spec: str | None) -> tuple[ConfigDict | None, str, list[str]]:
+    """The config of `FILE[:ARGUMENT]` or None, the text that makes it, and what is wrong.
+
+    Where parts of the argument are refused, the config is that of the others, so that mistakes in these are found too.
+    """
     if spec is None:
-        return None, []
+        return None, "", []
     path, colon, argument = spec.partition(":")
     if not os.path.isfile(path):
         near = difflib.get_close_matches(path, glob.glob(os.path.join(os.path.dirname(path) or "configs", "*.py")), n=1)
-        return None, [f"--config: found {path!r}, expected a file that exists" + (f"; nearest: {near[0]}" if near else "")]
+        return None, "", [f"--config: found {path!r}, expected a file that exists" + (f"; nearest: {near[0]}" if near else "")]
     module_spec = importlib.util.spec_from_file_location("command_line_config", path)
     if module_spec is None or module_spec.loader is None:
-        return None, [f"--config: found {path!r}, expected a Python file"]
+        return None, "", [f"--config: found {path!r}, expected a Python file"]
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     try:
-        return module.get_config(*([argument] if colon else [])), []
+        return module.get_config(*([argument] if colon else [])), spec, []
     except ValueError as error:
-        return None, [f"--config={spec}: {line.strip()}" for line in str(error).splitlines() if not line.endswith(":")]
+        mistakes = [f"--config={spec}: {line.strip()}" for line in str(error).splitlines() if not line.endswith(":")]
+        refused = getattr(error, "refused", [])  # of configs.common_arguments.ArgumentError
+    if not refused:
+        return None, "", mistakes
+    good = _without(argument, refused)
+    try:
+        return module.get_config(good), f"{path}:{good}", mistakes
+    except ValueError:
+        return None, "", mistakes
+
+
+def _without(argument: str, refused: Sequence[str]) -> str:
+    """The argument less the parts that are refused, each as it stands between commas."""
+    between = f",{argument},"
+    for part in refused:
+        between = between.replace(f",{part},", ",", 1)
+    return between.strip(",")
 
 
 def _mistake(name: str, text: str | None, used: list[str], config: ConfigDict | None, flag_values: flags.FlagValues) -> str | None:

@@ -8,7 +8,7 @@ choice. Also here: which keys may differ when a run is resumed, and the config's
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,12 +23,30 @@ RUN_ONLY_KEYS = ("data.workers", "data.prefetch", "data.max_bad_fraction", "run.
 
 
 class ConfigError(ValueError):
-    """The config cannot run. The message lists every mistake, one a line."""
+    """The config cannot run. The message lists every mistake, one a line, below `heading` (by default how many there are in the config)."""
 
-    def __init__(self, mistakes: Iterable[str]):
+    def __init__(self, mistakes: Iterable[str], heading: str = ""):
         self.mistakes = list(mistakes)
-        count = f"{len(self.mistakes)} mistake{'s' if len(self.mistakes) != 1 else ''}"
-        super().__init__(f"{count} in the config:\n" + "\n".join("  " + line for line in self.mistakes))
+        heading = heading or f"{counted(self.mistakes)} in the config"
+        super().__init__(f"{heading}:\n" + "\n".join("  " + line for line in self.mistakes))
+
+
+def counted(mistakes: Sequence[str]) -> str:
+    """`1 mistake`, `2 mistakes`."""
+    return f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
+
+
+def refusal(mistakes: Sequence[str]) -> ConfigError:
+    """The error of a program whose command line and config have these mistakes: some of them may be in no config."""
+    return ConfigError(mistakes, heading=f"{counted(mistakes)}, nothing was started")
+
+
+def workdir_mistakes(workdir: str | None) -> list[str]:
+    """An address is no directory: a run writes its files as a program writes files, whatever checkpoints could do besides."""
+    if not workdir or "://" not in workdir:
+        return []
+    mounted = "/mnt/" + workdir.partition("://")[2]
+    return [f"--workdir: found {workdir!r}, expected a directory; mount the bucket (docs/pods.md) and name the mount, as in {mounted}"]
 
 
 def validate(config: ConfigDict, *, devices: int, processes: int) -> None:
@@ -68,6 +86,8 @@ def check(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
 def length_mistakes(config: ConfigDict, *, per_epoch: int, total: int) -> list[str]:
     """Warm-ups that do not fit into a run of `total` steps, `per_epoch` to an epoch: known once the data is open."""
     values = flatten(config)
+    if not total:  # nothing is trained
+        return []
     return [
         f"{key}: found {values[key]} ({values[key] * per_epoch} steps), expected at most the {total} steps of the run"
         for key in EPOCH_KEYS

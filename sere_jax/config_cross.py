@@ -10,17 +10,23 @@ import math
 import os
 import re
 
-from sere_jax.config_keys import nearest
-from sere_jax.config_model import MODEL_RULES, Rule, Values, multiples
+from sere_jax.config_keys import divisors, multiples, nearest
+from sere_jax.config_model import MODEL_RULES, Rule, Values, needs_masks
 from sere_jax.data.example import SourceError
+from sere_jax.data.folder import nearest_directory
 from sere_jax.data.mixture import FORM as MIXTURE_FORM
 from sere_jax.data.mixture import split_mixture
 from sere_jax.objectives.recipes import RECIPES
 
 
+def batch_multiple(parts: int, devices: int, processes: int) -> int:
+    """What a batch must divide by: each device has as many images of each of its `parts`, each process as many of the whole."""
+    return math.lcm(devices * parts, processes)
+
+
 def _batch(v: Values, devices: int, processes: int) -> list[str]:
     size, parts = v["data.batch_size"], v["optimizer.accumulate_steps"]
-    step = math.lcm(devices * parts, processes)
+    step = batch_multiple(parts, devices, processes)
     if size % step == 0:
         return []
     reasons = [f"{n} {what}" for n, what in ((devices, "devices"), (processes, "processes"), (parts, "accumulate_steps")) if n > 1]
@@ -28,8 +34,8 @@ def _batch(v: Values, devices: int, processes: int) -> list[str]:
 
 
 def _lengths(v: Values, devices: int, processes: int) -> list[str]:
-    if v["schedule.total_steps"]:
-        return []  # epochs are not known before the data is opened
+    if v["schedule.total_steps"] or not v["schedule.epochs"]:
+        return []  # epochs are not known before the data is opened; and of a run that trains nothing no part is too long
     keys = [key for key in EPOCH_KEYS if v[key] > v["schedule.epochs"]]
     return [f"{key}: found {v[key]}, expected at most schedule.epochs = {v['schedule.epochs']}" for key in keys]
 
@@ -50,15 +56,23 @@ def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
 
 
 def _masking(v: Values, devices: int, processes: int) -> list[str]:
-    if v["masking.kind"] == "none":
-        if "patch" not in RECIPES[v["recipe"]].losses or v["model.name"] == "resnet":  # which is refused by itself
-            return []
-        return [f"masking.kind: found 'none', expected block or random: {v['recipe']} learns from hidden patches"]
-    pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
-    if all(mean - var >= 0 and mean + var <= 1 for mean, var in pairs):
+    kind, learns = v["masking.kind"], needs_masks(v["recipe"])
+    if v["model.name"] == "resnet":  # a ResNet's masks are refused by themselves
         return []
-    found = " and ".join(f"{mean} -+ {var}" for mean, var in pairs)
-    return [f"masking.ratio: found {found} with masking.ratio_var, expected shares between 0 and 1"]
+    if kind == "none":
+        missing = [f"masking.kind: found 'none', expected block or random: {v['recipe']} learns from hidden patches"]
+        return missing if "patch" in RECIPES[v["recipe"]].losses else []
+    if not learns:
+        return [f"masking.kind: found {kind!r}, expected 'none': no loss of {v['recipe']} learns from hidden patches"]
+    pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
+    found = "masking.ratio: found " + " and ".join(f"{mean} -+ {var}" for mean, var in pairs) + " with masking.ratio_var"
+    if not all(mean - var >= 0 and mean + var <= 1 for mean, var in pairs):
+        return [f"{found}, expected shares between 0 and 1"]
+    height, width, patch = v["views.global_size"], v["views.global_width"], v["model.patch_size"]
+    patches, most = (height // patch) * ((width or height) // patch), max(map(sum, pairs))
+    if int(most * patches) or "mae" in RECIPES[v["recipe"]].losses:  # of which more is asked below
+        return []
+    return [f"{found}, which hides none of {patches} patches; expected at least {1 / max(patches, 1):.3g}: {v['recipe']} learns from them"]
 
 
 def _mae(v: Values, devices: int, processes: int) -> list[str]:
@@ -105,7 +119,7 @@ def _local_crops(v: Values, devices: int, processes: int) -> list[str]:
 
 def _mesh(v: Values, devices: int, processes: int) -> list[str]:
     fsdp = v["run.fsdp"]
-    return [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices"] if devices % fsdp else []
+    return [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices{divisors(fsdp, devices)}"] if devices % fsdp else []
 
 
 def _value_range(v: Values, devices: int, processes: int) -> list[str]:
@@ -126,7 +140,24 @@ def _evaluation(v: Values, devices: int, processes: int) -> list[str]:
             lines += source_mistakes(key, v[key])
         elif v["run.eval_every_steps"] or v["eval.gallery"] or v["eval.query"]:
             lines.append(f"{key}: found '', expected a source, which run.eval_every_steps and the other source need")
-    return lines
+    if v["run.eval_every_steps"]:
+        lines += batch_of_processes("eval.batch_size", v["eval.batch_size"], processes)
+    # Asked of runs that evaluate nothing too: the checkpoint keeps these as the sizes to evaluate it with.
+    return lines + resize_before_crop("eval.", v["eval.size"] or max(v["views.global_size"], v["views.global_width"]), v["eval.resize"])
+
+
+def resize_before_crop(prefix: str, size: int, resize: int) -> list[str]:
+    """A crop of `size` pixels does not fit into an image whose shorter side is made smaller; 0: not said."""
+    if not 0 < resize < size:
+        return []
+    return [f"{prefix}resize: found {resize}, expected 0 or at least the {size} pixels of the crop that follows; nearest: {size}"]
+
+
+def batch_of_processes(key: str, size: int, processes: int) -> list[str]:
+    """Each process reads as many images of a batch of an evaluation; its devices may be of any number."""
+    if size % processes == 0:
+        return []
+    return [f"{key}: found {size}, expected a multiple of the {processes} processes{multiples(size, processes)}"]
 
 
 EPOCH_KEYS = (
@@ -135,6 +166,9 @@ EPOCH_KEYS = (
     "optimizer.freeze_backbone_epochs",
     "dino.warmup_teacher_temp_epochs",
 )
+
+_GRID = ("views.global_size", "views.global_width", "model.patch_size")
+_EVALUATION = ("run.eval_every_steps", "eval.gallery", "eval.query", "eval.size", "eval.resize", "eval.batch_size")
 
 # The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.
 CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
@@ -145,12 +179,12 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
-    (("recipe", "model.name", "masking.kind", "masking.ratio", "masking.ratio_var"), _masking),
+    (("recipe", "model.name", "masking.kind", "masking.ratio", "masking.ratio_var", *_GRID), _masking),
     ((*_MAE_KEYS, "model.name", "mae.decoder_width", "mae.decoder_heads"), _mae),
     (("recipe", "views.global_count"), _global_crops),
     (("recipe", "views.local_count"), _local_crops),
     (("run.fsdp",), _mesh),
-    (("run.eval_every_steps", "eval.gallery", "eval.query"), _evaluation),
+    ((*_EVALUATION, "views.global_size", "views.global_width"), _evaluation),
 )
 
 
@@ -211,4 +245,7 @@ def _holds_a_file(directory: str) -> bool:
 def _directory(directory: str) -> str:
     if not directory:
         return "with a directory"
-    return "a directory with images; it is empty" if os.path.isdir(os.path.expanduser(directory)) else "a directory that exists"
+    if os.path.isdir(os.path.expanduser(directory)):
+        return "a directory with images; it is empty"
+    near = nearest_directory(directory)
+    return "a directory that exists" + (f"; nearest: folder:{near}" if near else "")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from sere_jax.config import check
+from sere_jax.config_cross import batch_of_processes, resize_before_crop
 from sere_jax.config_keys import flatten, nearest
 from sere_jax.config_rules import RULES, Rule
 
@@ -80,9 +81,16 @@ PROTOCOLS: Mapping[str, Mapping[str, Rule]] = {
 }
 
 
-def mistakes(config: ConfigDict) -> list[str]:
-    """The lines of everything that is wrong with an evaluation's config."""
+def mistakes(config: ConfigDict, *, processes: int = 1) -> list[str]:
+    """The lines of everything that is wrong with an evaluation's config, on so many processes."""
     protocol = config.get("protocol")
     if protocol not in PROTOCOLS:
         return [f"protocol: found {protocol!r}, expected one of {', '.join(PROTOCOLS)}{nearest(protocol, PROTOCOLS)}"]
-    return check(flatten(config), PROTOCOLS[protocol])
+    values = flatten(config)
+    lines = check(values, PROTOCOLS[protocol])
+    wrong = {line.partition(":")[0] for line in lines}
+    if protocol == "knn" and not wrong & {"size", "resize"}:
+        lines += resize_before_crop("", values["size"], values["resize"])
+    if protocol == "knn" and "batch_size" not in wrong:  # the others are the work of one process, or of each
+        lines += batch_of_processes("batch_size", values["batch_size"], processes)
+    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from sere_jax.config_keys import divisors, multiples
 from sere_jax.models.resnet import RESNETS, WIDTH_OF_STEM
 from sere_jax.models.vit import VARIANTS
 from sere_jax.objectives.recipes import RECIPES
@@ -13,19 +14,21 @@ Values = Mapping[str, Any]
 Rule: TypeAlias = Callable[[Values, int, int], list[str]]  # values, devices, processes -> lines
 
 
-def multiples(value: int, step: int) -> str:
-    """`; nearest: n` for the multiple of `step` next to `value`, at least `step`."""
-    below, above = value // step * step, -(-value // step) * step
-    return f"; nearest: {above if below == 0 or above - value < value - below else below}"
+_STRIDE = 32  # of a ResNet's last map, pixels
 
 
 def _patches(v: Values, devices: int, processes: int) -> list[str]:
-    if v["model.name"] == "resnet":  # its convolutions are padded: any size will do
-        return []
-    patch = v["model.patch_size"]
+    patch, expected = v["model.patch_size"], f"expected a multiple of model.patch_size = {v['model.patch_size']}"
+    if v["model.name"] == "resnet":
+        # Its convolutions are padded, so any size will do; but points of an overlap lie right only where the map spans the view.
+        if not {"spatial", "aligned"} & set(RECIPES[v["recipe"]].losses):
+            return []
+        patch, expected = (
+            _STRIDE,
+            f"expected a multiple of {_STRIDE}: {v['recipe']} compares places in the map of a ResNet, whose stride it is",
+        )
     kinds = ["global"] + (["local"] if v["views.local_count"] else [])
     keys = [f"views.{kind}_{side}" for kind in kinds for side in ("size", "width")]  # a width of 0 is a multiple
-    expected = f"expected a multiple of model.patch_size = {patch}"
     return [f"{key}: found {v[key]}, {expected}{multiples(v[key], patch)}" for key in keys if v[key] % patch]
 
 
@@ -62,7 +65,7 @@ def _vit(v: Values) -> list[str]:
 def _relation_heads(v: Values, width: int) -> list[str]:
     heads = v["relation.heads"]
     if heads and width % heads and "spatial" in RECIPES[v["recipe"]].relations:
-        return [f"relation.heads: found {heads}, expected a divisor of the model's width {width}"]
+        return [f"relation.heads: found {heads}, expected a divisor of the model's width {width}{divisors(heads, width)}"]
     return []
 
 
@@ -148,7 +151,7 @@ _SIZES = ("recipe", "model.name", "model.variant", "model.width", "model.depth",
 
 # The keys that a rule reads, and the rule.
 MODEL_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
-    (("model.name", "model.patch_size", "views.local_count", *_SIDES), _patches),
+    (("recipe", "model.name", "model.patch_size", "views.local_count", *_SIDES), _patches),
     (("recipe", "model.name", "model.positions", "views.global_size", "views.global_width"), _square),
     (_SIZES, _architecture),
     (("recipe", "model.name", *_NOT_FOR_RESNETS), _only_for_vits),

@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from sere_jax import command_line
+from sere_jax import config as rules
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
@@ -37,7 +38,7 @@ def test_overrides_of_every_type_and_both_spellings():
 
 MISTAKES = [
     ("--config.data.batch_siz=16", "data.batch_siz: unknown key; nearest: data.batch_size"),
-    ("--config.batch_size=16", "batch_size: unknown key; nearest: "),
+    ("--config.batch_size=16", "batch_size: unknown key; nearest: data.batch_size"),
     ("--config.model.depth=2.5", "model.depth: found '2.5', expected a whole number"),
     ("--config.optimizer.base_lr=fast", "optimizer.base_lr: found 'fast', expected a number"),
     ("--config.optimizer.decay_bias=perhaps", "optimizer.decay_bias: found 'perhaps', expected true or false"),
@@ -74,7 +75,31 @@ def test_a_config_file_that_is_not_there():
 
 
 def test_a_config_file_that_refuses_its_argument():
-    mistakes, values = _parse(QUICKSTART + ":total_step=3,seed=x", "--workdir=w")
-    assert len(mistakes) == 2
+    """Its good parts are kept, so that what is wrong with them and with other flags is told as well."""
+    mistakes, values = _parse(
+        QUICKSTART + ":total_step=3,source=folder:/nowhere, seed=x,batch_size=0,views=3,global_scale=(0.2,a)",
+        "--workdir=w",
+        "--config.data.workers=x",
+        "--config.run.fspd=3",
+    )
+    assert len(mistakes) == 6
     assert "nearest: schedule.total_steps" in mistakes[0]
+    assert [part in line for part, line in zip(("seed: found 'x'", "views: unknown key", "views.global_scale"), mistakes[1:], strict=False)]
+    assert "data.workers: found 'x'" in mistakes[4] and "run.fspd: unknown key; nearest: run.fsdp" in mistakes[5]
+    config = values.config
+    assert (config.data.source, config.data.batch_size, config.seed) == ("folder:/nowhere", 0, 0)
+    found = rules.mistakes(config, devices=1, processes=1)
+    assert [line.partition(":")[0] for line in found] == ["data.batch_size", "data.source"]
+
+
+def test_a_config_file_that_refuses_all_of_its_argument():
+    """configs/ablation.py has no such row: there is no config to go on with."""
+    mistakes, values = _parse(f"--config={ROOT}/configs/ablation.py:row=nothing", "--workdir=w", "--config.seed=3", "--wrkdir=x")
+    assert len(mistakes) == 2 and "row: found 'nothing'" in mistakes[0] and "--wrkdir: unknown flag" in mistakes[1]
     assert values.config is None
+
+
+def test_parts_before_the_argument_of_an_evaluation_stay():
+    mistakes, values = _parse(f"--config={ROOT}/configs/eval/knn.py:bundled,sise=3,batch_size=8", "--workdir=w")
+    assert len(mistakes) == 1 and "nearest: size" in mistakes[0]
+    assert (values.config.query, values.config.batch_size) == ("bundled:query", 8)

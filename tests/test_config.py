@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from sere_jax import config as rules
-from sere_jax.config_keys import flatten
+from sere_jax.config_keys import divisors, flatten
 
 EXPERIMENTS = ("quickstart", "dino_vits16", "dino_sere_vits16")
 
@@ -53,6 +53,9 @@ _MAE |= {"masking__kind": "random", "masking__ratio": (0.75, 0.75), "masking__ra
 
 _FIVE = {"model__in_channels": 5, "photometry__mean": (0.5,) * 5, "photometry__std": (0.2,) * 5}
 _FIVE |= {"photometry__saturation": 0.0, "photometry__hue": 0.0, "photometry__gray_prob": 0.0}
+
+_IBOT = {"recipe": "ibot", "masking__kind": "block"}
+_EVALUATED = {"run__eval_every_steps": 5, "eval__gallery": "bundled:gallery", "eval__query": "bundled:query"}
 
 # (changes, devices, processes, the line)
 MISTAKES = [
@@ -122,7 +125,10 @@ MISTAKES = [
     ({"views__global_count": 1}, 1, 1, "views.global_count: found 1, expected 2: dino_sere compares two global crops"),
     (_RESNET | {"relation__heads": 0}, 1, 1, "relation.heads: found 0 (the ViT's), expected a divisor of the width"),
     (_RESNET | {"relation__heads": 6}, 1, 1, "relation.heads: found 6, expected a divisor of the model's width 2048"),
-    (_RESNET | {"views__global_size": 225}, 1, 1, None),
+    (_RESNET | {"recipe": "dino", "views__global_size": 225, "views__local_size": 97}, 1, 1, None),
+    (_RESNET | {"views__global_size": 225}, 1, 1, "views.global_size: found 225, expected a multiple of 32: dino_sere compares places"),
+    (_RESNET | {"recipe": "dinoplus", "views__local_size": 100}, 1, 1, "views.local_size: found 100, expected a multiple of 32"),
+    (_RESNET | {"views__local_size": 100, "views__local_count": 0}, 1, 1, None),
     (_RESNET | {"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', expected 'none': a ResNet has no patch tokens to hide"),
     (_RESNET | {"model__drop_path": 0.1}, 1, 1, "model.drop_path: found 0.1, expected 0.0: a ResNet has no drop path"),
     (
@@ -132,7 +138,7 @@ MISTAKES = [
         "model.width: found 40, expected channels of the last map, a multiple of 32",
     ),
     ({"model__width": 100}, 1, 1, "model.width: found 100, expected 0 (or 384, the width of vits)"),
-    ({"relation__heads": 5}, 1, 1, "relation.heads: found 5, expected a divisor of the model's width 384"),
+    ({"relation__heads": 5}, 1, 1, "relation.heads: found 5, expected a divisor of the model's width 384; nearest: 4"),
     ({"relation__alpha": 3.0, "relation__beta": 2.0}, 1, 1, "relation.alpha: found alpha + beta = 5, expected at most 4"),
     ({"relation__alpha": 3.0, "relation__beta": 2.0, "relation__image_weight": "paper"}, 1, 1, None),
     ({"optimizer__warmup_epochs": 101}, 1, 1, "optimizer.warmup_epochs: found 101, expected at most schedule.epochs = 100"),
@@ -155,11 +161,32 @@ MISTAKES = [
         "views.global_width: found 448 beside global_size = 224, expected 0 (square crops): model.positions = sincos_rows knows",
     ),
     (_MAE | {"views__global_width": 448}, 1, 1, "views.global_width: found 448 beside global_size = 224, expected 0 (square crops): mae's"),
-    (_RESNET | {"views__global_width": 300}, 1, 1, None),
+    (_RESNET | {"recipe": "dino_channel", "views__global_width": 300}, 1, 1, None),
+    (_RESNET | {"views__global_width": 300}, 1, 1, "views.global_width: found 300, expected a multiple of 32"),
+    ({"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', expected 'none': no loss of dino_sere learns from hidden patches"),
+    ({"recipe": "ibot"}, 1, 1, "masking.kind: found 'none', expected block or random: ibot learns from hidden patches"),
+    (_IBOT, 1, 1, None),
+    (
+        _IBOT | {"masking__ratio": (0.0, 0.0), "masking__ratio_var": (0.0, 0.0)},
+        1,
+        1,
+        "masking.ratio: found 0.0 -+ 0.0 and 0.0 -+ 0.0 with masking.ratio_var, which hides none of 196 patches; expected at least 0.0051",
+    ),
+    (_IBOT | {"masking__ratio": (0.0, 0.004), "masking__ratio_var": (0.0, 0.001)}, 1, 1, "which hides none of 196 patches"),
+    (_IBOT | {"masking__ratio": (0.0, 0.004), "masking__ratio_var": (0.0, 0.0012)}, 1, 1, None),  # 1.02 of 196
+    ({"schedule__epochs": 5}, 1, 1, "optimizer.warmup_epochs: found 10, expected at most schedule.epochs = 5"),
+    ({"schedule__epochs": 0}, 1, 1, None),
+    (_EVALUATED | {"eval__resize": 10, "eval__size": 40}, 1, 1, "eval.resize: found 10, expected 0 or at least the 40 pixels"),
+    ({"eval__resize": 200}, 1, 1, "eval.resize: found 200, expected 0 or at least the 224 pixels of the crop that follows; nearest: 224"),
+    (_EVALUATED | {"eval__resize": 40, "eval__size": 40}, 1, 1, None),
+    (_EVALUATED | {"eval__batch_size": 63}, 8, 2, "eval.batch_size: found 63, expected a multiple of the 2 processes; nearest: 62"),
+    (_EVALUATED | {"eval__batch_size": 63}, 8, 1, None),
+    ({"eval__batch_size": 63}, 8, 2, None),
     ({"data__value_range": (0.0, 10000.0)}, 1, 1, None),
     ({"data__value_range": (5.0, 5.0)}, 1, 1, "data.value_range: found (5.0, 5.0), expected two different values, or (0.0, 0.0)"),
     ({"data__value_range": (5.0, 1.0)}, 1, 1, "data.value_range: found (5.0, 1.0), expected 2 values in rising order, each a number"),
-    ({"run__fsdp": 3}, 8, 1, "run.fsdp: found 3, expected a divisor of the 8 devices"),
+    ({"run__fsdp": 3}, 8, 1, "run.fsdp: found 3, expected a divisor of the 8 devices; nearest: 2"),
+    ({"run__fsdp": 3}, 1, 1, "run.fsdp: found 3, expected a divisor of the 1 devices; nearest: 1"),
     ({"run__eval_every_steps": 5}, 1, 1, "eval.gallery: found '', expected a source"),
     ({"data__source": "folder:"}, 1, 1, "data.source: found 'folder:', expected folder:DIR, with a directory"),
     ({"data__source": "folder:/no/such"}, 1, 1, "data.source: found 'folder:/no/such', expected folder:DIR, a directory that exists"),
@@ -193,6 +220,7 @@ def test_all_mistakes_are_told_at_once():
         rules.validate(_config(**changes), devices=1, processes=1)
     assert len(error.value.mistakes) == 5
     assert str(error.value).startswith("5 mistakes in the config:\n")
+    assert str(rules.refusal(["--x: unknown flag"])) == "1 mistake, nothing was started:\n  --x: unknown flag"
     assert all(line in str(error.value) for line in error.value.mistakes)
 
 
@@ -206,6 +234,10 @@ def test_a_missing_key_is_named():
 def test_folders(tmp_path):
     assert "it is empty" in _mistakes(data__source=f"folder:{tmp_path}")[0]
     assert _mistakes(data__source=str(tmp_path))[0].endswith(f"nearest: folder:{tmp_path}")
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
+    for written, meant in (("imagnet", "imagenet"), ("imagnet/train", "imagenet/train"), ("imagnet/tain", "imagenet"), ("zzz", "")):
+        line = _mistakes(data__source=f"folder:{tmp_path}/{written}")[0]
+        assert line.endswith(f"a directory that exists; nearest: folder:{tmp_path}/{meant}" if meant else "a directory that exists")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "image.jpg").write_bytes(b"x")
     assert _mistakes(data__source=f"folder:{tmp_path}") == []
@@ -214,6 +246,7 @@ def test_folders(tmp_path):
 def test_lengths_in_steps_are_judged_when_the_data_is_open():
     config = _config(optimizer__warmup_epochs=3, schedule__total_steps=100)
     assert rules.length_mistakes(config, per_epoch=30, total=100) == []
+    assert rules.length_mistakes(config, per_epoch=40, total=0) == []  # nothing is trained, so nothing is too long
     assert rules.length_mistakes(config, per_epoch=40, total=100) == [
         "optimizer.warmup_epochs: found 3 (120 steps), expected at most the 100 steps of the run"
     ]
@@ -272,17 +305,31 @@ def test_arguments_of_a_config_file():
 
 def test_mistakes_in_the_argument_of_a_config_file_are_told_at_once():
     with pytest.raises(ValueError, match="mistakes in the config's argument") as error:
-        common.arguments(common.pretrain(), "foo,epoch=3,batch_size=3,data.batch_size=x,decay_bias=1")
+        common.arguments(common.pretrain(), "foo,epoch=3,heads=3, data.batch_size=x,decay_bias=1,nonsense=2")
     lines = str(error.value).splitlines()[1:]
     assert [line.strip().partition(":")[0] for line in lines] == [
         "found 'foo', expected key=value",
         "epoch",
-        "batch_size",
+        "heads",
         "data.batch_size",
         "optimizer.decay_bias",
+        "nonsense",
     ]
     assert "nearest: schedule.epochs" in lines[1]
-    assert "data.batch_size, eval.batch_size" in lines[2]
+    assert "model.heads, relation.heads" in lines[2]
+    assert lines[5].endswith("unknown key")  # nothing is like it
+
+
+def test_the_short_form_of_a_key_of_the_data_is_that_one():
+    config = common.arguments(common.pretrain(), "batch_size=24,workers=0")
+    assert (config.data.batch_size, config.data.workers, config.eval.batch_size) == (24, 0, 64)
+
+
+@given(st.integers(-5, 300), st.integers(1, 300))
+def test_the_nearest_divisor(value, whole):
+    found = int(divisors(value, whole).rpartition(" ")[2])
+    assert whole % found == 0
+    assert not [n for n in range(1, whole + 1) if whole % n == 0 and abs(n - value) < abs(found - value)]
 
 
 def test_the_papers_recipe_to_the_last_number():
@@ -318,3 +365,9 @@ def test_the_papers_recipe_to_the_last_number():
         "photometry.solarize_prob": (0.0, 0.2, 0.0),
     }
     assert {key: config[key] for key in expected} == expected
+
+
+def test_a_workdir_is_a_directory():
+    assert rules.workdir_mistakes(None) == rules.workdir_mistakes("runs/a") == []
+    [line] = rules.workdir_mistakes("gs://bucket/runs/a")
+    assert line.startswith("--workdir: found 'gs://bucket/runs/a', expected a directory") and line.endswith("/mnt/bucket/runs/a")

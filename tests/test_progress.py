@@ -53,17 +53,6 @@ def test_records_drop_what_is_done_again(tmp_path: Path):
     records.close()
 
 
-def test_records_where_files_cannot_be_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As on an object store, which `tmp_path` stands in for."""
-    Records(tmp_path, after=0).write(2, {"loss": 1.0})
-    monkeypatch.setattr("sere_jax.records._is_remote", lambda directory: True)
-    records = Records(tmp_path, after=2)
-    records.write(4, {"loss": 0.5})
-    assert [line["step"] for line in lines(tmp_path)] == [2]
-    records.close()
-    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
-
-
 def test_plain_lines_tell_the_losses_beside_their_references():
     screen = console()
     with Progress(None, total_steps=100, steps_per_epoch=10, references=REFERENCES, live=False, console=screen) as report:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sere_jax import build, schedules
+from sere_jax.config import ConfigError
 from tests import micro
 from tests.oracles import schedules as oracle
 
@@ -92,5 +93,7 @@ def test_length_of_a_run(total_steps: int, expected: tuple[int, int]):
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused():
-    with pytest.raises(ValueError, match=r"7 images, fewer than one batch.*batch_size <= 7, found 8"):
-        build.steps(micro.config(), 7)
+    with pytest.raises(ConfigError, match=r"data.batch_size: found 8, expected at most the 7 images of .*; the smallest batch .* has 8"):
+        build.steps(micro.config(), 7)  # eight devices
+    with pytest.raises(ConfigError, match=r"data.batch_size: found 32, expected at most the 29 images of .*; nearest: 24"):
+        build.steps(micro.config({"data": {"batch_size": 32}}), 29)

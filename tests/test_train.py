@@ -26,6 +26,7 @@ from sere_jax.config import ConfigError
 from sere_jax.loop import compile_step
 from sere_jax.sharding import make_mesh
 from tests import micro
+from tests.evals import micro_network
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +65,7 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
 
 
 def run(arguments: list[str], **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=300)
+    return subprocess.run(arguments, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=900)
 
 
 def records(workdir: Path) -> dict[int, dict]:
@@ -124,7 +125,7 @@ def test_killed_at_random_times_and_restarted_ends_in_the_same_bits(tmp_path: Pa
             command(workdir, **settings), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         before = _newest(workdir)
-        deadline = time.time() + 240
+        deadline = time.time() + 900
         while kills < 4 and process.poll() is None and _newest(workdir) <= before and time.time() < deadline:
             time.sleep(0.02)  # until this process has saved something of its own
         if kills < 4 and process.poll() is None:
@@ -135,7 +136,7 @@ def test_killed_at_random_times_and_restarted_ends_in_the_same_bits(tmp_path: Pa
             kills += 1
             redone += seen > _newest(workdir)
             continue
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=900) == 0
         break
     assert kills >= 3 and redone >= 1
     assert_same_end(workdir, tmp_path / "whole", total)
@@ -204,14 +205,17 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path):
     assert _newest(tmp_path / "a") == 400
 
 
-@pytest.mark.slow
 def test_mistakes_are_listed_together_and_nothing_starts(tmp_path: Path):
-    done = run(
-        command(tmp_path / "a", "--config.data.batch=3", "stray", data__batch_size=15, model__patch_size=5, relation__alpha="nan"),
-        devices=8,
-    )
+    """Those of the flags, of the config's argument and of the config. One process that compiles nothing."""
+    arguments = command(tmp_path / "a", "--config.data.batch=3", "stray", data__batch_size=15, model__patch_size=5, relation__alpha="nan")
+    arguments[2] += ":nonsense=1,epochs=x,source=folder:/nowhere"
+    done = run(arguments, devices=8)
     assert done.returncode == 2 and not (tmp_path / "a").exists()
+    assert done.stderr.startswith("9 mistakes, nothing was started:\n")
     for part in (
+        "nonsense: unknown key",
+        "schedule.epochs: found 'x'",
+        "data.source: found 'folder:/nowhere'",
         "data.batch: unknown key",
         "stray: found a positional argument",
         "data.batch_size: found 15",
@@ -219,3 +223,20 @@ def test_mistakes_are_listed_together_and_nothing_starts(tmp_path: Path):
         "relation.alpha: found nan",
     ):
         assert part in done.stderr, done.stderr
+
+
+def test_data_that_fills_no_batch_is_a_mistake_like_others(tmp_path: Path):
+    """It is known once the data is open, still before anything is compiled."""
+    done = run(command(tmp_path / "a", data__source=f"folder:{micro_network.photographs(tmp_path / 'photos', count=5)}"), devices=2)
+    assert done.returncode == 2 and not (tmp_path / "a").exists()
+    assert done.stderr.startswith("1 mistake in the config:\n  data.batch_size: found 16, expected at most the 5 images of 'folder:")
+    assert done.stderr.endswith("; nearest: 4\n")
+
+
+def test_a_workdir_in_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(MICRO)
+    with pytest.raises(ConfigError, match="--workdir: found 'gs://bucket/a', expected a directory; mount the bucket"):
+        loop.train(config, "gs://bucket/a")
+    assert not list(tmp_path.iterdir())

@@ -117,10 +117,29 @@ def _check_directory(spec: str, written: str, directory: str) -> None:
         return
     if os.path.exists(directory):
         raise SourceError(f"{spec!r}: {directory} is a file, not a directory; expected a directory of image files")
-    parent, missing = os.path.split(directory)
-    while not os.path.isdir(parent):
-        parent, missing = os.path.split(parent)
-    siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
-    near = difflib.get_close_matches(missing, siblings, n=1, cutoff=0.5)
-    hint = f"; did you mean {os.path.join(parent, near[0])}?" if near else ""
+    parent, near = _existing(directory)[0], nearest_directory(directory)
+    hint = f"; did you mean {near}?" if near else ""
     raise SourceError(f"{spec!r}: {directory} does not exist (the nearest directory that does is {parent}){hint}")
+
+
+def nearest_directory(directory: str) -> str:
+    """What a directory that does not exist may have been meant to be: the deepest part of it that is missing exchanged for the
+    sibling most like it, with the rest below it where that exists; "" where no sibling is like it."""
+    parent, missing, rest = _existing(os.path.abspath(os.path.expanduser(directory)))
+    try:
+        siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:  # a directory that may be entered but not listed
+        return ""
+    near = difflib.get_close_matches(missing, siblings, n=1, cutoff=0.5)
+    found = os.path.join(parent, near[0]) if near else ""
+    return os.path.join(found, rest) if rest and os.path.isdir(os.path.join(found, rest)) else found
+
+
+def _existing(directory: str) -> tuple[str, str, str]:
+    """The deepest directory on the way that exists, the name that is missing in it, and the path below that name."""
+    parent, missing = os.path.split(directory)
+    rest = ""
+    while not os.path.isdir(parent):
+        rest = os.path.join(missing, rest) if rest else missing
+        parent, missing = os.path.split(parent)
+    return parent, missing, rest

@@ -71,7 +71,7 @@ def test_a_vanished_file_is_an_os_error(tmp_path):
 
 def test_missing_directories_name_the_nearest(tmp_path):
     (tmp_path / "imagenet" / "train").mkdir(parents=True)
-    with pytest.raises(SourceError, match=r"does not exist.*did you mean .*imagenet\?"):
+    with pytest.raises(SourceError, match=r"does not exist.*did you mean .*imagenet.train\?"):
         open_source(f"folder:{tmp_path}/imagnet/train")
     with pytest.raises(SourceError, match=r"did you mean .*train\?"):
         open_source(f"folder:{tmp_path}/imagenet/trian")

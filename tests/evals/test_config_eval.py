@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 
 import pytest
 
 from configs.common import pretrain
-from sere_jax import config_eval
-from sere_jax.evals import classification, relations, retrieval
-from sere_jax.evals.figures import protocol as figures
-
-RUNS = {"knn": classification.run, "retrieval": retrieval.run, "relations": relations.run, "figures": figures.run}
+from sere_jax import build_eval, config_eval
 
 
 def shipped(name: str, argument: str = ""):
     return importlib.import_module(f"configs.eval.{name}").get_config(argument)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", build_eval.PROTOCOLS)
 def test_shipped_configs_keep_the_rules_and_are_what_the_protocol_takes(name):
     config = shipped(name)
     assert config.protocol == name and config_eval.mistakes(config) == []
-    given = set(config.keys()) - {"protocol", "views_of"}
-    assert given == set(inspect.signature(RUNS[name]).parameters) - {"networks", "workdir"}
+    settings = build_eval.settings(config, [])
+    assert isinstance(settings, build_eval.PROTOCOLS[name].settings)
+    kept = set(config.keys()) & set(settings._fields) - {"views", "photometry"}
+    assert {key: config[key] for key in kept} == {key: getattr(settings, key) for key in kept}
+    assert set(settings._fields) - kept <= {"views", "photometry", "feed"}
 
 
 def test_arguments_of_the_knn_config():
@@ -46,6 +44,17 @@ def test_mistakes_name_key_value_and_what_would_do():
     assert any(line.startswith("which: found ('crops', 'atention'), expected") for line in lines)
     assert any("points: found 1" in line and "at least 2" in line for line in lines)
     assert any("views.flip_prob: found 2.0" in line for line in lines)
+
+
+def test_images_that_are_smaller_than_their_crop_and_batches_that_cannot_be_shared():
+    config = shipped("knn", "bundled,size=40,resize=10,batch_size=63")
+    assert config_eval.mistakes(config) == [
+        "resize: found 10, expected 0 or at least the 40 pixels of the crop that follows; nearest: 40",
+    ]
+    assert config_eval.mistakes(config, processes=2)[1:] == ["batch_size: found 63, expected a multiple of the 2 processes; nearest: 62"]
+    assert config_eval.mistakes(shipped("knn", "resize=10")) == []  # beside the network's own size, which is not known yet
+    config.resize, config.batch_size = -1, 0
+    assert len(config_eval.mistakes(config, processes=2)) == 2  # each by itself, without the rules among them
 
 
 def test_a_config_of_training_is_no_evaluation():
