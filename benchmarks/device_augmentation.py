@@ -1,15 +1,19 @@
 """The device's share of the augmentation: its time beside that of the train step it feeds, compiled and run side by side.
 
     python benchmarks/device_augmentation.py [--config=configs/dino_sere_vits16.py] [--batch_size=4] [--rounds=3]
+    python benchmarks/device_augmentation.py --aot=v5e:2x2 --batch_size=64    (no TPU needed, but `pip install libtpu`)
 
 On a CPU the step's matrix products run at the CPU's speed; on an accelerator run it there. Beside the time it tells the arithmetic
-and the bytes that XLA counts for both, which hold for any device.
+and the bytes that XLA counts for both, which hold for any device. `--aot` compiles for a TPU of that topology without running
+anything, `--batch_size` images a chip: the arithmetic and the bytes of its own compiler, and the time that they take at the
+chip's peak, whichever of the two is longer.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +24,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from sere_jax import build
+from sere_jax import build, loop, sharding
 from sere_jax.types import Views
 
 
@@ -66,12 +70,58 @@ def measure(work: dict[str, Callable[[], Any]], repeats: dict[str, int], rounds:
     return times
 
 
+# Peak of one chip: bfloat16 operations a second, bytes of memory a second (Google's figures).
+_PEAKS = {"v5e": (197e12, 819e9), "v4": (275e12, 1228e9), "v6e": (918e12, 1640e9)}
+
+
+def estimate(path: str, topology: str, images: int) -> None:
+    """The table of `--aot`. A loop's body would be counted once, so blocks are unrolled; twelve of them compile for minutes, so the step is
+    compiled with one and with two, and each further block costs what the second one does."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+    from jax.sharding import AxisType, Mesh
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = Mesh(np.array(devices).reshape(-1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    config = load(path, images * len(devices))
+    config.model.update({"dtype": "bfloat16", "scan_blocks": False, "remat": "none"})
+    depth, width, heads = build.backbone(config).depth, build.backbone(config).width, build.backbone(config).heads
+    config.model.update({"variant": "custom", "width": width, "heads": heads})
+    steps = []
+    for blocks in (1, 2):
+        config.model.depth = blocks
+        steps.append(_counted(loop.compile_step(config, build.Steps(1000, 100_000), mesh).step))
+    rows = sharding.batch_sharding(mesh)
+    views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), build.abstract_views(config))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.data.batch_size))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
+    own = _counted(jax.jit(build.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile())
+    step = tuple(one + (depth - 1) * (two - one) for one, two in zip(*steps, strict=True))
+    peaks = _PEAKS[topology.partition(":")[0]]
+    table = rich.table.Table("a chip", "GFLOP", "GB moved", "ms at peak", title=f"{path}, {images} images a chip, {topology}, bfloat16")
+    times = [max(value / peak for value, peak in zip(cost, peaks, strict=True)) for cost in (own, step)]
+    for name, cost, seconds in zip(("augmentation", f"step of {depth} blocks"), (own, step), times, strict=True):
+        table.add_row(name, f"{cost[0] / 1e9:.1f}", f"{cost[1] / 1e9:.2f}", f"{seconds * 1000:.2f}")
+    rich.console.Console().print(table)
+    shares = {"arithmetic": own[0] / step[0], "bytes": own[1] / step[1], "time": times[0] / times[1]}
+    print("augmentation / step: " + ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items()))
+
+
+def _counted(compiled: Any) -> tuple[float, float]:
+    found = compiled.cost_analysis()
+    return found["flops"], found["bytes accessed"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="configs/dino_sere_vits16.py")
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--aot", default="", metavar="TOPOLOGY", help="compile for this TPU instead, such as v5e:2x2")
     flags = parser.parse_args()
+    if flags.aot:
+        estimate(flags.config, flags.aot, flags.batch_size)
+        return
     config = load(flags.config, flags.batch_size)
     length = build.Steps(1000, 100_000)
     views = jax.device_put(random_views(config))
