@@ -85,19 +85,23 @@ def estimate(path: str, topology: str, images: int) -> None:
     mesh = Mesh(np.array(devices).reshape(-1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     config = load(path, images * len(devices))
     config.model.update({"dtype": "bfloat16", "scan_blocks": False, "remat": "none"})
+    rows = sharding.batch_sharding(mesh)
+    views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), build.abstract_views(config))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.data.batch_size))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
+    own = _counted(jax.jit(build.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile())
+    peaks = _PEAKS[topology.partition(":")[0]]
+    milliseconds = 1000 * max(value / peak for value, peak in zip(own, peaks, strict=True))
+    print(
+        f"augmentation, {images} images a chip: {own[0] / 1e9:.1f} GFLOP, {own[1] / 1e9:.2f} GB, {milliseconds:.2f} ms at peak", flush=True
+    )
     depth, width, heads = build.backbone(config).depth, build.backbone(config).width, build.backbone(config).heads
     config.model.update({"variant": "custom", "width": width, "heads": heads})
     steps = []
     for blocks in (1, 2):
         config.model.depth = blocks
         steps.append(_counted(loop.compile_step(config, build.Steps(1000, 100_000), mesh).step))
-    rows = sharding.batch_sharding(mesh)
-    views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), build.abstract_views(config))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.data.batch_size))
-    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
-    own = _counted(jax.jit(build.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile())
     step = tuple(one + (depth - 1) * (two - one) for one, two in zip(*steps, strict=True))
-    peaks = _PEAKS[topology.partition(":")[0]]
     table = rich.table.Table("a chip", "GFLOP", "GB moved", "ms at peak", title=f"{path}, {images} images a chip, {topology}, bfloat16")
     times = [max(value / peak for value, peak in zip(cost, peaks, strict=True)) for cost in (own, step)]
     for name, cost, seconds in zip(("augmentation", f"step of {depth} blocks"), (own, step), times, strict=True):
