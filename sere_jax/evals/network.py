@@ -37,11 +37,12 @@ class Network(NamedTuple):
 def prepared(network: Network, size: int, resize: int) -> tuple[int, int]:
     """Side of the centre crop and the shorter side before it, in pixels.
 
-    0 takes the network's own; of `resize` beside a given `size`, size x 256 / 224.
+    0 takes the network's own; of `resize` beside a given `size`, size x 256 / 224. Raises EvalError where the crop does not fit.
     """
-    if not size:
-        return network.size, resize or network.resize
-    return size, resize or size * 256 // 224
+    crop, shorter = (size, size * 256 // 224) if size else (network.size, network.resize)
+    if 0 < resize < crop:
+        raise EvalError(f"resize: found {resize}, expected 0 or at least the {crop} pixels of {network.name}'s crop; nearest: {crop}")
+    return crop, resize or shorter
 
 
 def untrained(network: Network, seed: int) -> Network:

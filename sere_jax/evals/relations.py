@@ -16,7 +16,7 @@ from sere_jax.data.views import ViewRecipe
 from sere_jax.evals import report
 from sere_jax.evals.analysis import Differences, Tokens, Variant, compare_views
 from sere_jax.evals.network import EvalError, Network, untrained
-from sere_jax.evals.views import compiled_look, pairs, view_keys
+from sere_jax.evals.views import batch_count, compiled_look, pairs, view_keys
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.progress import track
@@ -79,8 +79,32 @@ class Settings(NamedTuple):
         return [Variant(kind, s, c, self.heads) for kind in self.tokens for s, c in zip(spatial, channel, strict=True)]
 
 
+def _side(network: Network, size: int) -> int:
+    """The side of a view in pixels: `size`, or what the network was trained on as far as its patches reach."""
+    return size or max(network.patch, network.size // network.patch * network.patch)
+
+
+def _check(networks: Sequence[Network], settings: Settings) -> None:
+    """Raises EvalError where a network's grid of patches would not span the views, or its width has no such groups."""
+    for network in networks:
+        side, patch = _side(network, settings.size), network.patch
+        if side % patch:
+            nearest = max(patch, round(side / patch) * patch)
+            expected = f"a multiple of {network.name}'s patch of {patch} pixels, or places on the overlap would shift"
+            raise EvalError(f"size: found {side}, expected 0 or {expected}; nearest: {nearest}")
+        images = jax.ShapeDtypeStruct((1, side, side, len(network.mean)), np.float32)
+        width, heads = jax.eval_shape(network.apply, network.params, images).patches.shape[-1], settings.heads
+        if width % heads:
+            nearest = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))
+            raise EvalError(f"heads: found {heads}, expected a divisor of {network.name}'s width {width}; nearest: {nearest}")
+
+
 def measure(network: Network, settings: Settings) -> dict[str, dict[str, Summary]]:
-    """{variant label: {"spatial": Summary, "channel": Summary}}, from one pass over the images."""
+    """{variant label: {"spatial": Summary, "channel": Summary}}, from one pass over the images.
+
+    Raises EvalError where heads or size do not suit the network, or there are fewer than two images.
+    """
+    _check([network], settings)
     look = compiled_look(network, settings.photometry[:2], settings.points, settings.sampling)
     variants = settings.variants
 
@@ -93,10 +117,10 @@ def measure(network: Network, settings: Settings) -> dict[str, dict[str, Summary
     positions = range(min(len(source), settings.images or len(source)))
     if len(positions) < 2 or size < 2:
         raise EvalError(f"images: found {len(positions)} in batches of {size}; expected at least 2, an image is compared with the next")
-    recipe = dataclasses.replace(settings.views, local_count=0, global_size=settings.size or network.size)
+    recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings.size))
     batches = pairs(source, positions, recipe, seed=settings.seed, batch_size=size, backend=settings.backend)
     found = []
-    for pair in track(batches, f"{network.name}: relations", -(-len(positions) // size)):
+    for pair in track(batches, f"{network.name}: relations", batch_count(len(positions), size)):
         keys = view_keys(settings.seed, pair.positions)
         found.append(jax.device_get(compare(network.params, pair.views, pair.boxes, pair.flips, keys)))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
@@ -108,6 +132,7 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     if jax.process_index() != 0:
         return
     variants = settings.variants
+    _check(networks, settings)  # all of them before the first is worked on
     shown = [*networks, *([untrained(networks[0], settings.seed)] if settings.random else [])]
     results = {network.name: measure(network, settings) for network in shown}
     for variant in variants:

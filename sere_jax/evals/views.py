@@ -47,11 +47,19 @@ def read_image(source: Source, position: int, *, backend: Backend = "fast", max_
         raise EvalError(f"source: {example.name} cannot be read ({error}); remove it or choose other images") from error
 
 
+def batch_count(images: int, batch_size: int) -> int:
+    """How many batches `pairs` makes: none has one image alone where there are more, since its partner would be itself."""
+    return max(1, min(-(-images // batch_size), images // 2))
+
+
 def pairs(
     source: Source, positions: Sequence[int], recipe: ViewRecipe, *, seed: int, batch_size: int, backend: Backend = "fast"
 ) -> Iterator[Pairs]:
-    """Batches of about equal size, none above `batch_size`. A pair is a function of (seed, its position in the source)."""
-    for part in np.array_split(np.asarray(positions, np.int32), max(1, -(-len(positions) // batch_size))):
+    """Batches of about equal size, none above `batch_size` (but for one of three where batches of two would leave one image over).
+
+    A pair is a function of (seed, its position in the source).
+    """
+    for part in np.array_split(np.asarray(positions, np.int32), batch_count(len(positions), batch_size)):
         made = [
             make_views(read_image(source, int(i), backend=backend), recipe, np.random.default_rng([seed, int(i)]), backend=backend)
             for i in part

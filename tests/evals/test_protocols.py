@@ -19,6 +19,7 @@ from sere_jax.evals.analysis import Differences
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
 from sere_jax.evals.network import EvalError, prepared
+from sere_jax.evals.views import batch_count, pairs
 from sere_jax.interop.export import export
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.types import Views
@@ -113,6 +114,12 @@ def test_sizes_of_images(asked, got):
     assert prepared(micro_network.network(), *asked) == got
 
 
+@pytest.mark.parametrize("asked", [(0, 15), (40, 10)])
+def test_a_crop_that_is_larger_than_its_image_is_refused(asked):
+    with pytest.raises(EvalError, match=rf"resize: found {asked[1]}, expected 0 or at least the {asked[0] or 16} pixels of micro's crop"):
+        prepared(micro_network.network(), *asked)
+
+
 def test_relations_report_and_do_not_depend_on_how_images_are_batched(tmp_path, capsys):
     source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=6)}"
     measured(source, tmp_path / "a", batch_size=3)
@@ -133,6 +140,33 @@ def test_relations_of_fewer_than_two_images_are_refused(tmp_path):
         measured(f"folder:{micro_network.photographs(tmp_path / 'photos')}", tmp_path, images=1)
     with pytest.raises(EvalError, match="expected 2"):
         measured("bundled", tmp_path, spatial_temperatures=(1.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"heads": 7}, "heads: found 7, expected a divisor of micro's width 48; nearest: 6"),
+        ({"size": 18}, "size: found 18, expected 0 or a multiple of micro's patch of 4 pixels, .*; nearest: 16"),
+        ({"size": 1}, "size: found 1, .*nearest: 4"),
+    ],
+)
+def test_relations_that_do_not_suit_a_network_are_refused(tmp_path, changes, words):
+    with pytest.raises(EvalError, match=words):
+        measured("bundled", tmp_path, **changes)
+
+
+def test_a_network_of_an_uneven_size_is_looked_at_as_far_as_its_patches_reach():
+    uneven = micro_network.network()._replace(size=19)
+    assert [relations._side(uneven, size) for size in (0, 24)] == [16, 24]
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(2, 2), (3, 2), (7, 2), (8, 3), (9, 4), (5, 32)])
+def test_no_image_is_its_own_partner(tmp_path, images, batch_size):
+    source = open_source(f"folder:{micro_network.photographs(tmp_path, count=images)}")
+    found = [pair.positions for pair in pairs(source, range(images), RECIPE, seed=0, batch_size=batch_size)]
+    assert np.concatenate(found).tolist() == list(range(images))
+    sizes = [len(part) for part in found]
+    assert min(sizes) >= 2 and max(sizes) <= max(batch_size, 3) and len(found) == batch_count(images, batch_size)
 
 
 def test_summary_counts_only_what_overlaps():
