@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,3 +110,14 @@ def test_equal_figures_are_equal_files(tmp_path):
 def test_long_names_are_broken_into_lines():
     assert canvas._wrap("coffee@367,208,191") == "coffee@367,208,\n191"
     assert all(len(line) <= 17 for line in canvas._wrap("n01983481_American_lobster.JPEG and averyveryverylongwordindeed").split("\n"))
+
+
+def test_a_long_note_pushes_the_panels_down():
+    """Nothing of the text above the panels may reach into them or their headings."""
+    for words in (3, 200):
+        figure, axes = canvas.grid(2, 3, title="A title", note="words " * words)
+        canvas.heading(axes[0, 0], "heading")
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in (*figure.texts, axes[0, 0].title)]
+        assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes)), words
+        assert max(box.x1 for box in boxes) <= figure.bbox.x1 and boxes[0].y1 <= figure.bbox.y1

@@ -51,9 +51,10 @@ def draw(
     With `mass` in (0, 1] a head's panel keeps only the patches that hold this share of its attention.
     """
     heads = min(MAX_HEADS, max(a.shape[1] for a in attentions))
-    figure, axes = canvas.grid(len(images) * len(names), heads + 2, title="Attention of the cls token in the last block", group=len(names))
     kept = f"; the patches that hold {100 * mass:.0f} % of a head's attention" if mass else ""
-    canvas.subtitle(figure, f"Each head is stretched to its own range{kept}. The colours of the second column are the heads'.")
+    note = f"Each head is stretched to its own range{kept}. The colours of the second column are the heads'."
+    title = "Attention of the cls token in the last block"
+    figure, axes = canvas.grid(len(images) * len(names), heads + 2, title=title, note=note, group=len(names))
     for i, image in enumerate(images):
         for j, (name, attention) in enumerate(zip(names, attentions, strict=True)):
             row = axes[i * len(names) + j]

@@ -35,23 +35,26 @@ COLOURS = (
 )
 OVERLAP = "#e8252a"
 HEAT = "magma"
-_LEFT, _TOP, _GAP, _GROUP_GAP, _NARROWEST = 1.25, 0.78, 0.06, 0.2, 7.5  # inches
-_CHARACTERS_AN_INCH = 16  # of the subtitle, 8 points
+_LEFT, _TOP, _LINE, _GAP, _GROUP_GAP, _NARROWEST = 1.4, 0.54, 0.135, 0.06, 0.2, 7.5  # inches
+_CHARACTERS_AN_INCH = 16  # of the note, 8 points
 
 _STYLE: Any = {"font.family": "sans-serif", "font.size": 8.0, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 8.5}
 
 
 def grid(
-    rows: int, columns: int, *, title: str, cell: float = 1.45, widths: Sequence[float] = (), group: int = 1
+    rows: int, columns: int, *, title: str, note: str, cell: float = 1.45, widths: Sequence[float] = (), group: int = 1
 ) -> tuple[Figure, np.ndarray]:
-    """An empty figure of rows x columns panels without ticks, `cell` inches high and `widths` x as wide, below a title.
+    """An empty figure of rows x columns panels without ticks, `cell` inches high and `widths` x as wide.
 
-    A wider gap follows every `group` rows. The layout is laid out in inches, so that panels touch the same way at any size.
+    Above them stand the title and a `note` that says how to read the figure, of as many lines as it needs. A wider gap follows
+    every `group` rows. The layout is laid out in inches, so that panels touch the same way at any size.
     """
     wide = np.asarray(widths or [1.0] * columns) * cell
-    tops = _TOP + np.arange(rows) * (cell + _GAP) + (np.arange(rows) // group) * (_GROUP_GAP - _GAP) * (group > 1)
     lefts = _LEFT + np.concatenate([[0.0], np.cumsum(wide + _GAP)[:-1]])
-    width, height = max(float(lefts[-1] + wide[-1]) + 0.15, _NARROWEST), float(tops[-1]) + cell + 0.15
+    width = max(float(lefts[-1] + wide[-1]) + 0.15, _NARROWEST)
+    lines = textwrap.wrap(note, int((width - 0.3) * _CHARACTERS_AN_INCH))
+    tops = _TOP + _LINE * len(lines) + np.arange(rows) * (cell + _GAP) + (np.arange(rows) // group) * (_GROUP_GAP - _GAP) * (group > 1)
+    height = float(tops[-1]) + cell + 0.15
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     with matplotlib.rc_context(_STYLE):
@@ -60,6 +63,7 @@ def grid(
             for y in tops
         ]
         figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", va="top", color=INK)
+        figure.text(0.15 / width, 1 - 0.34 / height, "\n".join(lines), fontsize=8, va="top", color=MUTED)
     axes = np.array(panels, dtype=object)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -67,13 +71,6 @@ def grid(
         for spine in axis.spines.values():
             spine.set_visible(False)
     return figure, axes
-
-
-def subtitle(figure: Figure, text: str) -> None:
-    """One or two lines under the title that say how to read the figure."""
-    width, height = figure.get_size_inches()
-    lines = textwrap.fill(text, int((width - 0.3) * _CHARACTERS_AN_INCH))
-    figure.text(0.15 / width, 1 - 0.34 / height, lines, fontsize=8, va="top", color=MUTED)
 
 
 def heading(axis: Axes, text: str) -> None:
@@ -89,10 +86,17 @@ def row_label(axis: Axes, text: str, detail: str = "") -> None:
         axis.text(-0.07, 0.47, _wrap(detail), transform=axis.transAxes, ha="right", va="top", fontsize=7, color=MUTED)
 
 
-def corner(axis: Axes, text: str) -> None:
-    """A small white remark in the lower left of a panel, readable on any colour."""
+def corner(axis: Axes, text: str, *, right: bool = False) -> None:
+    """A small white remark in the lower left of a panel, or in the lower right, readable on any colour."""
     outline = [withStroke(linewidth=2.2, foreground="#000000b0")]
-    axis.text(0.04, 0.05, text, transform=axis.transAxes, color="white", fontsize=7, path_effects=outline)
+    x, side = (0.96, "right") if right else (0.04, "left")
+    axis.text(x, 0.05, text, transform=axis.transAxes, ha=side, color="white", fontsize=7, path_effects=outline)
+
+
+def cross(axis: Axes, x: float, y: float) -> None:
+    """Mark a point, visibly on any colour."""
+    axis.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
+    axis.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.3)
 
 
 def _wrap(text: str, width: int = 17) -> str:

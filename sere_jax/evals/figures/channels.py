@@ -40,12 +40,9 @@ def draw(
     images: UInt8[np.ndarray, "b H W 3"], patches: Sequence[Float[np.ndarray, "b h w d"]], names: Sequence[str], *, count: int = 6
 ) -> Figure:
     """A row for each image and network: photograph, relation of all channels, relation of the chosen ones, their maps."""
-    figure, axes = canvas.grid(
-        len(images) * len(names), count + 3, title="Channels of the patch features and their self-relation", group=len(names)
-    )
-    canvas.subtitle(
-        figure, "Correlation over the positions of one image: red 1, white 0, blue -1; all channels ordered by their first principal axes."
-    )
+    title = "Channels of the patch features and their self-relation"
+    note = "Correlation over the positions of one image: red 1, white 0, blue -1; all channels ordered by their first principal axes."
+    figure, axes = canvas.grid(len(images) * len(names), count + 3, title=title, note=note, group=len(names))
     headings = ["image", "all channels", "chosen channels", *(f"channel {chr(65 + k)}" for k in range(count))]
     for axis, text in zip(axes[0], headings, strict=True):
         canvas.heading(axis, text)

@@ -33,8 +33,8 @@ def draw(batch: FirstBatch, origin: str, *, patch: int, points: int = 13, sampli
     """Two rows an image: source with boxes and the crops; below, the crops as the networks see them. `origin` says which batch it is."""
     views = batch.views
     count, first = views.boxes.shape[1], views.global_views.shape[1]
-    figure, axes = canvas.grid(2 * len(batch.sources), count + 1, title="A batch of training: crops, their boxes and the overlap", group=2)
-    canvas.subtitle(figure, " ".join([origin, *_legend(views)]))
+    title, note = "A batch of training: crops, their boxes and the overlap", " ".join([origin, *_legend(views)])
+    figure, axes = canvas.grid(2 * len(batch.sources), count + 1, title=title, note=note, group=2)
     canvas.heading(axes[0, 0], "source")
     for n in range(count):
         canvas.heading(axes[0, 1 + n], f"global {n + 1}" if n < first else f"local {n + 1 - first}")
@@ -107,7 +107,7 @@ def _draw_crop(axis: Axes, views: Views, i: int, n: int, sides: Sequence[np.ndar
         if sides:
             _scatter(axis, *sides[n])
     if views.flips[i, n]:
-        axis.text(0.97, 0.03, "<>", transform=axis.transAxes, ha="right", color="white", fontsize=7, fontweight="bold")
+        canvas.corner(axis, "<>", right=True)
     axis.set_xlim(0, 1)
     axis.set_ylim(1, 0)
 

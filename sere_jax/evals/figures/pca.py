@@ -31,8 +31,8 @@ def principal_colours(patches: Float[np.ndarray, "b h w d"]) -> tuple[Float[np.n
 
 def draw(images: UInt8[np.ndarray, "b H W 3"], patches: Sequence[Float[np.ndarray, "b h w d"]], names: Sequence[str]) -> Figure:
     """Photographs in the first row, one row for each network below; one PCA a network, over all images shown."""
-    figure, axes = canvas.grid(1 + len(names), len(images), title="Patch features: first three principal components")
-    canvas.subtitle(figure, "Red, green, blue = components 1, 2, 3 over all images of a row. % = share of the variance.")
+    note = "Red, green, blue = components 1, 2, 3 over all images of a row. % = share of the variance."
+    figure, axes = canvas.grid(1 + len(names), len(images), title="Patch features: first three principal components", note=note)
     for axis, image in zip(axes[0], images, strict=True):
         canvas.picture(axis, image)
     canvas.row_label(axes[0, 0], "image")

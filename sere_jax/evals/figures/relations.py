@@ -90,14 +90,12 @@ def draw(cases: Sequence[Case], rows: Sequence[Sequence[Rows]], names: Sequence[
     groups = -(-len(cases) // lines)  # lines of equal length
     height = 1 + len(names)
     widths = ([1.0, 1.0, 1.0, 0.12] * groups)[:-1]
-    figure, axes = canvas.grid(
-        lines * height, len(widths), title="Spatial self-relation of one patch in two views", widths=widths, group=height
+    note = (
+        f"Brighter = more related to the marked point (t = {temperature:g}); every panel stretched to its own range. "
+        "Red: overlap of the views. Below the source: |difference| over the overlap, as the source lies; its sum L1 is between 0 and 2."
     )
-    canvas.subtitle(
-        figure,
-        f"Brighter = more related to the marked patch (t = {temperature:g}); every panel stretched to its own range. "
-        "Red: overlap of the views. Third column: |difference| over the overlap; its sum L1 is between 0 and 2.",
-    )
+    title = "Spatial self-relation of one point in two views"
+    figure, axes = canvas.grid(lines * height, len(widths), title=title, note=note, widths=widths, group=height)
     for number, case in enumerate(cases):
         line, group = divmod(number, groups)
         block = axes[line * height : (line + 1) * height, group * 4 : group * 4 + 3]
@@ -122,7 +120,7 @@ def _draw_case(block: np.ndarray, case: Case, rows: Sequence[Rows], names: Seque
         difference = row.difference[0]
         canvas.heat(block[i, 2], difference)
         place = ((case.query[1] - left) / (right - left), (case.query[0] - top) / (bottom - top))
-        block[i, 2].plot(*place, "+", color="white", markersize=7, markeredgewidth=1.3)
+        canvas.cross(block[i, 2], *place)
         canvas.corner(block[i, 2], f"L1 {difference.sum():.2f}")
 
 
@@ -133,8 +131,7 @@ def _mark(axis: Axes, case: Case, side: int) -> None:
     (y0, x0), (y1, x1) = corners
     axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=canvas.OVERLAP, linewidth=1.6, clip_on=False))
     y, x = in_view(case.query, case.boxes[side], bool(case.flips[side]))
-    axis.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
-    axis.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.3)
+    canvas.cross(axis, x, y)
 
 
 def _draw_source(axis: Axes, case: Case) -> None:
@@ -145,6 +142,6 @@ def _draw_source(axis: Axes, case: Case) -> None:
         axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=1.4, linestyle=style))
     left, top, right, bottom = overlap_box(case.boxes)
     axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=canvas.OVERLAP, linewidth=1.6))
-    axis.plot(case.query[1], case.query[0], "+", color="white", markersize=8, markeredgewidth=1.3)
+    canvas.cross(axis, case.query[1], case.query[0])
     axis.set_xlim(0, case.source.shape[1])
     axis.set_ylim(case.source.shape[0], 0)
