@@ -14,8 +14,8 @@ from sere_jax.config_keys import divisors, multiples, nearest
 from sere_jax.config_model import MODEL_RULES, Rule, Values, needs_masks
 from sere_jax.data.example import SourceError
 from sere_jax.data.folder import nearest_directory
-from sere_jax.data.mixture import FORM as MIXTURE_FORM
 from sere_jax.data.mixture import split_mixture
+from sere_jax.data.sources import FORMS, KINDS
 from sere_jax.objectives.recipes import RECIPES
 
 
@@ -188,10 +188,6 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 )
 
 
-_SOURCE_FORMS = f"bundled[:train|gallery|query], folder:DIR, list:FILE, tfds:NAME[/CONFIG]:SPLIT, classes:LIST:SOURCE or {MIXTURE_FORM}"
-_KINDS = ("bundled", "folder", "list", "tfds", "classes", "mix")
-
-
 def source_mistakes(key: str, spec: str) -> list[str]:
     """What is wrong with the text of a data source, and with the directory of a `folder:`."""
     kind, colon, rest = spec.partition(":")
@@ -217,8 +213,8 @@ def source_mistakes(key: str, spec: str) -> list[str]:
     if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
         return []
     if os.path.isdir(os.path.expanduser(spec)):
-        return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}; nearest: folder:{spec}"]
-    return [f"{key}: found {spec!r}, expected {_SOURCE_FORMS}{nearest(kind, _KINDS)}"]
+        return [f"{key}: found {spec!r}, expected {FORMS}; nearest: folder:{spec}"]
+    return [f"{key}: found {spec!r}, expected {FORMS}{nearest(kind, KINDS)}"]
 
 
 def _mixture(key: str, spec: str) -> list[str]:

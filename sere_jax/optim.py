@@ -194,8 +194,3 @@ def _delayed(inner: optax.GradientTransformationExtraArgs, steps: int) -> optax.
         )
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def count(params: PyTree, predicate: Callable[[Any, jax.Array], bool]) -> int:
-    """How many parameter tensors satisfy `predicate(path, parameter)`."""
-    return sum(predicate(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))

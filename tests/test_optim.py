@@ -128,6 +128,11 @@ def test_stacked_blocks_are_clipped_and_decayed_a_layer_at_a_time(decay_bias: bo
     micro.assert_close(scanned, shaped(unrolled), atol=1e-7)
 
 
+def count(params, predicate) -> int:
+    """How many parameter tensors satisfy `predicate(path, parameter)`."""
+    return sum(predicate(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
+
+
 def test_decayed_tensors_of_a_vit():
     """SPEC 8.7, counted by hand for depth 2 and both of SERE's global modules.
 
@@ -138,15 +143,15 @@ def test_decayed_tensors_of_a_vit():
     params = micro.random_like(build.abstract_state(micro.config(), micro.LENGTH).params)
     kernels, biases, scales = 3 + 2 * 4 + 3 + 1 + 2, 1 + 2 * 6 + 1 + 3 + 2 * 2, 2 * 2 + 1 + 2 * 2
     assert len(jax.tree.leaves(params)) == kernels + biases + scales
-    assert optim.count(params, functools.partial(optim.decays, decay_bias=False)) == kernels
-    assert optim.count(params, functools.partial(optim.decays, decay_bias=True)) == kernels + biases
+    assert count(params, functools.partial(optim.decays, decay_bias=False)) == kernels
+    assert count(params, functools.partial(optim.decays, decay_bias=True)) == kernels + biases
 
 
 def test_a_fixed_length_of_prototypes_is_no_parameter():
     for norm, expected in ((True, 0), (False, 1)):
         config = micro.config({"head": {"norm_last_layer": norm}})
         params = build.abstract_state(config, micro.LENGTH).params
-        assert optim.count(params, lambda path, _: optim.names(path)[-2:] == ("last_layer", "scale")) == expected
+        assert count(params, lambda path, _: optim.names(path)[-2:] == ("last_layer", "scale")) == expected
 
 
 def test_a_skipped_step_does_not_shift_the_schedules():

@@ -8,6 +8,7 @@ import os
 from sere_jax.data.bundled import BundledSource
 from sere_jax.data.example import Example, Source, SourceError
 from sere_jax.data.folder import FolderSource
+from sere_jax.data.mixture import FORM as MIXTURE_FORM
 from sere_jax.data.mixture import Mixture, split_mixture
 from sere_jax.data.path_list import PathListSource
 from sere_jax.data.subset import ClassSubset
@@ -16,7 +17,7 @@ from sere_jax.data.tfds_source import TfdsSource
 __all__ = ["Example", "Source", "SourceError", "open_source"]
 
 KINDS = ("bundled", "folder", "list", "tfds", "classes", "mix")
-_FORMS = "bundled[:train|gallery|query], folder:DIR, list:FILE, tfds:NAME[/CONFIG]:SPLIT, classes:LIST:SOURCE or mix:WEIGHT*SOURCE|..."
+FORMS = f"bundled[:train|gallery|query], folder:DIR, list:FILE, tfds:NAME[/CONFIG]:SPLIT, classes:LIST:SOURCE or {MIXTURE_FORM}"
 
 
 def open_source(spec: str) -> Source:
@@ -49,7 +50,7 @@ def open_source(spec: str) -> Source:
             raise SourceError(f"{spec!r}: expected classes:LIST:SOURCE, e.g. 'classes:S300.txt:tfds:imagenet2012:train', SOURCE no mixture")
         return ClassSubset(spec, file, open_source(inner))
     if os.path.isdir(os.path.expanduser(spec)):
-        raise SourceError(f"source {spec!r} is a directory: write 'folder:{spec}' (expected {_FORMS})")
+        raise SourceError(f"source {spec!r} is a directory: write 'folder:{spec}' (expected {FORMS})")
     near = difflib.get_close_matches(kind, KINDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SourceError(f"source {spec!r} is of no known kind; expected {_FORMS}{hint}")
+    raise SourceError(f"source {spec!r} is of no known kind; expected {FORMS}{hint}")

@@ -57,13 +57,6 @@ def to_dino(params: Tree, *, layout: Layout = "dino", with_heads: bool = False, 
     return tensors | {f"head.{name}": tensor for name, tensor in head.items()}
 
 
-def from_dino(
-    tensors: Tensors, *, network: str = "teacher", norm_last_layer: bool | None = None, ignore: Iterable[str] = ()
-) -> dict[str, Any]:
-    """The parameters of `read_dino`."""
-    return read_dino(tensors, network=network, norm_last_layer=norm_last_layer, ignore=ignore).params
-
-
 def read_dino(
     tensors: Tensors,
     *,

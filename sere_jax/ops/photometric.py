@@ -206,21 +206,6 @@ def _mean_level(level: jax.Array) -> jax.Array:
     return jnp.floor(jnp.mean(level) + 0.5)
 
 
-def adjust_brightness(image: Float[jax.Array, "H W 3"], factor: Float[jax.Array, ""]) -> Float[jax.Array, "H W 3"]:
-    """Blend with black; factor 0 is black, 1 the image."""
-    return blend(jnp.zeros((1, 1, 1)), image, factor)
-
-
-def adjust_contrast(image: Float[jax.Array, "H W 3"], factor: Float[jax.Array, ""]) -> Float[jax.Array, "H W 3"]:
-    """Blend with the mean grey level of the image; factor 0 is flat grey, 1 the image."""
-    return blend(_mean_level(grey(image)[..., :1]).reshape(1, 1, 1), image, factor)
-
-
-def adjust_saturation(image: Float[jax.Array, "H W 3"], factor: Float[jax.Array, ""]) -> Float[jax.Array, "H W 3"]:
-    """Blend with the grey pixels; factor 0 is a grey image, 1 the image."""
-    return blend(grey(image), image, factor)
-
-
 def shift_hue(image: Float[jax.Array, "H W 3"], shift: Float[jax.Array, ""]) -> Float[jax.Array, "H W 3"]:
     """Turns the hue by `shift` in [-0.5, 0.5] (1 is the whole circle), through 8-bit HSV as torchvision does with Pillow.
 
@@ -282,4 +267,4 @@ def blur_taps(sigma: Float[jax.Array, ""], max_sigma: float) -> Float[jax.Array,
     half = math.floor((math.sqrt(4.0 * max_sigma * max_sigma + 1.0) - 1.0) / 2.0) + 1
     offset = jnp.abs(jnp.arange(-half, half + 1, dtype=jnp.float32))
     box = jnp.where(offset <= whole, 1.0, jnp.where(offset == whole + 1.0, part, 0.0)) / (2.0 * (whole + part) + 1.0)
-    return jnp.convolve(jnp.convolve(box, box), box)
+    return jnp.convolve(jnp.convolve(box, box, precision="highest"), box, precision="highest")
