@@ -185,8 +185,7 @@ def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...],
     return compute
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program; the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sere_jax.extract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -206,7 +205,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", default="", choices=("", "teacher", "student"), help="default: the one that the recipe evaluates")
     parser.add_argument("--step", type=int, help="default: the newest")
     parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not say it")
-    given = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; the exit code."""
+    given = _parser().parse_args(argv)
     try:
         native = given.size == "native"
         layers = [int(text) for text in given.layers.split(",") if text]

@@ -6,6 +6,7 @@ weigh the same, L = sum / (2 + 2 l).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -71,25 +72,16 @@ def spatial(
     """
     requests = relation_requests("spatial", norm=norm, local_count=local_count, local_heads=local_heads, student_tokens=student_tokens)
 
-    def pair_loss(teacher: jax.Array, student: jax.Array, points_t: Points, points_s: Points) -> jax.Array:
-        """Teacher's and student's maps [b, h, w, d] of one pair of views, and where each sees the overlap."""
-        sampled_t = sample(teacher, points_t, padding=padding, impl=sampling_impl)
-        sampled_s = sample(student, points_s, padding=padding, impl=sampling_impl)
-        targets = relation_targets(spatial_relation(sampled_t, heads=heads, scale=scale), temperatures.teacher)
-        relation = spatial_relation(sampled_s, heads=heads, scale=scale)
-        counted = points_t.valid if disjoint == "skip" else None
-        return relation_cross_entropy(targets, relation, temperatures.student, counted)
+    pair_loss = functools.partial(
+        _pair_loss, temperatures=temperatures, heads=heads, scale=scale, padding=padding, impl=sampling_impl, disjoint=disjoint
+    )
 
     def points(views: Views, i: int, j: int, size: int) -> tuple[Points, Points]:
         boxes, flips = jnp.asarray(views.boxes), jnp.asarray(views.flips)
         return overlap_points(boxes[:, i], flips[:, i], boxes[:, j], flips[:, j], size=size, sampling=sampling)
 
-    def local_terms(teacher: jax.Array, local: jax.Array, views: Views) -> jax.Array:
-        """Sum over the local crops of their loss against both of the teacher's views."""
-        return local_terms_of(teacher, local, views, 0) + local_terms_of(teacher, local, views, 1)
-
-    def local_terms_of(teacher: jax.Array, local: jax.Array, views: Views, i: int) -> jax.Array:
-        """The same against teacher view i; one computation, vectorised over the crops."""
+    def local_terms(teacher: jax.Array, local: jax.Array, views: Views, i: int) -> jax.Array:
+        """Sum over the local crops of their loss against teacher view i; one computation, vectorised over the crops."""
         pairs = [points(views, i, 2 + j, local_points) for j in range(local_count)]
         points_t, points_s = (Points(*(jnp.stack(axis) for axis in zip(*side, strict=True))) for side in zip(*pairs, strict=True))
         return jnp.sum(jax.vmap(pair_loss, in_axes=(None, 1, 0, 0))(teacher[:, i], local, points_t, points_s))
@@ -97,10 +89,34 @@ def spatial(
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
         student, teacher = outputs[requests[0]], jax.lax.stop_gradient(outputs[requests[1]])
         global_sum = sum(pair_loss(teacher[:, i], student[:, j], *points(views, i, j, global_points)) for i, j in ((0, 1), (1, 0)))
-        local_sum = local_terms(teacher, outputs[requests[2]], views) if local_count else None
+        local_sum = None
+        if local_count:
+            local_sum = sum((local_terms(teacher, outputs[requests[2]], views, i) for i in (0, 1)), jnp.float32(0))
         return _averaged("spatial", jnp.asarray(global_sum), local_sum, local_count, state)
 
     return Objective(requests, dict, apply, _references("spatial", math.log(global_points**2), math.log(local_points**2), local_count))
+
+
+def _pair_loss(
+    teacher: jax.Array,
+    student: jax.Array,
+    points_t: Points,
+    points_s: Points,
+    *,
+    temperatures: Temperatures,
+    heads: int,
+    scale: Scale,
+    padding: Padding,
+    impl: SamplingImpl,
+    disjoint: Literal["count", "skip"],
+) -> jax.Array:
+    """Teacher's and student's maps [b, h, w, d] of one pair of views, and where each sees the overlap -> their cross-entropy."""
+    sampled_t = sample(teacher, points_t, padding=padding, impl=impl)
+    sampled_s = sample(student, points_s, padding=padding, impl=impl)
+    targets = relation_targets(spatial_relation(sampled_t, heads=heads, scale=scale), temperatures.teacher)
+    relation = spatial_relation(sampled_s, heads=heads, scale=scale)
+    counted = points_t.valid if disjoint == "skip" else None
+    return relation_cross_entropy(targets, relation, temperatures.student, counted)
 
 
 def channel(
