@@ -33,7 +33,9 @@ def digests(named: Mapping[str, Any]) -> list[int]:
             found = getattr(leaf, "dtype", type(leaf).__name__)
             raise TypeError(f"state leaf {name}: found {found}, expected an array of booleans, integers or real floats")
     # All are dispatched before the first is fetched. Compiled once a shape, of which even a deep network has few.
-    values = [_digest(_as_words(leaf)) for leaf in named.values()]
+    # But on CPUs one by one: sums over several devices, started together, can wait for each other's threads until XLA aborts.
+    together = jax.default_backend() != "cpu"
+    values = [_digest(_as_words(leaf)) if together else int(_digest(_as_words(leaf))) for leaf in named.values()]
     return [int(value) for value in jax.device_get(values)]
 
 
