@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sere_jax import build
-from sere_jax import config as rules
 from sere_jax.checkpoint import CheckpointError, read_config, read_state, saved_fields
 from sere_jax.config_saved import completed
 from sere_jax.data.rasters import BY_TYPE, ValueRange
