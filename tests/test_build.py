@@ -239,10 +239,11 @@ def test_a_split_state_gathers_parameters_and_nothing_else(fsdp: int):
 
 
 @pytest.mark.slow
-def test_weights_of_the_relations_reach_the_parameters_and_the_curves():
+@pytest.mark.parametrize("image_weight", ["code", "paper"])
+def test_weights_of_the_relations_reach_the_parameters_and_the_curves(image_weight: str):
     ends = []
     for weight in (0.0, 1.0):
-        config = _config(True, relation={"alpha": weight, "beta": weight, "image_weight": "paper"})
+        config = _config(True, relation={"alpha": weight, "beta": weight, "image_weight": image_weight})
         step, state, curve = micro.jit(build.train_step(config, micro.LENGTH)), micro.state(config), []
         for _ in range(10):  # the same batch: it must be learned
             state, metrics = step(state, micro.views(config))
