@@ -55,7 +55,7 @@ def draw(batch: FirstBatch, origin: str, *, patch: int, points: int = 13, sampli
 def _legend(views: Views) -> Iterator[str]:
     if views.global_views.shape[1] > 1:
         yield "Green: overlap points, the same source places in both views; 1 and 2 mark the first and last of the top row."
-    yield "Purple: centres of patches. <> = mirrored."
+    yield "Purple: centres of patches."
     if views.masks is not None and np.any(views.masks):
         yield "Crossed out: patches hidden from the student."
 
@@ -107,7 +107,7 @@ def _draw_crop(axis: Axes, views: Views, i: int, n: int, sides: Sequence[np.ndar
         if sides:
             _scatter(axis, *sides[n])
     if views.flips[i, n]:
-        canvas.corner(axis, "<>", right=True)
+        canvas.corner(axis, "mirrored", right=True)
     axis.set_xlim(0, 1)
     axis.set_ylim(1, 0)
 
