@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -43,8 +44,12 @@ def refusal(mistakes: Sequence[str]) -> ConfigError:
 
 def workdir_mistakes(workdir: str | None) -> list[str]:
     """An address is no directory: a run writes its files as a program writes files, whatever checkpoints could do besides."""
-    if not workdir or "://" not in workdir:
+    if not workdir:
         return []
+    if "://" not in workdir:
+        path = Path(workdir).absolute()
+        files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
+        return [f"--workdir: found {workdir!r}, expected a directory, there or not; {place} is a file" for place in files[:1]]
     mounted = "/mnt/" + workdir.partition("://")[2]
     return [f"--workdir: found {workdir!r}, expected a directory; mount the bucket (docs/pods.md) and name the mount, as in {mounted}"]
 

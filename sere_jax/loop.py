@@ -85,6 +85,7 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
             max_bad_fraction=config.data.max_bad_fraction,
         )
         checkpoints.close()
+        progress.note(f"finished: step {length.total:,} is saved in {checkpoints.directory / str(length.total)}")
     return state
 
 
@@ -119,7 +120,7 @@ def describe(config: ConfigDict, length: build.Steps, source: Source, mesh: Mesh
     params = compiled.abstract_state.params
     yield f"data         {source.spec}: {len(source):,} images, {length.per_epoch:,} steps an epoch, {length.total:,} steps in all"
     effective = build.effective_epochs(config, length)
-    yield f"epochs       {length.total / length.per_epoch:g}, effective {effective:g} (an image's crops count by their pixels)"
+    yield f"epochs       {length.total / length.per_epoch:.1f}, effective {effective:.1f} (an image's crops count by their pixels, rounded up)"
     yield f"devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
     yield (
         f"batch        {batch} images, {batch // mesh.size} a device"
@@ -128,6 +129,8 @@ def describe(config: ConfigDict, length: build.Steps, source: Source, mesh: Mesh
     yield f"learning     peak rate {optimizer.base_lr * batch / 256:.3g} = base_lr {optimizer.base_lr:g} x {batch} / 256"
     yield f"parameters   {_count(params):,}, of these backbone {_count(params['backbone']):,}; teacher {_teacher(compiled.abstract_state)}"
     yield f"memory       {_memory(compiled)}"
+    if config.run.eval_every_steps and config.eval.gallery and config.eval.query:
+        yield f"evaluation   every {config.run.eval_every_steps:,} steps: k-NN of {config.eval.query} by {config.eval.gallery}"
 
 
 def _count(params: PyTree) -> int:

@@ -369,5 +369,7 @@ def test_the_papers_recipe_to_the_last_number():
 
 def test_a_workdir_is_a_directory():
     assert rules.workdir_mistakes(None) == rules.workdir_mistakes("runs/a") == []
+    [line] = rules.workdir_mistakes(f"{__file__}/runs/a")
+    assert line == f"--workdir: found '{__file__}/runs/a', expected a directory, there or not; {__file__} is a file"
     [line] = rules.workdir_mistakes("gs://bucket/runs/a")
     assert line.startswith("--workdir: found 'gs://bucket/runs/a', expected a directory") and line.endswith("/mnt/bucket/runs/a")
