@@ -120,7 +120,7 @@ def describe(config: ConfigDict, length: build.Steps, source: Source, mesh: Mesh
     params = compiled.abstract_state.params
     yield f"data         {source.spec}: {len(source):,} images, {length.per_epoch:,} steps an epoch, {length.total:,} steps in all"
     effective = build.effective_epochs(config, length)
-    yield f"epochs       {length.total / length.per_epoch:.1f}, effective {effective:.1f} (an image's crops count by their pixels, rounded up)"
+    yield f"epochs       {length.total / length.per_epoch:.1f}, effective {effective:.1f} (an image's crops by their pixels, rounded up)"
     yield f"devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
     yield (
         f"batch        {batch} images, {batch // mesh.size} a device"
