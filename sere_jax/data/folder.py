@@ -16,6 +16,7 @@ from sere_jax.data.example import Example, SourceError
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
 ARRAYS = frozenset({".npy"})
 MAX_BYTES = 1 << 30
+_ALIKE = 0.7  # share of letters: imagnet is like imagenet (0.93), nope is not like opt (0.57) or snap (0.5)
 
 
 class FolderSource:
@@ -130,7 +131,7 @@ def nearest_directory(directory: str) -> str:
         siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
     except OSError:  # a directory that may be entered but not listed
         return ""
-    near = difflib.get_close_matches(missing, siblings, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(missing, siblings, n=1, cutoff=_ALIKE)
     found = os.path.join(parent, near[0]) if near else ""
     return os.path.join(found, rest) if rest and os.path.isdir(os.path.join(found, rest)) else found
 

@@ -84,6 +84,14 @@ def test_missing_directories_name_the_nearest(tmp_path):
         open_source("folder:")
 
 
+@pytest.mark.parametrize(("there", "written"), [("opt", "nope"), ("snap", "nope"), ("train", "photos")])
+def test_a_directory_that_is_hardly_like_it_is_not_suggested(tmp_path, there, written):
+    (tmp_path / there).mkdir()
+    with pytest.raises(SourceError, match="does not exist") as error:
+        open_source(f"folder:{tmp_path}/{written}")
+    assert "did you mean" not in str(error.value)
+
+
 def listed(root, text):
     for name in ("a.png", "b/c.dat", "d e.png"):
         (root / name).parent.mkdir(exist_ok=True)
