@@ -120,6 +120,14 @@ def _quantiles(values: Iterable[float]) -> dict[str, float]:
     return {name: round(float(np.quantile(array, q)), 1) for name, q in (("least", 0), ("median", 0.5), ("95 %", 0.95), ("most", 1))}
 
 
+def _amount(count: int) -> str:
+    """Bytes in the largest unit of which there is at least one, to three digits."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= 0.9995 * factor:  # 999.5 kB and more would be rounded to 1e+03
+            return f"{count / factor:,.3g} {unit}"
+    return f"{count} bytes"
+
+
 def _printable(name: str) -> str:
     """Names as they are, but for what no terminal or JSON file can hold."""
     return name if name.isprintable() else ascii(name)[1:-1]
@@ -129,7 +137,7 @@ def show(report: Report, console: rich.console.Console) -> None:
     """The report as tables for a person."""
     facts = report.as_json()
     table = rich.table.Table(title=rich.markup.escape(report.source), title_justify="left", show_header=False)
-    table.add_row("images", f"{report.images:,}, {facts['bytes'] / 1e9:,.3g} GB")
+    table.add_row("images", f"{report.images:,}, {_amount(facts['bytes'])}")
     table.add_row(
         "unreadable", f"{len(report.bad):,} ({len(report.bad) / max(1, report.images):.2%})", style="bold red" if report.bad else "green"
     )

@@ -43,6 +43,26 @@ def test_the_program_on_good_and_bad_folders(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["images"] == 5  # nothing but JSON
 
 
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (96_700, "96.7 kB"),
+        (999_499, "999 kB"),
+        (999_600, "1 MB"),
+        (1_000_000, "1 MB"),
+        (147_900_000_000, "148 GB"),
+        (12_340_000_000_000, "12.3 TB"),
+    ],
+)
+def test_amounts_of_data_in_the_unit_that_fits(count: int, told: str):
+    good = [check.Checked(0, "a.jpg", -1, count, 5, 5, "")]
+    screen = rich.console.Console(file=io.StringIO(), width=100)
+    check.show(check.Report("folder:x", 1, [], good, ()), screen)
+    assert f"1, {told} " in screen.file.getvalue()
+
+
 def test_images_of_other_channels(tmp_path, capsys):
     for number, bands in enumerate((5, 5, 4)):
         np.save(tmp_path / f"{number}.npy", np.ones((6, 7, bands), np.float32))
