@@ -23,7 +23,7 @@ from sere_jax.weights import Preprocess, read_weights
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backbone:
     """A frozen vision transformer or ResNet: `backbone(images)` with normalised float images [b, H, W, c] gives `Features`.
 
@@ -42,6 +42,13 @@ class Backbone:
         """Compute features, compiled once for each shape; `layers` (0-based) and `attention` (last block) on request."""
         return self.apply(self.params, images, layers=layers, attention=attention)
 
+    def __repr__(self) -> str:
+        """One line: what it is and where it comes from; not the parameters, nor the config that they were trained with."""
+        told = [_architecture(self.module), *(f"{key}={self.about[key]!r}" for key in ("source", "network") if self.about.get(key))]
+        if self.about.get("step") is not None:
+            told.append(f"step={self.about['step']}")
+        return f"Backbone({', '.join(told)}, images of {self.preprocess.size} pixels)"
+
     def apply(self, params: PyTree, images: Float[Any, "b H W c"], *, layers: tuple[int, ...] = (), attention: bool = False) -> Features:
         """The same with other parameters."""
         return _apply(self.module, params, images, layers, attention)
@@ -52,6 +59,12 @@ class Backbone:
         images = jnp.zeros((1, side, side, self.module.in_channels))
         made = jax.jit(self.module.init)(jax.random.key(seed), images)
         return join_statistics(made["params"], made.get("batch_stats", {}))
+
+
+def _architecture(module: ViT | ResNet) -> str:
+    if isinstance(module, ResNet):
+        return f"ResNet of {'-'.join(map(str, module.stages))} blocks, width {module.width}"
+    return f"ViT of {module.depth} blocks, width {module.width}, {module.heads} heads, patches of {module.patch_size} pixels"
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

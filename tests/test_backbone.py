@@ -13,11 +13,12 @@ import pytest
 
 import sere_jax
 from sere_jax import build
-from sere_jax.backbone import load_backbone
+from sere_jax.backbone import Backbone, load_backbone
 from sere_jax.checkpoint import CheckpointError
 from sere_jax.interop.export import export, main
 from sere_jax.interop.files import FileError, read_tensors, write_tensors
 from sere_jax.interop.tables import InteropError
+from sere_jax.models.resnet import ResNet
 from sere_jax.weights import Preprocess
 from tests import micro, saved_run
 from tests.oracles import timm_vit
@@ -53,6 +54,16 @@ def test_a_run_gives_its_teacher(run, images, where):
     _same(backbone(images), _expected(config, state.teacher, images), atol=1e-5)
     assert backbone.preprocess == Preprocess(16, 18, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
     assert (backbone.about["network"], backbone.about["step"]) == ("teacher", 7)
+
+
+def test_a_backbone_is_told_in_a_line(run):
+    """Without the parameters and the config, which would fill the screen."""
+    workdir, config, _ = run
+    vit = build.backbone(config)
+    shape = f"ViT of {vit.depth} blocks, width {vit.width}, {vit.heads} heads, patches of {vit.patch_size} pixels"
+    assert repr(load_backbone(workdir)) == f"Backbone({shape}, source={str(workdir)!r}, network='teacher', step=7, images of 16 pixels)"
+    resnet = Backbone(ResNet(), {}, Preprocess(224, 256))
+    assert repr(resnet) == "Backbone(ResNet of 3-4-6-3 blocks, width 2048, images of 224 pixels)"
 
 
 def test_the_student_on_request(run, images):
