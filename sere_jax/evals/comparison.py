@@ -100,7 +100,7 @@ def publish(
     notes = (*notes, *_origins(rows), *_verdicts(rows))
     names = list(rows[0].accuracy)
     cells = [[_label(row), *(f"{100 * row.accuracy[name]:.1f}" for name in names)] for row in rows]
-    columns = ["accuracy, %", *(name.replace("k", "k=").replace("/", " ") for name in names)]
+    columns = ["accuracy, %", *(name.replace("k", "k=").replace("/", "\n") for name in names)]
     results = [{"name": r.name, "tokens": r.tokens, "best_top1": r.best, "accuracy": r.accuracy, **r.about} for r in rows]
     report.show(title, columns, cells, notes)
     report.write(path, {**details, "results": results, "notes": list(notes)})

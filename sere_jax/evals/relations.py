@@ -150,7 +150,7 @@ def _show(variant: Variant, found: dict[str, dict[str, Summary]], *, last: bool)
             s = kinds[kind]
             cells += [f"{s.ratio:.3f} ±{s.ratio_error:.3f}", f"{s.same:.3f}", f"{s.different:.3f}", f"{s.uniform:.3f}"]
         rows.append(cells)
-    columns = ["", *(f"{kind} {name}" for kind in KINDS for name in ("ratio", "same", "different", "uniform"))]
+    columns = ["", *(f"{kind}\n{name}" for kind in KINDS for name in ("ratio", "same", "different", "uniform"))]
     note = "ratio = L1 between two views of an image (same) / between views of different images; uniform = L1 to a uniform relation."
     report.show(f"Self-relation differences, {variant.label}", columns, rows, [note] if last else [])
 

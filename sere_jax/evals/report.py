@@ -11,6 +11,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+_NAME = 12  # characters of a first column that may be broken
+
 
 def console() -> Console:
     """Standard output; a file or a pipe gets no colours and is not wrapped at 80 columns."""
@@ -19,18 +21,35 @@ def console() -> Console:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print one table (first column left, numbers right) with its notes below."""
+    """Print one table (first column left, numbers right) with its notes below; on a narrow terminal it grows downwards."""
     if jax.process_index() != 0:
         return
-    table = Table(title=title, title_style="bold", title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
     screen = console()
-    screen.print(table)
+    screen.print(_table(title, columns, rows, screen.width))
     for note in notes:
         screen.print(note, highlight=False)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
+    """The table in at most `width` characters, without loss: rich alone would cut words and numbers.
+
+    Where it does not fit cells of several words become several lines, then the space beside the cells goes; the names in the
+    first column take what is left and are broken where it is too little.
+    """
+    names, *values = zip(columns, *rows, strict=True)
+    whole = [max(len(line) for cell in column for line in cell.split("\n")) for column in values]
+    words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in values]
+    wanted = min(_NAME, max(map(len, names)))
+    for padding, widths in ((1, whole), (1, words), (0, words)):
+        if sum(widths) + wanted + len(columns) * (1 + 2 * padding) + 1 <= width:
+            break
+    table = Table(title=title, title_style="bold", title_justify="left", padding=(0, padding))
+    table.add_column(columns[0], overflow="fold")
+    for heading, room in zip(columns[1:], widths, strict=True):
+        table.add_column(heading, justify="right", width=room)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
