@@ -217,7 +217,8 @@ def _evaluated(run: Run, config: ConfigDict) -> dict[str, Any]:
     place = run.place / "evaluations" / hashlib.sha256(settings.encode()).hexdigest()[:10]
     report = place / "eval" / f"{config.protocol}.json"
     if not report.is_file():
-        build_eval.run(config, [build_eval.load(str(run.place))], place)
+        network = build_eval.load(str(run.place))._replace(name=f"row {run.row}, seed {run.seed}")  # the directory's name is a digest
+        build_eval.run(config, [network], place)
     return json.loads(report.read_text()) if report.is_file() else {}
 
 

@@ -11,6 +11,7 @@ from configs import ablation
 from sere_jax import ablate, ablation_table, checkpoint
 from sere_jax.ablation_table import Measured
 from sere_jax.meter import TooManyBadSteps
+from tests.evals import micro_network
 
 MICRO = (
     "views.global_size=16,model.width=24,depth=1,model.heads=3,model.patch_size=4,relation.heads=3,global_points=3,scan_blocks=false,"
@@ -80,6 +81,7 @@ def quick(monkeypatch) -> list[str]:
         Path(workdir).mkdir(parents=True)
 
     def run(config, networks, workdir):
+        print(f"evaluated: {networks[0].name}")
         results = {"knn": {"tokens": "cls", "best_top1": len(trained) / 10}, "relations": {"variants": {}}}
         path = workdir / "eval" / f"{config.protocol}.json"
         path.parent.mkdir(parents=True)
@@ -87,7 +89,7 @@ def quick(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(ablate.loop, "train", train)
     monkeypatch.setattr(ablate, "_trained", lambda place, total: place.is_dir())
-    monkeypatch.setattr(ablate.build_eval, "load", lambda path: None)
+    monkeypatch.setattr(ablate.build_eval, "load", lambda path: micro_network.network(Path(path).name))
     monkeypatch.setattr(ablate.build_eval, "run", run)
     return trained
 
@@ -96,6 +98,8 @@ def test_rows_are_trained_once_kept_and_shared_between_tables(command, tmp_path,
     here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
     assert ablate.main(["--table=8", "--rows=none,channel,image_channel", *here]) == 1  # one row ended badly
     assert quick == ["dino", "channel", "dino_channel"]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluated: ")]
+    assert told == ["evaluated: row none, seed 0"] * 2 + ["evaluated: row image_channel, seed 0"] * 2  # by two protocols
     assert "channel, seed 0: 11 bad steps" in (tmp_path / "table8.md").read_text()
     table = json.loads((tmp_path / "table8.json").read_text())
     assert [row["runs"][0]["error"] for row in table["rows"]] == ["", "11 bad steps", ""]
