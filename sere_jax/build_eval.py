@@ -87,7 +87,14 @@ def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
     colours = (training or config).photometry
     if training is None:
         shared = (ViewRecipe(**config.views), build.augment(config), colours.mean, colours.std)
-        return Feed(open_source(config.source), *shared, seed=config.seed, backend=config.backend)
+        return Feed(
+            open_source(config.source),
+            *shared,
+            seed=config.seed,
+            backend=config.backend,
+            points=config.points,
+            sampling=config.sampling,
+        )
     data = training.data
     try:
         source = open_source(data.source)
@@ -107,6 +114,8 @@ def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
         max_pixels=data.max_pixels,
         value_range=data.value_range,
         masking=build.mask_recipe(training, length),
+        points=training.relation.global_points,
+        sampling=training.relation.sampling,
     )
 
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from configs.common import pretrain
 from configs.eval import figures as figures_config
 from sere_jax import build, build_eval, loop
 from sere_jax.data.sources import open_source
-from sere_jax.evals.figures import crops
+from sere_jax.evals.figures import canvas, crops, protocol
 from sere_jax.evals.figures.first_batch import FirstBatch
 from sere_jax.state import TrainState
 from sere_jax.step import make_train_step
@@ -90,6 +91,21 @@ def test_the_crops_are_those_that_the_train_step_sees(monkeypatch, tmp_path):
         assert ours.shape == theirs[:3].shape
         assert np.abs(ours - theirs[:3]).max() < 1e-5  # float32, normalised and back
     assert found.names == [f"photo{int(i)}.png" for i in views.index[:3]]
+
+
+@pytest.mark.parametrize(("views_of", "points"), [("checkpoint", (5, "centers")), ("config", (3, "endpoints"))])
+def test_the_overlap_points_are_those_of_training(monkeypatch, tmp_path, views_of: str, points: tuple[int, str]):
+    source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=4)}"
+    training = trained(source, relation={"global_points": 5, "sampling": "centers"})
+    drawn: list[tuple[int, str]] = []
+    monkeypatch.setattr(crops, "draw", lambda batch, origin, *, patch, points, sampling: drawn.append((points, sampling)) or Figure())
+    monkeypatch.setattr(canvas, "save", lambda figure, path: path)
+    monkeypatch.setattr(protocol, "first_batch", lambda feed, count: None)
+    monkeypatch.setattr(protocol, "_origin", lambda feed, batch: "")
+    config = figures_config.get_config()
+    config.update({"which": ("crops",), "images": (0,), "source": source, "views_of": views_of, "points": 3})
+    build_eval.run(config, [micro_network.network()._replace(about={"config": training.to_dict()})], tmp_path)
+    assert drawn == [points]
 
 
 def test_a_source_that_is_gone_is_told_and_replaced_by_the_given_one(monkeypatch, tmp_path, capsys):

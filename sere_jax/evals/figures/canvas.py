@@ -36,24 +36,27 @@ COLOURS = (
 OVERLAP = "#e8252a"
 HEAT = "magma"
 _LEFT, _TOP, _LINE, _GAP, _GROUP_GAP, _NARROWEST = 1.4, 0.54, 0.135, 0.06, 0.2, 7.5  # inches
+PAD = 3.0  # points between a heading and the panel below it
 _CHARACTERS_AN_INCH = 16  # of the note, 8 points
 
 _STYLE: Any = {"font.family": "sans-serif", "font.size": 8.0, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 8.5}
 
 
 def grid(
-    rows: int, columns: int, *, title: str, note: str, cell: float = 1.45, widths: Sequence[float] = (), group: int = 1
+    rows: int, columns: int, *, title: str, note: str, cell: float = 1.45, widths: Sequence[float] = (), group: int = 1, pad: float = PAD
 ) -> tuple[Figure, np.ndarray]:
     """An empty figure of rows x columns panels without ticks, `cell` inches high and `widths` x as wide.
 
     Above them stand the title and a `note` that says how to read the figure, of as many lines as it needs. A wider gap follows
-    every `group` rows. The layout is laid out in inches, so that panels touch the same way at any size.
+    every `group` rows, and headings stand `pad` points above the panels (see `heading`). All is laid out in inches, so that panels
+    touch the same way at any size.
     """
     wide = np.asarray(widths or [1.0] * columns) * cell
     lefts = _LEFT + np.concatenate([[0.0], np.cumsum(wide + _GAP)[:-1]])
     width = max(float(lefts[-1] + wide[-1]) + 0.15, _NARROWEST)
     lines = textwrap.wrap(note, int((width - 0.3) * _CHARACTERS_AN_INCH))
-    tops = _TOP + _LINE * len(lines) + np.arange(rows) * (cell + _GAP) + (np.arange(rows) // group) * (_GROUP_GAP - _GAP) * (group > 1)
+    first = _TOP + (pad - PAD) / 72 + _LINE * len(lines)
+    tops = first + np.arange(rows) * (cell + _GAP) + (np.arange(rows) // group) * (_GROUP_GAP - _GAP) * (group > 1)
     height = float(tops[-1]) + cell + 0.15
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
@@ -73,9 +76,9 @@ def grid(
     return figure, axes
 
 
-def heading(axis: Axes, text: str) -> None:
-    """The name of a column, above its first panel."""
-    axis.set_title(text, fontsize=8.5, pad=3, color=INK)
+def heading(axis: Axes, text: str, pad: float = PAD) -> None:
+    """The name of a column, `pad` points above its first panel."""
+    axis.set_title(text, fontsize=8.5, pad=pad, color=INK)
 
 
 def row_label(axis: Axes, text: str, detail: str = "") -> None:

@@ -20,6 +20,7 @@ from sere_jax.ops.geometry import Sampling, overlap_points
 from sere_jax.types import Views
 
 _VIEW_1, _VIEW_2, _POINT, _PATCH = "#e8492f", "#2f9bff", "#35d04f", "#b05cff"
+_PAD = 8.0  # points below the headings: the marks of points on the edge of a crop stand out of it
 _HIDDEN = "#5a6068c8"
 _LOCALS = ("#f2c230", "#26d0d9", "#ff7fc4", "#c8e04a", "#b39cff", "#ff9a4d", "#7fe0a8", "#d9d9d9")
 
@@ -34,10 +35,10 @@ def draw(batch: FirstBatch, origin: str, *, patch: int, points: int = 13, sampli
     views = batch.views
     count, first = views.boxes.shape[1], views.global_views.shape[1]
     title, note = "A batch of training: crops, their boxes and the overlap", " ".join([origin, *_legend(views)])
-    figure, axes = canvas.grid(2 * len(batch.sources), count + 1, title=title, note=note, group=2)
-    canvas.heading(axes[0, 0], "source")
+    figure, axes = canvas.grid(2 * len(batch.sources), count + 1, title=title, note=note, group=2, pad=_PAD)
+    canvas.heading(axes[0, 0], "source", _PAD)
     for n in range(count):
-        canvas.heading(axes[0, 1 + n], f"global {n + 1}" if n < first else f"local {n + 1 - first}")
+        canvas.heading(axes[0, 1 + n], f"global {n + 1}" if n < first else f"local {n + 1 - first}", _PAD)
     overlaps = _overlaps(views, points, sampling)
     for i, source in enumerate(batch.sources):
         top, below = axes[2 * i], axes[2 * i + 1]

@@ -17,12 +17,13 @@ from sere_jax.data.pipeline import BatchMaker, UnreadableData
 from sere_jax.data.rasters import BY_TYPE, ValueRange
 from sere_jax.data.views import ViewRecipe
 from sere_jax.evals.network import EvalError
+from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.keys import example_keys, split_uses
 from sere_jax.types import Views
 
 
 class Feed(NamedTuple):
-    """What determines the batches of a run."""
+    """What determines the batches of a run, and the points of the overlap at which its relations are compared."""
 
     source: Source
     recipe: ViewRecipe
@@ -35,6 +36,8 @@ class Feed(NamedTuple):
     max_pixels: int = MAX_PIXELS
     value_range: ValueRange = BY_TYPE
     masking: MaskRecipe | None = None
+    points: int = 13  # a side of the overlap between two global views
+    sampling: Sampling = "endpoints"
 
 
 class FirstBatch(NamedTuple):

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     size: int  # side of the whole images shown to the networks, pixels; 0: each figure's habit, see `_side`
     views: ViewRecipe  # of the pairs
     photometry: Sequence[PhotometryParams]  # of the first view of a pair and of the second
-    points: int  # a side of the overlap
+    points: int  # a side of the overlap; of the crops the feed's
     sampling: Sampling
     tokens: Tokens
     temperature: float  # of the spatial relation shown
@@ -188,7 +188,7 @@ def _crops(studio: Studio) -> Iterator[tuple[str, Figure]]:
     settings = studio.settings
     feed, patch = settings.feed(), studio.networks[0].patch if studio.networks else _USUAL_PATCH
     batch = first_batch(feed, len(settings.images))
-    yield "crops", crops.draw(batch, _origin(feed, batch), patch=patch, points=settings.points, sampling=settings.sampling)
+    yield "crops", crops.draw(batch, _origin(feed, batch), patch=patch, points=feed.points, sampling=feed.sampling)
 
 
 def _origin(feed: Feed, batch: FirstBatch) -> str:
