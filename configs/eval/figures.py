@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "views_of": "checkpoint",  # views, colours and the crops' images of the first checkpoint's own training | config: those below
             "views": defaults.views,
             "photometry": defaults.photometry,
-            "points": 13,  # a side, on the overlap
+            "points": 13,  # a side, on the overlap; crops of a checkpoint show those that it was trained with
             "sampling": "endpoints",  # endpoints | centers
             "tokens": "post",  # patch tokens before (pre) or after (post) the final LayerNorm
             "temperature": 1.0,  # of the spatial relation shown
