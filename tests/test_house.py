@@ -47,7 +47,6 @@ MAY_NOT_IMPORT = {
 PROGRAMS = {
     "extract",
     "ablate",
-    "aot",
     "interop.export",
     "data.prepare",
     "data.check",
