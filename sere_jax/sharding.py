@@ -42,9 +42,11 @@ def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_
         return True
     if coordinator or num_processes or process_id >= 0:
         _check_explicit(coordinator, num_processes, process_id)
+        _order_collectives()
         jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
         return True
     if _slurm_tasks(os.environ) > 1:
+        _order_collectives()
         jax.distributed.initialize(cluster_detection_method="slurm", local_device_ids=_slurm_devices(os.environ))
         return True
     hosts = _tpu_hosts(os.environ)
@@ -52,6 +54,13 @@ def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_
         jax.distributed.initialize()
         return True
     return hosts == 0 and _has_tpu() and _start_on_tpu_vm()
+
+
+def _order_collectives() -> None:
+    """On CPUs, one collective after the other. XLA's scheduler otherwise starts several at once, in an order of each process's own;
+    between processes their data are then mixed, and losses are NaN at random. Accelerators have queues and need no such thing."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def _start_on_tpu_vm() -> bool:
