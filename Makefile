@@ -39,7 +39,7 @@ $(TEST_STAMP): requirements.txt requirements-test.txt
 demo: $(RUN_STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(DEMO)
 	$(BIN)/python eval.py --config=configs/eval/figures.py --checkpoint=$(DEMO) --workdir=$(DEMO)
-	$(BIN)/python -m sere_jax.interop.export --checkpoint=$(DEMO) --format=timm --network=teacher --output=$(DEMO)/backbone.safetensors
+	$(BIN)/python -m sere_jax export --checkpoint=$(DEMO) --format=timm --network=teacher --output=$(DEMO)/backbone.safetensors
 	$(BIN)/python eval.py --config=configs/eval/knn.py:bundled --checkpoint=$(DEMO) --workdir=$(DEMO) --config.baselines=True
 	@printf '\n%-12s%s\n' checkpoint $(DEMO)/checkpoints figures $(DEMO)/figures export $(DEMO)/backbone.safetensors
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from sere_jax import command_line
+from sere_jax.config import command_line
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results.")
@@ -29,12 +29,15 @@ def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
     import jax
 
-    from sere_jax import build_eval, checkpoint, config_eval, sharding
-    from sere_jax import config as rules
-    from sere_jax.data.sources import SourceError
+    from sere_jax import sharding
+    from sere_jax.commands import evaluate
+    from sere_jax.config import check as rules
+    from sere_jax.config import evaluation
+    from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
     from sere_jax.interop.files import FileError
     from sere_jax.interop.tables import InteropError
+    from sere_jax.train import checkpoint
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
     command_line.quiet()
@@ -45,7 +48,7 @@ def main(mistakes: list[str]) -> int:
         mistakes.append(str(error))
     mistakes += rules.workdir_mistakes(_WORKDIR.value)
     if config is not None:
-        mistakes += config_eval.mistakes(config, processes=jax.process_count())
+        mistakes += evaluation.mistakes(config, processes=jax.process_count())
         if not _CHECKPOINT.value and config.get("protocol") not in _NEED_NO_CHECKPOINT:
             mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
     if mistakes:
@@ -53,8 +56,8 @@ def main(mistakes: list[str]) -> int:
         return 2
     assert config is not None and _WORKDIR.value is not None  # both are required flags
     try:
-        networks = [build_eval.load(path, network=_NETWORK.value, heads=_HEADS.value) for path in _CHECKPOINT.value]
-        build_eval.run(config, networks, Path(_WORKDIR.value))
+        networks = [evaluate.load(path, network=_NETWORK.value, heads=_HEADS.value) for path in _CHECKPOINT.value]
+        evaluate.run(config, networks, Path(_WORKDIR.value))
     except (EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2

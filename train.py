@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from sere_jax import command_line
+from sere_jax.config import command_line
 
 if TYPE_CHECKING:
     import jax
@@ -32,12 +32,14 @@ def main(mistakes: list[str]) -> int:
     # Imported here: the data workers import this file too, and need none of it.
     import jax
 
-    from sere_jax import config as rules
-    from sere_jax import fit, loop, meter, sharding
-    from sere_jax.checkpoint import CheckpointError
-    from sere_jax.data.pipeline import UnreadableData
-    from sere_jax.data.sources import SourceError
+    from sere_jax import sharding
+    from sere_jax.commands import pretrain
+    from sere_jax.config import check as rules
+    from sere_jax.data.batches.pipeline import UnreadableData
+    from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
+    from sere_jax.train import fit, meter
+    from sere_jax.train.checkpoint import CheckpointError
 
     command_line.quiet()
     try:
@@ -51,7 +53,7 @@ def main(mistakes: list[str]) -> int:
         if mistakes:
             raise rules.refusal(mistakes)
         assert _WORKDIR.value is not None  # a required flag
-        loop.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value))
+        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value))
     except fit.Stopped as stopped:
         print(stopped)
     except (rules.ConfigError, SourceError, EvalError, CheckpointError) as error:
@@ -65,13 +67,14 @@ def main(mistakes: list[str]) -> int:
 
 def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
     """The evaluations of `run.eval_every_steps`: k-NN where the config names a gallery and a query set."""
-    from sere_jax import build, weights
-    from sere_jax.evals import classification
+    from sere_jax.build import pretraining
+    from sere_jax.evals.frozen import classification
     from sere_jax.models.norm import split_statistics
+    from sere_jax.weights import read
 
     if not (config.run.eval_every_steps and config.eval.gallery and config.eval.query):
         return []
-    module, prepare = build.backbone(config, running_statistics=True), weights.preprocess(config)
+    module, prepare = pretraining.backbone(config, running_statistics=True), read.preprocess(config)
 
     def apply(params: PyTree, images: jax.Array) -> Features:
         return module.apply(split_statistics(params), images)  # type: ignore[return-value]  # Linen types its answer as anything

@@ -24,7 +24,9 @@ import numpy as np
 import rich.console
 import rich.table
 
-from sere_jax import build, loop, sharding
+from sere_jax import sharding
+from sere_jax.build import pretraining
+from sere_jax.commands import pretrain
 from sere_jax.types import Views
 
 
@@ -43,7 +45,7 @@ def load(path: str, batch_size: int) -> Any:
 
 def random_views(config: Any) -> Views:
     rng = np.random.default_rng(0)
-    abstract = build.abstract_views(config)
+    abstract = pretraining.abstract_views(config)
 
     def fill(shape: Any) -> np.ndarray:
         if shape.dtype == np.uint8:
@@ -86,21 +88,21 @@ def estimate(path: str, topology: str, images: int) -> None:
     config = load(path, images * len(devices))
     config.model.update({"dtype": "bfloat16", "scan_blocks": False, "remat": "none"})
     rows = sharding.batch_sharding(mesh)
-    views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), build.abstract_views(config))
+    views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), pretraining.abstract_views(config))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.data.batch_size))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
-    own = _counted(jax.jit(build.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile())
+    own = _counted(jax.jit(pretraining.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile())
     peaks = _PEAKS[topology.partition(":")[0]]
     milliseconds = 1000 * max(value / peak for value, peak in zip(own, peaks, strict=True))
     print(
         f"augmentation, {images} images a chip: {own[0] / 1e9:.1f} GFLOP, {own[1] / 1e9:.2f} GB, {milliseconds:.2f} ms at peak", flush=True
     )
-    depth, width, heads = build.backbone(config).depth, build.backbone(config).width, build.backbone(config).heads
+    depth, width, heads = pretraining.backbone(config).depth, pretraining.backbone(config).width, pretraining.backbone(config).heads
     config.model.update({"variant": "custom", "width": width, "heads": heads})
     steps = []
     for blocks in (1, 2):
         config.model.depth = blocks
-        steps.append(_counted(loop.compile_step(config, build.Steps(1000, 100_000), mesh).step))
+        steps.append(_counted(pretrain.compile_step(config, pretraining.Steps(1000, 100_000), mesh).step))
     step = tuple(one + (depth - 1) * (two - one) for one, two in zip(*steps, strict=True))
     table = rich.table.Table("a chip", "GFLOP", "GB moved", "ms at peak", title=f"{path}, {images} images a chip, {topology}, bfloat16")
     times = [max(value / peak for value, peak in zip(cost, peaks, strict=True)) for cost in (own, step)]
@@ -127,12 +129,12 @@ def main() -> None:
         estimate(flags.config, flags.aot, flags.batch_size)
         return
     config = load(flags.config, flags.batch_size)
-    length = build.Steps(1000, 100_000)
+    length = pretraining.Steps(1000, 100_000)
     views = jax.device_put(random_views(config))
     keys = jax.random.split(jax.random.key(0), flags.batch_size)
-    state = build.init_state(config, length)
-    augment = jax.jit(build.augment(config)).lower(views, keys).compile()
-    step = jax.jit(build.train_step(config, length)).lower(state, views).compile()
+    state = pretraining.init_state(config, length)
+    augment = jax.jit(pretraining.augment(config)).lower(views, keys).compile()
+    step = jax.jit(pretraining.train_step(config, length)).lower(state, views).compile()
     times = measure(
         {"augmentation": lambda: augment(views, keys), "step": lambda: step(state, views)}, {"augmentation": 10, "step": 1}, flags.rounds
     )

@@ -24,11 +24,11 @@ import rich.console
 import rich.table
 import torch
 
-from sere_jax.data.decode import Backend, decode
-from sere_jax.data.order import Stream, example_index, position_rng
-from sere_jax.data.pipeline import BatchMaker
-from sere_jax.data.sources import Source, open_source
-from sere_jax.data.views import ViewRecipe, make_views
+from sere_jax.data.batches.order import Stream, example_index, position_rng
+from sere_jax.data.batches.pipeline import BatchMaker
+from sere_jax.data.crops.views import ViewRecipe, make_views
+from sere_jax.data.images.decode import Backend, decode
+from sere_jax.data.sources.open import Source, open_source
 
 Work = Callable[[int], None]  # the number of a round -> all its images
 

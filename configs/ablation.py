@@ -2,7 +2,7 @@
 
 Paper     TPAMI Tables 7, 8 and 10 to 16; the rows of a table are listed by configs/ablation.py:table=8,row=?
 Launch    python train.py --config=configs/ablation.py:table=8,row=spatial,source=classes:S300.txt:tfds:imagenet2012:train --workdir=RUN
-          all rows of a table, on any images: python -m sere_jax.ablate --table=8 --data=folder:PHOTOS --steps=300 --workdir=DIR
+          all rows of a table, on any images: python -m sere_jax ablate --table=8 --data=folder:PHOTOS --steps=300 --workdir=DIR
           size=small makes of any row a run for a CPU: 112 pixels, 6 blocks of width 192 (of a ResNet 128 pixels, 4 blocks, width 512)
 Cost      a row: 150,300 steps of 256 images (384,862 in the 300 classes), about 7 hours on one A100 (an estimate); Table 14's
           rows: see `ibot_sere_vits16.py`.

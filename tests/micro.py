@@ -11,12 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.common import pretrain
-from sere_jax import build
-from sere_jax.data.masks import sample_masks
-from sere_jax.state import TrainState, without
+from sere_jax.build import pretraining
+from sere_jax.data.crops.masks import sample_masks
+from sere_jax.train.state import TrainState, without
 from sere_jax.types import Views
 
-LENGTH = build.Steps(per_epoch=5, total=50)
+LENGTH = pretraining.Steps(per_epoch=5, total=50)
 
 
 def _accepted(option: str, value: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def config(
 def views(config: ConfigDict, seed: int = 0, batch: int = 8) -> Views:
     """Noise images whose crops overlap more often than not; example 0's second global crop is apart from the first."""
     rng = np.random.default_rng(seed)
-    sizes, count, masking = config.views, config.views.local_count, build.mask_recipe(config)
+    sizes, count, masking = config.views, config.views.local_count, pretraining.mask_recipe(config)
     first = sizes.global_count
     boxes = np.concatenate([rng.uniform(0, 30, (batch, first + count, 2)), rng.uniform(20, 60, (batch, first + count, 2))], -1)
     boxes[0, 1:2, :2] += 200
@@ -72,13 +72,13 @@ def views(config: ConfigDict, seed: int = 0, batch: int = 8) -> Views:
     return found._replace(masks=np.stack(masks), mask_indices=np.stack(indices))
 
 
-def state(config: ConfigDict, length: build.Steps = LENGTH, seed: int = 0) -> TrainState:
+def state(config: ConfigDict, length: pretraining.Steps = LENGTH, seed: int = 0) -> TrainState:
     """A state at step 0 with noise for parameters, and a teacher that is near the student but not equal to it."""
-    shapes = build.abstract_state(config, length)
+    shapes = pretraining.abstract_state(config, length)
     rest = jax.tree_util.tree_map_with_path(lambda path, x: jnp.full(x.shape, _named(path, "var"), x.dtype), shapes)
     noise = random_like(shapes.params, seed, scale=0.1)
     params = jax.tree_util.tree_map_with_path(lambda path, x: x + _named(path, "scale"), noise)
-    kept = without(params, build.recipe(config).student_only) if shapes.teacher else {}
+    kept = without(params, pretraining.recipe(config).student_only) if shapes.teacher else {}
     teacher = jax.tree.map(jnp.add, kept, random_like(shapes.teacher, seed + 1, scale=0.01))
     return rest._replace(params=params, teacher=teacher)
 

@@ -30,16 +30,20 @@ class Mutation(NamedTuple):
     tests: str
 
 
-_RELATION, _DINO, _STEP = "tests/objectives/test_relation_objective.py", "tests/objectives/test_dino_objective.py", "tests/test_step.py"
-_GEOMETRY, _OPTIM, _DISTILLATION = "tests/ops/test_geometry.py", "tests/test_optim.py", "tests/losses/test_distillation.py"
+_RELATION, _DINO, _STEP = (
+    "tests/objectives/test_relation_objective.py",
+    "tests/objectives/test_dino_objective.py",
+    "tests/train/test_step.py",
+)
+_GEOMETRY, _OPTIM, _DISTILLATION = "tests/ops/test_geometry.py", "tests/train/test_optim.py", "tests/losses/test_distillation.py"
 _HEADS, _NETWORK, _VIT = "tests/models/test_heads.py", "tests/models/test_network.py", "tests/models/test_vit.py"
-_DENSE, _PATCH, _RULES = "tests/losses/test_dense.py", "tests/objectives/test_patch_objective.py", "tests/test_optim_rules.py"
+_DENSE, _PATCH, _RULES = "tests/losses/test_dense.py", "tests/objectives/test_patch_objective.py", "tests/train/test_optim_rules.py"
 _MOCOV3, _MAE = "tests/objectives/test_mocov3_objective.py", "tests/objectives/test_mae.py"
 _STOP = "jax.lax.stop_gradient("
 
 MUTATIONS = (
     # Sides and temperatures.
-    Mutation("temperature-side", "build_objective.py", "Temperatures(sharp, plain) if", "Temperatures(plain, sharp) if", _RELATION),
+    Mutation("temperature-side", "build/objective.py", "Temperatures(sharp, plain) if", "Temperatures(plain, sharp) if", _RELATION),
     Mutation(
         "temperature-of-targets",
         "objectives/relation.py",
@@ -114,43 +118,47 @@ MUTATIONS = (
         "return (jax.nn.softmax(",
         "tests/losses/test_relation_loss.py",
     ),
-    Mutation("stop-gradient-step", "step.py", f"**{_STOP}teacher)", "**teacher", _STEP),
-    Mutation("accumulation", "step.py", "a + g / accumulate_steps", "a + g", _STEP),
+    Mutation("stop-gradient-step", "train/step.py", f"**{_STOP}teacher)", "**teacher", _STEP),
+    Mutation("accumulation", "train/step.py", "a + g / accumulate_steps", "a + g", _STEP),
     # The optimizer.
     Mutation(
         "global-clip",
-        "optim.py",
+        "train/optim.py",
         "jax.tree_util.tree_map_with_path(clip, updates) if limit",
         "optax.clip_by_global_norm(limit).update(updates, optax.EmptyState())[0] if limit",
         _OPTIM,
     ),
-    Mutation("clip-over-layers", "optim.py", "range(int(is_stacked(path)), x.ndim)", "range(x.ndim)", _OPTIM),
-    Mutation("decay-over-layers", "optim.py", "parameter.ndim - int(is_stacked(path)) > 1", "parameter.ndim > 1", _OPTIM),
-    Mutation("decay-bias", "optim.py", '{"bias": decay_bias, "scale": decay_scale}', '{"bias": decay_scale, "scale": decay_bias}', _OPTIM),
-    Mutation("freeze-length", "optim.py", "active = step >= steps", "active = step > steps", _OPTIM),
-    Mutation("freeze-moments", "optim.py", "jnp.where(active, new, old), new_state", "new, new_state", _OPTIM),
+    Mutation("clip-over-layers", "train/optim.py", "range(int(is_stacked(path)), x.ndim)", "range(x.ndim)", _OPTIM),
+    Mutation("decay-over-layers", "train/optim.py", "parameter.ndim - int(is_stacked(path)) > 1", "parameter.ndim > 1", _OPTIM),
+    Mutation(
+        "decay-bias", "train/optim.py", '{"bias": decay_bias, "scale": decay_scale}', '{"bias": decay_scale, "scale": decay_bias}', _OPTIM
+    ),
+    Mutation("freeze-length", "train/optim.py", "active = step >= steps", "active = step > steps", _OPTIM),
+    Mutation("freeze-moments", "train/optim.py", "jnp.where(active, new, old), new_state", "new, new_state", _OPTIM),
     Mutation(
         "warm-up",
-        "schedules.py",
+        "train/schedules.py",
         "last = warmup_steps - 1 if inclusive else warmup_steps",
         "last = warmup_steps",
-        "tests/test_schedules.py",
+        "tests/train/test_schedules.py",
     ),
     # The teacher.
-    Mutation("ema-order", "step.py", "_ema(state.teacher, params, momentum)", "_ema(state.teacher, state.params, momentum)", _STEP),
+    Mutation("ema-order", "train/step.py", "_ema(state.teacher, params, momentum)", "_ema(state.teacher, state.params, momentum)", _STEP),
     Mutation(
         "ema-weights",
-        "step.py",
+        "train/step.py",
         "momentum * teacher + (1.0 - momentum) * student",
         "momentum * student + (1.0 - momentum) * teacher",
         _STEP,
     ),
-    Mutation("teacher-statistics", "step.py", "state.teacher, teacher_stats, *crops", "state.teacher, carry.batch_stats, *crops", _STEP),
+    Mutation(
+        "teacher-statistics", "train/step.py", "state.teacher, teacher_stats, *crops", "state.teacher, carry.batch_stats, *crops", _STEP
+    ),
     Mutation("running-variance", "models/norm.py", "* (count / max(count - 1, 1))", "", _HEADS),
     # Bad steps and random numbers.
-    Mutation("bad-loss", "step.py", 'jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)', 'jnp.isfinite(metrics["loss"])', _STEP),
-    Mutation("bad-state", "step.py", "jnp.where(finite, new, old), after", "new, after", _STEP),
-    Mutation("random-step", "step.py", "example_keys(seed, state.step,", "example_keys(seed, 0 * state.step,", _STEP),
+    Mutation("bad-loss", "train/step.py", 'jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)', 'jnp.isfinite(metrics["loss"])', _STEP),
+    Mutation("bad-state", "train/step.py", "jnp.where(finite, new, old), after", "new, after", _STEP),
+    Mutation("random-step", "train/step.py", "example_keys(seed, state.step,", "example_keys(seed, 0 * state.step,", _STEP),
     # The network.
     Mutation("norm", "models/network.py", 'if request.norm == "post" else', 'if request.norm == "pre" else', _NETWORK),
     Mutation("predictor-side", "models/heads.py", "if self.symmetric or not student", "if self.symmetric or student", _HEADS),
@@ -171,8 +179,8 @@ MUTATIONS = (
     Mutation("nce-scale", "objectives/mocov3.py", "loss = 2 * temperature *", "loss = 2 *", _MOCOV3),
     Mutation("barlow-mean", "losses/batch_relation.py", "centered = x - jnp.mean(x, axis=0)", "centered = x", _DENSE),
     Mutation("barlow-diagonal", "losses/batch_relation.py", "jnp.square(diagonal - 1.0)", "jnp.square(diagonal)", _DENSE),
-    Mutation("lars-order", "optim.py", "chain(_add_decay(rules), trust,", "chain(trust, _add_decay(rules),", _RULES),
-    Mutation("ema-timing", "step.py", 'if ema_timing == "before":', 'if ema_timing == "never":', "tests/test_mocov3_resnet_mae.py"),
+    Mutation("lars-order", "train/optim.py", "chain(_add_decay(rules), trust,", "chain(trust, _add_decay(rules),", _RULES),
+    Mutation("ema-timing", "train/step.py", 'if ema_timing == "before":', 'if ema_timing == "never":', "tests/test_mocov3_resnet_mae.py"),
     Mutation("mae-variance", "losses/pixels.py", ", ddof=1", "", _MAE),
     Mutation("mae-hidden", "losses/pixels.py", "errors * hidden)", "errors * ~hidden)", _MAE),
     Mutation("mae-places", "ops/patches.py", "hidden], jnp.argsort(order, axis=-1)", "hidden], order", _MAE),

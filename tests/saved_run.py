@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sere_jax import build
-from sere_jax.checkpoint import Checkpoints
-from sere_jax.state import TrainState
+from sere_jax.build import pretraining
+from sere_jax.train.checkpoint import Checkpoints
+from sere_jax.train.state import TrainState
 
 STEP = 7
 
@@ -24,7 +24,7 @@ def state(config: ConfigDict) -> TrainState:
         random = jnp.issubdtype(leaf.dtype, jnp.floating)
         return jnp.asarray(rng.normal(0, 0.2, leaf.shape) if random else np.zeros(leaf.shape), leaf.dtype)
 
-    return jax.tree.map(drawn, build.abstract_state(config, build.Steps(10, 100)))._replace(step=jnp.int32(STEP))
+    return jax.tree.map(drawn, pretraining.abstract_state(config, pretraining.Steps(10, 100)))._replace(step=jnp.int32(STEP))
 
 
 def checkpoint(workdir: Path, config: ConfigDict, state: TrainState) -> Path:

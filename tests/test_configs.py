@@ -14,12 +14,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import ablation
-from sere_jax import build
-from sere_jax import config as rules
-from sere_jax.config_keys import flatten
+from sere_jax.build import pretraining
+from sere_jax.config import check as rules
+from sere_jax.config.names import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
-LENGTH = build.Steps(100, 10_000)
+LENGTH = pretraining.Steps(100, 10_000)
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("common"))
 
 # The arguments that the papers' tables name and no text shows as a command.
@@ -55,7 +55,7 @@ def _config(file: str, argument: str = "") -> ConfigDict:
 
 @functools.cache
 def _abstract(file: str, argument: str = "") -> Any:
-    return build.abstract_state(_config(file, argument), LENGTH)
+    return pretraining.abstract_state(_config(file, argument), LENGTH)
 
 
 def _count(tree: Any) -> int:
@@ -81,11 +81,11 @@ def test_published_sizes(file: str):
     """ViT-S has 21.67 M parameters, a SERE module of it 148,992; iBOT adds a mask token to the backbone, MAE to its decoder."""
     config, params = _config(file), _abstract(file).params
     vit, sere = {"vits": (VIT_S, SERE_S), "vitb": (VIT_B, SERE_B)}[config.model.variant]
-    masked = MASK_TOKEN[config.model.variant] if "patch" in build.recipe(config).losses else 0
+    masked = MASK_TOKEN[config.model.variant] if "patch" in pretraining.recipe(config).losses else 0
     assert _count(params["backbone"]) == vit + masked
     relations = {name: _count(tree) for name, tree in params.items() if name.startswith(("heads_spatial", "heads_channel"))}
     assert set(relations.values()) <= {sere}
-    modules = len(build.recipe(config).relations) if build.recipe(config).self_relation else 0
+    modules = len(pretraining.recipe(config).relations) if pretraining.recipe(config).self_relation else 0
     assert len(relations) == modules * (2 if config.views.local_count else 1)
 
 
@@ -132,11 +132,11 @@ def test_the_rows_of_dinoplus_barlow_and_mocov3_are_their_own_configs():
 def test_effective_epochs(argument: str, expected: int):
     """Table 6: 2 + 4 crops count three times, 2 + 10 four times, MAE's one crop once."""
     config = _config("dino_vits16", argument)
-    assert build.effective_epochs(config, build.steps(config, 512 * 7 + 5)) == expected
+    assert pretraining.effective_epochs(config, pretraining.steps(config, 512 * 7 + 5)) == expected
     ibot = _config("ibot_vits16")
-    assert build.effective_epochs(ibot, build.steps(ibot, 1024)) == 400
+    assert pretraining.effective_epochs(ibot, pretraining.steps(ibot, 1024)) == 400
     mae = _config("mae_vits16")
-    assert build.effective_epochs(mae, build.steps(mae, 4096)) == 800
+    assert pretraining.effective_epochs(mae, pretraining.steps(mae, 4096)) == 800
 
 
 @pytest.mark.slow
@@ -157,8 +157,8 @@ def test_a_whole_step_of_every_ablation(table: int, size: str):
 
 
 def _trace(config: ConfigDict) -> None:
-    state = build.abstract_state(config, LENGTH)
-    after, metrics = jax.eval_shape(build.train_step(config, LENGTH), state, build.abstract_views(config))
+    state = pretraining.abstract_state(config, LENGTH)
+    after, metrics = jax.eval_shape(pretraining.train_step(config, LENGTH), state, pretraining.abstract_views(config))
     kinds = zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True)
     assert all((new.shape, new.dtype) == (old.shape, old.dtype) for new, old in kinds)
     assert all(value.shape == () and value.dtype in (jnp.float32,) for value in metrics.values())

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs.quickstart import get_config
-from sere_jax import build
+from sere_jax.build import pretraining
 from tests import micro
 
 FILE = Path(__file__).parent / "golden" / "quickstart_step1.json"
@@ -30,10 +30,10 @@ PEAK = 12  # a step behind the warm-up and the frozen epoch, where one update sh
 def _metrics() -> dict[str, dict[str, float]]:
     """Metrics of the initial network, and of the same one after one update, on one batch of noise."""
     config = get_config()
-    length = build.Steps(per_epoch=10, total=config.schedule.total_steps)
+    length = pretraining.Steps(per_epoch=10, total=config.schedule.total_steps)
     views = micro.views(config, batch=8)
-    step = micro.jit(build.train_step(config, length))
-    state = micro.jit(lambda: build.init_state(config, length))()
+    step = micro.jit(pretraining.train_step(config, length))
+    state = micro.jit(lambda: pretraining.init_state(config, length))()
     state, first = step(state._replace(step=jnp.int32(PEAK)), views)
     _, second = step(state, views)
     return {"initial": jax.tree.map(float, dict(first)), "updated": jax.tree.map(float, dict(second))}

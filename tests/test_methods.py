@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sere_jax import build, optim, sharding
-from sere_jax import config as rules
+from sere_jax import sharding
+from sere_jax.build import pretraining
+from sere_jax.config import check as rules
 from sere_jax.objectives.recipes import RECIPES
-from sere_jax.state import TrainState
+from sere_jax.train import optim
+from sere_jax.train.state import TrainState
 from sere_jax.types import Metrics, Views
 from tests import micro
 
@@ -72,7 +74,7 @@ def _config(recipe: str, backbone: str = "vit", changes: dict[str, dict[str, Any
 
 def _views(config: ConfigDict) -> Views:
     views = micro.views(config, seed=3)
-    if "patch" in build.recipe(config).losses:
+    if "patch" in pretraining.recipe(config).losses:
         hidden = np.any(views.masks, (2, 3))
         assert np.any(hidden) and not np.all(hidden)  # some views have hidden patches, some have none
     return views
@@ -88,7 +90,7 @@ class Stepped(NamedTuple):
 
 def _on_one(config: ConfigDict) -> Stepped:
     """A step, and the gradients of its loss in both networks' parameters, in one compilation."""
-    state, views, step = micro.state(config), _views(config), build.train_step(config, micro.LENGTH)
+    state, views, step = micro.state(config), _views(config), pretraining.train_step(config, micro.LENGTH)
 
     def run(networks: Any, rest: TrainState, views: Views) -> tuple[jax.Array, Any]:
         after, metrics = step(rest._replace(params=networks[0], teacher=networks[1]), views)
@@ -102,7 +104,7 @@ def _on_eight(config: ConfigDict) -> tuple[TrainState, Metrics]:
     mesh, state = sharding.make_mesh(2), micro.state(config)
     shardings = sharding.state_shardings(state, mesh, min_size=512)
     step = jax.jit(
-        build.train_step(config, micro.LENGTH),
+        pretraining.train_step(config, micro.LENGTH),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
         compiler_options=micro.FAST_COMPILE,
@@ -121,7 +123,7 @@ def _names(tree: Any, predicate: Any) -> set[str]:
 def _check(config: ConfigDict) -> None:
     one = _on_one(config)
     assert all(np.isfinite(value) for value in one.metrics.values()) and float(one.metrics["bad_step"]) == 0
-    references = build.objective(config, micro.LENGTH).references
+    references = pretraining.objective(config, micro.LENGTH).references
     assert references.keys() <= one.metrics.keys()
     _check_gradients(config, one)
     _check_teacher(config, one)
@@ -135,7 +137,7 @@ def _check(config: ConfigDict) -> None:
 
 def _check_gradients(config: ConfigDict, one: Stepped) -> None:
     """Every trainable parameter has a gradient and moves; the others do neither; nothing reaches the teacher."""
-    fixed = (*build.frozen(config), *(UNUSED.get(config.recipe, ()) if config.model.name == "vit" else ()))
+    fixed = (*pretraining.frozen(config), *(UNUSED.get(config.recipe, ()) if config.model.name == "vit" else ()))
     trained = {name for name in _names(one.before.params, lambda leaf: True) if not name.startswith(fixed)}
     assert _names(one.gradients, np.any) == trained
     moved = jax.tree.map(lambda a, b: np.any(a != b), one.after.params, one.before.params)
@@ -177,9 +179,9 @@ def test_a_step_of_other_settings(variant: str):
 def test_no_rows_travel_between_devices(recipe: str):
     """Gathering masked patches and sampling at overlap points stay within an example: the compiled step has sums only."""
     config, mesh = _config(recipe), sharding.make_mesh(1)
-    state, views = build.abstract_state(config, micro.LENGTH), jax.eval_shape(lambda: jax.tree.map(jnp.asarray, _views(config)))
+    state, views = pretraining.abstract_state(config, micro.LENGTH), jax.eval_shape(lambda: jax.tree.map(jnp.asarray, _views(config)))
     rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    step = jax.jit(build.train_step(config, micro.LENGTH), in_shardings=(everywhere, rows), out_shardings=everywhere)
+    step = jax.jit(pretraining.train_step(config, micro.LENGTH), in_shardings=(everywhere, rows), out_shardings=everywhere)
     text = step.lower(state, views).compile(compiler_options=micro.FAST_COMPILE).as_text()
     assert "all-reduce" in text
     assert not [kind for kind in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter") if f" {kind}(" in text]

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sere_jax import build, optim
-from sere_jax.state import TrainState
+from sere_jax.build import pretraining
+from sere_jax.train import optim
+from sere_jax.train.state import TrainState
 from sere_jax.types import Metrics
 from tests import micro
 
@@ -75,7 +76,7 @@ def _first(case: str) -> tuple[TrainState, TrainState, Metrics]:
     """The state before and after one step, and its metrics."""
     config = CASES[case]()
     state = micro.state(config)
-    return state, *micro.jit(build.train_step(config, micro.LENGTH))(state, micro.views(config))
+    return state, *micro.jit(pretraining.train_step(config, micro.LENGTH))(state, micro.views(config))
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:
@@ -86,14 +87,14 @@ def _named(tree: Any) -> dict[str, np.ndarray]:
 def test_losses_are_numbers_with_references(case: str):
     _, after, metrics = _first(case)
     assert all(np.isfinite(value) and jnp.shape(value) == () for value in metrics.values())
-    assert build.objective(CASES[case](), micro.LENGTH).references.keys() < metrics.keys()
+    assert pretraining.objective(CASES[case](), micro.LENGTH).references.keys() < metrics.keys()
     assert float(metrics["bad_step"]) == 0 and int(after.step) == 1
 
 
 @pytest.mark.parametrize("case", FAST)
 def test_gradients_reach_every_parameter_that_is_trained_and_no_other(case: str):
     before, after, _ = _first(case)
-    old, frozen = _named(before.params), build.frozen(CASES[case]())
+    old, frozen = _named(before.params), pretraining.frozen(CASES[case]())
     for name, value in _named(after.params).items():
         fixed = any(name.startswith(prefix + "/") or name == prefix for prefix in frozen)
         assert np.array_equal(value, old[name]) == fixed, name
@@ -102,7 +103,7 @@ def test_gradients_reach_every_parameter_that_is_trained_and_no_other(case: str)
 @pytest.mark.parametrize("case", FAST)
 def test_the_teacher_follows_by_the_rule_of_the_method(case: str):
     before, after, _ = _first(case)
-    rules = build.recipe(CASES[case]())
+    rules = pretraining.recipe(CASES[case]())
     if rules.ema_timing == "none":
         assert before.teacher == after.teacher == before.teacher_batch_stats == after.teacher_batch_stats == {}
         return
@@ -116,7 +117,7 @@ def test_the_teacher_follows_by_the_rule_of_the_method(case: str):
 
 def test_mae_learns_on_one_batch_without_a_teacher():
     config = CASES["mae"]()
-    step, state, losses = micro.jit(build.train_step(config, micro.LENGTH)), micro.state(config), []
+    step, state, losses = micro.jit(pretraining.train_step(config, micro.LENGTH)), micro.state(config), []
     for _ in range(8):
         state, metrics = step(state, micro.views(config))
         losses.append(float(metrics["mae"]))

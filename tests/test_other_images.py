@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax import build, load_backbone, loop
-from sere_jax.config import validate
-from sere_jax.data.sources import open_source
-from sere_jax.extract import extract
-from sere_jax.interop.export import export
+from sere_jax import load_backbone
+from sere_jax.build import pretraining
+from sere_jax.commands import pretrain
+from sere_jax.commands.export import export
+from sere_jax.commands.extract import extract
+from sere_jax.config.check import validate
+from sere_jax.data.sources.open import open_source
 from sere_jax.models.vit import ViT
 from sere_jax.ops.resize import bicubic_matrix
-from sere_jax.weights import preprocess
+from sere_jax.weights.read import preprocess
 from tests import micro, saved_run
 
 CHANNELS = 5
@@ -39,7 +41,7 @@ def views(config):
     """Noise in the shapes that the config asks for."""
     rng = np.random.default_rng(0)
     found = micro.views(config)
-    noise = [rng.integers(0, 256, x.shape, dtype=np.uint8) for x in build.abstract_views(config)[:2]]
+    noise = [rng.integers(0, 256, x.shape, dtype=np.uint8) for x in pretraining.abstract_views(config)[:2]]
     return found._replace(global_views=noise[0], local_views=noise[1])
 
 
@@ -59,12 +61,12 @@ def views(config):
 )
 def test_every_kind_of_loss_is_defined_on_views_that_are_not_square(recipe, changes):
     chosen = config(recipe, **changes)
-    shapes = build.abstract_views(chosen)
+    shapes = pretraining.abstract_views(chosen)
     assert shapes.global_views.shape == (8, 2, 16, 24, CHANNELS) and shapes.local_views.shape == (8, 1, 8, 12, CHANNELS)
     if shapes.masks is not None:
         assert shapes.masks.shape == (8, 2, 4, 6) and shapes.mask_indices.shape[-1] == 12  # half of 24 patches
-    state = build.abstract_state(chosen, micro.LENGTH)
-    after, metrics = jax.eval_shape(build.train_step(chosen, micro.LENGTH), state, shapes)
+    state = pretraining.abstract_state(chosen, micro.LENGTH)
+    after, metrics = jax.eval_shape(pretraining.train_step(chosen, micro.LENGTH), state, shapes)
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state) and metrics["loss"].shape == ()
 
 
@@ -74,7 +76,7 @@ def test_a_step_on_five_channels_and_views_that_are_not_square_moves_every_param
         photometry=False, optimizer={"warmup_epochs": 0, "base_lr": 0.03, "freeze_last_layer_epochs": 0}, teacher={"ema_momentum": 0.9}
     )
     state, batch = micro.state(chosen), views(chosen)
-    after, metrics = micro.compiled(build.train_step(chosen, micro.LENGTH), state, batch)(state, batch)
+    after, metrics = micro.compiled(pretraining.train_step(chosen, micro.LENGTH), state, batch)(state, batch)
     assert np.isfinite(float(metrics["loss"])) and metrics["bad_step"] == 0
     still = [
         jax.tree_util.keystr(path)
@@ -90,7 +92,7 @@ def test_a_step_on_five_channels_and_views_that_are_not_square_moves_every_param
 def test_positions_of_a_grid_that_is_not_square_are_the_stored_ones_resized():
     """DINO's rule in each direction by itself. The difference of two outputs of a network without blocks is that of its positions."""
     chosen = config()
-    module = build.backbone(chosen)
+    module = pretraining.backbone(chosen)
     assert isinstance(module, ViT) and module.image_size == 24
     plain = module.clone(depth=0)
     params = micro.random_like(jax.eval_shape(plain.init, jax.random.key(0), jnp.zeros((1, 16, 24, CHANNELS))))["params"]
@@ -135,7 +137,7 @@ def test_a_run_on_arrays_from_training_to_features(tmp_path):
     chosen.optimizer.update({"warmup_epochs": 0, "freeze_last_layer_epochs": 0})
     chosen.schedule.total_steps = 2
     chosen.run.update({"log_every_steps": 1, "checkpoint_every_steps": 1})
-    state = loop.train(chosen, str(tmp_path / "run"))
+    state = pretrain.train(chosen, str(tmp_path / "run"))
     assert int(state.step) == 2
     values = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(values[-1]["loss"]) and values[-1]["data/replaced"] == 0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend import core
 
-from sere_jax import build
+from sere_jax.build import pretraining
 from tests import micro
 from tests.test_methods import NEEDS, SMALL
 
@@ -22,7 +22,9 @@ def _step(recipe: str) -> core.ClosedJaxpr:
     for section, values in NEEDS.get(recipe, {}).items():
         config[section].update(values)
     config.model.dtype = "bfloat16"
-    return jax.make_jaxpr(build.train_step(config, micro.LENGTH))(build.abstract_state(config, micro.LENGTH), micro.views(config))
+    return jax.make_jaxpr(pretraining.train_step(config, micro.LENGTH))(
+        pretraining.abstract_state(config, micro.LENGTH), micro.views(config)
+    )
 
 
 def _products(jaxpr: Any) -> Iterator[Any]:

@@ -7,8 +7,8 @@ import importlib
 import jax
 import pytest
 
-from sere_jax import build
-from sere_jax import config as rules
+from sere_jax.build import pretraining
+from sere_jax.config import check as rules
 
 VIT_S = 21_665_664  # 21.67 M
 MOCO_VIT_S = {"projector": 384 * 4096 + 4096**2 + 4096 * 256 + 4 * 4096, "predictor": 2 * 256 * 4096 + 2 * 4096}
@@ -54,7 +54,7 @@ def _count(tree: object) -> int:
 def test_full_size(name: str):
     config = importlib.import_module(f"configs.{name}").get_config("source=bundled")
     rules.validate(config, devices=8, processes=2)
-    state = build.abstract_state(config, build.Steps(10, 1000))
+    state = pretraining.abstract_state(config, pretraining.Steps(10, 1000))
     parts, teacher = SIZES[name]
     assert {part: _count(tree) for part, tree in state.params.items()} == parts
     assert _count(state.teacher) == teacher

@@ -1,0 +1,1 @@
+"""Evaluations of networks. They receive functions and parameters, never checkpoints, configs or objectives."""

@@ -1,0 +1,1 @@
+"""Linen modules: backbones, heads, and the network that answers requests."""

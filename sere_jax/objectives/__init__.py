@@ -1,0 +1,1 @@
+"""Methods: each is an `Objective`, and `recipes` is the one table of them."""

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.evals import features, knn
+from sere_jax.evals import features
+from sere_jax.evals.frozen import knn
 from sere_jax.evals.network import EvalError
 from sere_jax.types import Features
 

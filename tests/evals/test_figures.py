@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sere_jax.evals.figures import attention, canvas, channels, pca, relations
-from sere_jax.evals.views import SeenPairs
+from sere_jax.evals.frozen.views import SeenPairs
 from sere_jax.ops.geometry import overlap_points
 from sere_jax.types import Features
 from tests.oracles import relations as oracle

@@ -11,14 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from configs.common import pretrain
 from configs.eval import figures as figures_config
-from sere_jax import build, build_eval, loop
-from sere_jax.data.sources import open_source
+from sere_jax.build import pretraining
+from sere_jax.commands import evaluate, pretrain
+from sere_jax.data.sources.open import open_source
 from sere_jax.evals.figures import canvas, crops, protocol
 from sere_jax.evals.figures.first_batch import FirstBatch
-from sere_jax.state import TrainState
-from sere_jax.step import make_train_step
+from sere_jax.train.state import TrainState
+from sere_jax.train.step import make_train_step
 from sere_jax.types import Objective, Request, Views
 from tests import micro
 from tests.evals import micro_network
@@ -42,7 +42,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, training: ConfigDict,
     config = figures_config.get_config()
     config.update({"which": ("crops",), "images": (0, 1, 2), "source": source, **changes})
     network = micro_network.network()._replace(about={"config": training.to_dict()})
-    build_eval.run(config, [network], tmp_path)
+    evaluate.run(config, [network], tmp_path)
     assert (tmp_path / "figures" / "crops.png").is_file()
     return seen[0]
 
@@ -50,8 +50,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, training: ConfigDict,
 def fed(config: ConfigDict) -> tuple[Views, np.ndarray, np.ndarray]:
     """The batch of step 0 as the loop reads it, and the crops that the train step gives to the networks."""
     source = open_source(config.data.source)
-    length = build.steps(config, len(source))
-    batches = loop._batches(config, source, length, 0)
+    length = pretraining.steps(config, len(source))
+    batches = pretrain._batches(config, source, length, 0)
     views = next(batches)
     batches.close()
 
@@ -66,7 +66,7 @@ def fed(config: ConfigDict) -> tuple[Views, np.ndarray, np.ndarray]:
         forward=forward,
         objective=Objective((Request("toy", "global", "cls", "post", "student"),), dict, apply, {}),
         optimizer=optax.with_extra_args_support(optax.sgd(0.1)),
-        augment=build.augment(config),
+        augment=pretraining.augment(config),
         drop_path_noise=lambda keys, views: None,
         ema_momentum=lambda step: jnp.float32(0),
         ema_timing="none",
@@ -104,7 +104,7 @@ def test_the_overlap_points_are_those_of_training(monkeypatch, tmp_path, views_o
     monkeypatch.setattr(protocol, "_origin", lambda feed, batch: "")
     config = figures_config.get_config()
     config.update({"which": ("crops",), "images": (0,), "source": source, "views_of": views_of, "points": 3})
-    build_eval.run(config, [micro_network.network()._replace(about={"config": training.to_dict()})], tmp_path)
+    evaluate.run(config, [micro_network.network()._replace(about={"config": training.to_dict()})], tmp_path)
     assert drawn == [points]
 
 
@@ -118,7 +118,7 @@ def test_a_source_that_is_gone_is_told_and_replaced_by_the_given_one(monkeypatch
 def test_views_of_the_config_come_from_it_alone(monkeypatch, tmp_path):
     source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=5)}"
     plain = {"jitter_prob": 0.0, "gray_prob": 0.0, "blur_prob": (0.0,) * 3, "solarize_prob": (0.0,) * 3}
-    changes = {"views_of": "config", "views": {**pretrain().views, "global_size": 12, "local_count": 2}, "photometry": plain}
+    changes = {"views_of": "config", "views": {**default_config().views, "global_size": 12, "local_count": 2}, "photometry": plain}
     found = shown(monkeypatch, tmp_path, trained(f"folder:{tmp_path}/gone"), source, **changes)
     assert found.views.global_views.shape == (3, 2, 12, 12, 3) and found.views.local_views.shape[1] == 2
 

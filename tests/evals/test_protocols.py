@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sere_jax.data.sources import open_source
-from sere_jax.data.views import ViewRecipe
-from sere_jax.evals import classification, relations
-from sere_jax.evals.analysis import Differences
+from sere_jax.commands.export import export
+from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.data.sources.open import open_source
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
+from sere_jax.evals.frozen import classification, relations
+from sere_jax.evals.frozen.analysis import Differences
+from sere_jax.evals.frozen.views import batch_count, pairs
 from sere_jax.evals.network import EvalError, prepared
-from sere_jax.evals.views import batch_count, pairs
-from sere_jax.interop.export import export
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.types import Views
 from tests import micro, saved_run

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from sere_jax.interop.export import export
+from sere_jax.commands.export import export
 from sere_jax.interop.files import write_tensors
 from sere_jax.interop.tables import flatten
 from sere_jax.models.resnet import RESNETS, ResNet
 from sere_jax.models.vit import VARIANTS, ViT
-from sere_jax.weights import read_weights
+from sere_jax.weights.read import read_weights
 from tests.interop.test_timm import _equal
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sere_jax import load_backbone
+from sere_jax.commands.export import export
 from sere_jax.interop import hf
-from sere_jax.interop.export import export
 from sere_jax.interop.files import write_tensors
 from sere_jax.interop.formats import import_network
 from sere_jax.interop.tables import InteropError

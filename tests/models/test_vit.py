@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax import build
+from sere_jax.build import pretraining
 from sere_jax.models.vit import VARIANTS, ViT
 from tests import micro
 from tests.oracles import bicubic
@@ -194,7 +194,9 @@ def test_low_precision_keeps_parameters_in_float32():
 
 
 def _abstract(model: dict[str, Any], **changes: Any) -> Any:
-    return jax.eval_shape(lambda: build.init_state(micro.config({"model": {**model, "patch_size": 16}, **changes}), micro.LENGTH)).params
+    return jax.eval_shape(
+        lambda: pretraining.init_state(micro.config({"model": {**model, "patch_size": 16}, **changes}), micro.LENGTH)
+    ).params
 
 
 def _count(tree: Any) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax import build
+from sere_jax.build import pretraining
 from sere_jax.types import PrototypeOutput
 from tests import micro
 from tests.oracles import dino as oracle
@@ -21,7 +21,7 @@ CHANGES = {
 
 def _setting(local_count: int):
     config = micro.config(CHANGES, local_count=local_count, recipe="dino")
-    method = build.objective(config, micro.LENGTH)
+    method = pretraining.objective(config, micro.LENGTH)
     rng = np.random.default_rng(local_count)
 
     def output(views: int) -> PrototypeOutput:

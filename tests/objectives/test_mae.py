@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax import build
-from sere_jax.data.masks import sample_masks
+from sere_jax.build import pretraining
+from sere_jax.data.crops.masks import sample_masks
 from sere_jax.losses.pixels import normalise_patches, patch_pixels, pixel_loss
 from sere_jax.objectives.mae import PIXELS, PREDICTED, mae
 from sere_jax.ops.patches import visible_patches
@@ -36,7 +36,7 @@ def _config() -> Any:
 
 def test_three_quarters_of_every_view_are_hidden():
     """147 of 196, each patch as often as any other."""
-    recipe = build.mask_recipe(importlib.import_module("configs.mae_vits16").get_config("source=bundled"))
+    recipe = pretraining.mask_recipe(importlib.import_module("configs.mae_vits16").get_config("source=bundled"))
     assert (recipe.grid, recipe.cap) == (14, 147)
     masks, indices = sample_masks(recipe, 400, np.random.default_rng(0))
     assert np.all(masks.sum((1, 2)) == 147) and np.all(indices >= 0)
@@ -87,10 +87,10 @@ def test_targets():
 def _answers() -> tuple[Any, Views, jax.Array, Any]:
     """Parameters, views, normalised crops and what the network answers."""
     config = _config()
-    module = build.network(config)
+    module = pretraining.network(config)
     views = jax.tree.map(jnp.asarray, micro.views(config))
-    params = micro.random_like(build.abstract_state(config, micro.LENGTH).params)
-    crops, local = build.augment(config)(views, jax.random.split(jax.random.key(0), 8))
+    params = micro.random_like(pretraining.abstract_state(config, micro.LENGTH).params)
+    crops, local = pretraining.augment(config)(views, jax.random.split(jax.random.key(0), 8))
     found = micro.jit(lambda p, c, v: module.apply({"params": p}, c, local, (PREDICTED, PIXELS), views=v))(params, crops, views)
     return params, views, crops, found
 
@@ -111,7 +111,7 @@ def test_the_network_predicts_from_what_is_visible():
 def test_hidden_pixels_do_not_reach_the_prediction():
     params, views, crops, found = _answers()
     hidden = np.repeat(np.repeat(np.asarray(views.masks)[:, :, :, :, None], 4, axis=2), 4, axis=3)
-    module, local = build.network(_config()), jnp.zeros((8, 0, 8, 8, 3))
+    module, local = pretraining.network(_config()), jnp.zeros((8, 0, 8, 8, 3))
     changed = jnp.where(hidden, 9.0, crops)
     again = micro.jit(lambda p, c: module.apply({"params": p}, c, local, (PREDICTED,), views=views))(params, changed)
     np.testing.assert_array_equal(again[PREDICTED], found[PREDICTED])
@@ -119,8 +119,8 @@ def test_hidden_pixels_do_not_reach_the_prediction():
 
 def test_without_masks_the_request_is_refused():
     config = _config()
-    params = build.abstract_state(config, micro.LENGTH).params
+    params = pretraining.abstract_state(config, micro.LENGTH).params
     views = micro.views(config)._replace(masks=None, mask_indices=None)
     crops = jnp.zeros((8, 1, 16, 16, 3))
     with pytest.raises(ValueError, match="asks for visible tokens; the views have no masks"):
-        jax.eval_shape(lambda p: build.network(config).apply({"params": p}, crops, crops[:, :0], (PREDICTED,), views=views), params)
+        jax.eval_shape(lambda p: pretraining.network(config).apply({"params": p}, crops, crops[:, :0], (PREDICTED,), views=views), params)

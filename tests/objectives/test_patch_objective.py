@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax import build
+from sere_jax.build import pretraining
 from sere_jax.objectives import patch
 from sere_jax.types import Objective, PrototypeOutput, Views
 from tests import micro
@@ -105,7 +105,7 @@ def test_gradients_reach_the_student_alone():
 def _barlow(embedding: str) -> Objective:
     changes = {"barlow": {"embedding": embedding, "barlow_weight": 0.5, "off_diagonal": 0.1}, "head": {"prototypes": K}}
     config = micro.config(changes, recipe="dino_barlow")
-    return build.objective(config, micro.LENGTH)
+    return pretraining.objective(config, micro.LENGTH)
 
 
 @pytest.mark.parametrize("embedding", ["cls", "patches"])
@@ -124,7 +124,7 @@ def test_barlow_relates_the_students_two_views_over_the_batch(embedding: str):
 def test_relations_of_the_masked_or_of_the_whole_view():
     for tokens, whole in (("masked", False), ("unmasked", True)):
         changes = {"masking": {"kind": "block"}, "relation": {"student_tokens": tokens}}
-        method = build.objective(micro.config(changes, local_count=1, recipe="ibot_sere"), micro.LENGTH)
+        method = pretraining.objective(micro.config(changes, local_count=1, recipe="ibot_sere"), micro.LENGTH)
         wholes = {r.head: r.whole for r in method.requests if r.side == "student" and r.views == "global" and r.tokens == "patches"}
         assert wholes == {"spatial": whole, "channel": whole}
         assert not any(r.whole for r in method.requests if r.head == "dino" or r.side == "teacher")

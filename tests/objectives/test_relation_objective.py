@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax import build
+from sere_jax.build import pretraining
 from sere_jax.types import Objective, Outputs, Request, Views
 from tests import micro
 from tests.oracles import sere as oracle
@@ -43,7 +43,7 @@ def _views(local_count: int) -> Views:
 
 
 def _metrics(local_count: int, **relation: Any) -> dict[str, float]:
-    method = build.objective(_config(local_count, **relation), micro.LENGTH)
+    method = pretraining.objective(_config(local_count, **relation), micro.LENGTH)
     arguments = _outputs(method, _maps(local_count)), _views(local_count)
     _, _, metrics = micro.compiled(lambda outputs, views: method.apply(outputs, views, method.init(), STEP), *arguments)(*arguments)
     return {name: float(value) for name, value in metrics.items()}
@@ -115,14 +115,14 @@ def _default() -> dict[str, float]:
 
 def test_no_gradient_reaches_the_teacher_nor_views_apart():
     config = _config(0, recipe="spatial")
-    method, views = build.objective(config, micro.LENGTH), _views(0)
+    method, views = pretraining.objective(config, micro.LENGTH), _views(0)
     student, teacher = method.requests
     loss = micro.jit(jax.grad(lambda outputs: method.apply(outputs, views, method.init(), STEP)[0]))
     gradients = loss(_outputs(method, _maps(0)))
     assert not np.any(gradients[teacher])
     np.testing.assert_array_equal(gradients[student][0], 0.0)  # the views of example 0 do not overlap
     assert np.all(np.abs(gradients[student][1:]).max((2, 3, 4)) > 0)
-    channel = build.objective(_config(1, recipe="channel"), micro.LENGTH)
+    channel = pretraining.objective(_config(1, recipe="channel"), micro.LENGTH)
     loss = micro.jit(jax.grad(lambda outputs: channel.apply(outputs, _views(1), channel.init(), STEP)[0]))
     gradients = loss(_outputs(channel, _maps(1)))
     assert {request.side: bool(np.any(value)) for request, value in gradients.items()} == {"student": True, "teacher": False}
@@ -131,7 +131,7 @@ def test_no_gradient_reaches_the_teacher_nor_views_apart():
 @pytest.mark.parametrize("local_count", [0, 3])
 def test_features_of_nothing_give_the_references(local_count: int):
     """Constant features have relations that say nothing: ln 169 and ln 36 (with 13 and 6 points), ln d."""
-    method = build.objective(_config(local_count, global_points=13, local_points=6), micro.LENGTH)
+    method = pretraining.objective(_config(local_count, global_points=13, local_points=6), micro.LENGTH)
     nothing = {name: np.zeros_like(value) for name, value in _maps(local_count).items()}
     metrics = micro.jit(method.apply)(_outputs(method, nothing), _views(local_count), method.init(), STEP)[2]
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(dict(method.references), rel=1e-5)
@@ -143,12 +143,12 @@ def test_features_of_nothing_give_the_references(local_count: int):
 @pytest.mark.parametrize("tokens", ["pre", "post"])
 @pytest.mark.parametrize("local_heads", ["separate", "shared"])
 def test_what_is_asked_of_the_network(tokens: str, local_heads: str):
-    found = build.objective(_config(2, tokens=tokens, local_heads=local_heads), micro.LENGTH).requests
+    found = pretraining.objective(_config(2, tokens=tokens, local_heads=local_heads), micro.LENGTH).requests
     suffix = "_local" if local_heads == "separate" else ""
     expected = set()
     for head in ("spatial", "channel"):
         expected |= {Request(head, "global", "patches", tokens, side) for side in ("student", "teacher")}
         expected |= {Request(head + suffix, "local", "patches", tokens, "student")}
     assert set(found) == expected
-    assert set(build.network(_config(2, tokens=tokens, local_heads=local_heads)).heads) == {request.head for request in expected}
-    assert all(request.views == "global" for request in build.objective(_config(0, tokens=tokens), micro.LENGTH).requests)
+    assert set(pretraining.network(_config(2, tokens=tokens, local_heads=local_heads)).heads) == {request.head for request in expected}
+    assert all(request.views == "global" for request in pretraining.objective(_config(0, tokens=tokens), micro.LENGTH).requests)

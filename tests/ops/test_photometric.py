@@ -15,8 +15,8 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sere_jax import build
-from sere_jax.data import bundled
+from sere_jax.build import pretraining
+from sere_jax.data.sources import bundled
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
 from tests import micro
@@ -231,7 +231,7 @@ def test_each_view_of_a_config_gets_its_probabilities():
     image[:, 4:] = 200  # blur changes the middle, solarise the far edge, and nothing else changes anything
     crops = np.broadcast_to(image, (n, 2, 8, 8, 3))
     views = micro.views(config, batch=n)._replace(global_views=crops, local_views=crops)
-    found = np.concatenate(jax.jit(build.augment(config))(views, keys(n)), axis=1) * 255
+    found = np.concatenate(jax.jit(pretraining.augment(config))(views, keys(n)), axis=1) * 255
     blurred = np.abs(found[:, :, 4, 3:5, 0] - found[:, :, 4, [0, 7], 0]).max(axis=-1) > 1
     solarized = found[:, :, 4, 7, 0] < 150
     for view, (blur, solarize) in enumerate([(1.0, 0.0), (0.1, 0.2), (0.5, 0.0), (0.5, 0.0)]):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from sere_jax import build
-from sere_jax.data.masks import sample_masks
-from sere_jax.state import TrainState
+from sere_jax.build import pretraining
+from sere_jax.data.crops.masks import sample_masks
+from sere_jax.train.state import TrainState
 from sere_jax.types import Views
 from tests import micro
 from tests.oracles.torch_heads import Network, PrototypeHead, RelationHead
@@ -19,7 +19,7 @@ from tests.oracles.torch_training import Trainer, Training
 from tests.oracles.torch_vit import ViT
 from tests.parity import weights
 
-LENGTH = build.Steps(per_epoch=2, total=8)
+LENGTH = pretraining.Steps(per_epoch=2, total=8)
 GEOMETRIES = ("ordinary", "flipped", "disjoint", "nested", "identical", "mixed")
 
 
@@ -39,7 +39,7 @@ def views(config: ConfigDict, geometry: str, seed: int = 0, batch: int = 8) -> V
         "nested": (inside, drawn_flips[3]),
         "identical": (same, drawn_flips[4]),
     }
-    if (recipe := build.mask_recipe(config)) is not None:
+    if (recipe := pretraining.mask_recipe(config)) is not None:
         drawn = [sample_masks(recipe, 2, rng) for _ in range(batch)]
         masks, indices = (np.stack(part) for part in zip(*drawn, strict=True))
         assert masks.any() and not masks.any((2, 3)).all(), "some views masked, some not"
@@ -63,7 +63,7 @@ def rules(config: ConfigDict) -> Rules:
     same = ("alpha", "beta", "image_weight", "teacher_temp_spatial", "teacher_temp_channel", "temperature_side", "sampling", "padding")
     same += ("disjoint", "scale", "tokens", "local_heads", "student_tokens", "global_points", "local_points")
     return Rules(
-        losses=build.recipe(config).losses,
+        losses=pretraining.recipe(config).losses,
         heads=relation.heads or config.model.heads or 6,
         student_temp=config.dino.student_temp,
         student_temp_relation=relation.student_temp,
@@ -71,7 +71,7 @@ def rules(config: ConfigDict) -> Rules:
     )
 
 
-def training(config: ConfigDict, length: build.Steps) -> Training:
+def training(config: ConfigDict, length: pretraining.Steps) -> Training:
     """The optimiser's rules of the config in the oracle's words."""
     optimizer, dino, patch = config.optimizer, config.dino, config.patch
     return Training(
@@ -99,7 +99,7 @@ def training(config: ConfigDict, length: build.Steps) -> Training:
 
 def network(config: ConfigDict, params: Any, batch_stats: Any) -> Network:
     """An oracle network, in float64, with our parameters and running statistics."""
-    backbone, head = build.backbone(config), config.head
+    backbone, head = pretraining.backbone(config), config.head
     shape = (backbone.width, backbone.depth, backbone.heads, backbone.patch_size, backbone.image_size)
     vit = ViT(*shape, masking=backbone.mask_token)
     names = [key.removeprefix("heads_") for key in params if key.startswith("heads_") and key != "heads_dino"]
@@ -112,7 +112,7 @@ def network(config: ConfigDict, params: Any, batch_stats: Any) -> Network:
     return found
 
 
-def trainer(config: ConfigDict, state: TrainState, length: build.Steps = LENGTH) -> Trainer:
+def trainer(config: ConfigDict, state: TrainState, length: pretraining.Steps = LENGTH) -> Trainer:
     """The oracle at the same state (its optimiser fresh, its center zero, as at step 0)."""
     student = network(config, state.params, state.batch_stats)
     teacher = network(config, state.teacher, state.teacher_batch_stats)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sere_jax import build
+from sere_jax.build import pretraining
 from sere_jax.types import Views
 from tests import micro
 from tests.deviations import Deviation
@@ -60,8 +60,8 @@ def _config(names: tuple[str, ...], local_count: int) -> Any:
 def _compiled(names: tuple[str, ...], local_count: int) -> tuple[Any, Any, Callable]:
     """Config, state and a compiled (views) -> (components, their gradients by component)."""
     config = _config(names, local_count)
-    module, objective = build.network(config), build.objective(config, setting.LENGTH)
-    augment, state = build.augment(config), micro.state(config, setting.LENGTH)
+    module, objective = pretraining.network(config), pretraining.objective(config, setting.LENGTH)
+    augment, state = pretraining.augment(config), micro.state(config, setting.LENGTH)
     requests = {side: tuple(r for r in objective.requests if r.side == side) for side in ("student", "teacher")}
     centers = {name: {"center": jnp.asarray(center, jnp.float32)} for name, center in _centers(config).items()}
 
@@ -72,7 +72,7 @@ def _compiled(names: tuple[str, ...], local_count: int) -> tuple[Any, Any, Calla
             variables = {"params": of_side, "batch_stats": state.batch_stats}
             outputs |= module.apply(variables, *crops, requests[side], views=views, mutable=["batch_stats"])[0]
         loss, _, metrics = objective.apply(outputs, views, {**objective.init(), **centers}, state.step)
-        return jnp.stack([metrics[name] for name in build.recipe(config).losses]), metrics | {"loss": loss}
+        return jnp.stack([metrics[name] for name in pretraining.recipe(config).losses]), metrics | {"loss": loss}
 
     gradients = micro.jit(lambda views: jax.jacrev(components, has_aux=True)(state.params, views))
     return config, state, gradients
@@ -80,7 +80,7 @@ def _compiled(names: tuple[str, ...], local_count: int) -> tuple[Any, Any, Calla
 
 def _centers(config: Any) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)
-    return {name: 0.1 * rng.normal(size=(1, config.head.prototypes)).astype(np.float32) for name in build.recipe(config).image}
+    return {name: 0.1 * rng.normal(size=(1, config.head.prototypes)).astype(np.float32) for name in pretraining.recipe(config).image}
 
 
 def _compare(config: Any, state: Any, gradients: Callable, geometry: str, deviation: Deviation) -> None:
@@ -92,7 +92,7 @@ def _compare(config: Any, state: Any, gradients: Callable, geometry: str, deviat
     for name, expected in terms.items():
         expected = expected.item()
         deviation("loss components", f"{name}, {geometry}", abs(float(metrics[name]) - expected) / abs(expected), LOSS)
-    for i, loss in enumerate(build.recipe(config).losses):
+    for i, loss in enumerate(pretraining.recipe(config).losses):
         ours = weights.tensors(jax.tree.map(lambda g, i=i: g[i], found))
         named = {name: p for name, p in oracle.student.named_parameters() if p.requires_grad}
         # A disjoint pair's relation has no gradient at all; torch then has no graph either.
@@ -101,7 +101,7 @@ def _compare(config: Any, state: Any, gradients: Callable, geometry: str, deviat
             torch.autograd.grad(terms[loss], list(named.values()), retain_graph=True, allow_unused=True) if some else [None] * len(named)
         )
         theirs = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), slopes, strict=True)}
-        zero = () if loss in build.recipe(config).image else ZERO_GRADIENT[config.relation.tokens]
+        zero = () if loss in pretraining.recipe(config).image else ZERO_GRADIENT[config.relation.tokens]
         _compare_gradients(ours, weights.arrays(theirs), zero, f"{loss} by %s, {geometry}", deviation)
 
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from sere_jax import build
-from sere_jax.state import TrainState
+from sere_jax.build import pretraining
+from sere_jax.train.state import TrainState
 from tests import micro
 from tests.deviations import Deviation
 from tests.oracles.torch_training import Trainer
@@ -63,7 +63,7 @@ def _compare(state: TrainState, oracle: Trainer, rate: float, what: str, deviati
 
 def _run(config: Any, what: str, deviation: Deviation, batch: int = 8) -> None:
     config.data.batch_size = batch
-    step, state = micro.jit(build.train_step(config, setting.LENGTH)), micro.state(config, setting.LENGTH)
+    step, state = micro.jit(pretraining.train_step(config, setting.LENGTH)), micro.state(config, setting.LENGTH)
     oracle = setting.trainer(config, state)
     rate = oracle.training.peak_lr
     start = micro.copies(state.params)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sere_jax import optim
+from sere_jax.train import optim
 
 # Tensors are tiny here: more threads would spend their time waiting for one another, and for the other tests.
 torch.set_num_threads(1)

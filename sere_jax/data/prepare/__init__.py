@@ -1,1 +1,1 @@
-"""Turn a data set, as its makers hand it out, into ArrayRecord shards: `python -m sere_jax.data.prepare`."""
+"""From a data set, as its makers distribute it, to ArrayRecord shards."""

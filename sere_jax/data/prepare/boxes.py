@@ -8,8 +8,8 @@ import re
 import xml.etree.ElementTree
 from typing import Any
 
-from sere_jax.data.example import SourceError
 from sere_jax.data.prepare.records import Layout, Place, Record, Thing
+from sere_jax.data.sources.example import SourceError
 
 VOC_CLASSES = (
     "aeroplane",

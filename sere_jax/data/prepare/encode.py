@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sere_jax.data.decode import MAX_PIXELS, BadImage, decode
+from sere_jax.data.images.decode import MAX_PIXELS, BadImage, decode
 from sere_jax.data.prepare.records import Layout, Record, Thing
 
 

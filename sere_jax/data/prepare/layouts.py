@@ -10,11 +10,11 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sere_jax.data.example import SourceError
-from sere_jax.data.folder import image_paths
 from sere_jax.data.prepare.boxes import coco, voc
 from sere_jax.data.prepare.records import Layout, Place, Record, from_source
-from sere_jax.data.sources import open_source
+from sere_jax.data.sources.example import SourceError
+from sere_jax.data.sources.folder import image_paths
+from sere_jax.data.sources.open import open_source
 
 
 def open_layout(spec: str, *, split: str = "") -> Layout:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from sere_jax.data.example import Source, SourceError
-from sere_jax.data.folder import FolderSource, read_file
+from sere_jax.data.sources.example import Source, SourceError
+from sere_jax.data.sources.folder import FolderSource, read_file
 
 
 class Bytes(Protocol):

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sere_jax.data.decode import BadImage
+from sere_jax.data.images.decode import BadImage
 from sere_jax.data.prepare.encode import Encoder, printable
 from sere_jax.data.prepare.records import Layout, Record
 

@@ -1,1 +1,1 @@
-"""Pictures of what a network has learned, and of what it is fed. Each module draws one figure of the paper's kind from arrays."""
+"""Figures of what networks have learned and of what they are fed."""

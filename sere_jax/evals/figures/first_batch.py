@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sere_jax.data.decode import MAX_PIXELS, Backend
-from sere_jax.data.example import Source
-from sere_jax.data.masks import MaskRecipe
-from sere_jax.data.pipeline import BatchMaker, UnreadableData
-from sere_jax.data.rasters import BY_TYPE, ValueRange
-from sere_jax.data.views import ViewRecipe
+from sere_jax.data.batches.pipeline import BatchMaker, UnreadableData
+from sere_jax.data.crops.masks import MaskRecipe
+from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.data.images.decode import MAX_PIXELS, Backend
+from sere_jax.data.images.rasters import BY_TYPE, ValueRange
+from sere_jax.data.sources.example import Source
 from sere_jax.evals.network import EvalError
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.keys import example_keys, split_uses

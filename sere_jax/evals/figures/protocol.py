@@ -13,20 +13,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from sere_jax.data.decode import Backend
-from sere_jax.data.eval_input import resize_and_centre_crop
-from sere_jax.data.example import Source
-from sere_jax.data.sources import open_source
-from sere_jax.data.views import ViewRecipe
-from sere_jax.evals import report
-from sere_jax.evals.analysis import Tokens
+from sere_jax.data.batches.whole_images import resize_and_centre_crop
+from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.data.images.decode import Backend
+from sere_jax.data.sources.example import Source
+from sere_jax.data.sources.open import open_source
 from sere_jax.evals.features import normalise
 from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
 from sere_jax.evals.figures.first_batch import Feed, FirstBatch, first_batch
+from sere_jax.evals.frozen.analysis import Tokens
+from sere_jax.evals.frozen.views import pairs, read_image, see
 from sere_jax.evals.network import EvalError, Network, untrained
-from sere_jax.evals.views import pairs, read_image, see
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.photometric import PhotometryParams
+from sere_jax.reporting import table
 from sere_jax.types import Features
 
 FIGURES = ("crops", "attention", "relations", "pca", "channels")
@@ -71,7 +71,7 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     _check_positions(settings.images, len(opened), settings.source)
     wanted = [name for name in settings.which if networks or name in _NEED_NO_NETWORK]
     if len(wanted) < len(settings.which):
-        report.console().print(
+        table.console().print(
             f"without a checkpoint only {', '.join(wanted) or 'nothing'} can be drawn; give --checkpoint=DIR for the rest"
         )
     shown = [*networks, *([untrained(networks[0], settings.seed)] if settings.random and networks else [])]
@@ -79,7 +79,7 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     for name in wanted:
         for file, figure in _MAKERS[name](studio):
             path = canvas.save(figure, workdir / "figures" / f"{file}.png")
-            report.console().print(f"written: {path}", highlight=False)
+            table.console().print(f"written: {path}", highlight=False)
 
 
 def _check(settings: Settings) -> None:

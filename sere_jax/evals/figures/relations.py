@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sere_jax.evals.analysis import Tokens
 from sere_jax.evals.figures import canvas
-from sere_jax.evals.views import SeenPairs
+from sere_jax.evals.frozen.analysis import Tokens
+from sere_jax.evals.frozen.views import SeenPairs
 from sere_jax.ops.geometry import Points, sample
 
 _GROUPS_A_LINE = 3

@@ -1,0 +1,228 @@
+"""From a config to the parts of a run. The only reader of ConfigDicts besides `config` and the programs.
+
+Everything below takes keyword arguments, so that signatures tell what a part depends on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sere_jax.build.model import backbone, heads
+from sere_jax.build.objective import Steps, objective, recipe
+from sere_jax.build.optimizer import OptimizerSchedules, frozen, optimizer, optimizer_schedules
+from sere_jax.config.check import ConfigError
+from sere_jax.config.cross import batch_multiple
+from sere_jax.data.crops.masks import MaskRecipe
+from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.models.network import Alignment, Network
+from sere_jax.ops import photometric
+from sere_jax.ops.photometric import PhotometryParams
+from sere_jax.train.optim import stop_frozen
+from sere_jax.sharding import replicated
+from sere_jax.train.state import TrainState, without
+from sere_jax.train.step import Noise, make_train_step
+from sere_jax.types import Metrics, Outputs, PyTree, Request, Views
+
+__all__ = [
+    "OptimizerSchedules",
+    "Steps",
+    "abstract_state",
+    "abstract_views",
+    "augment",
+    "backbone",
+    "effective_epochs",
+    "frozen",
+    "init_state",
+    "mask_recipe",
+    "network",
+    "objective",
+    "optimizer",
+    "optimizer_schedules",
+    "photometry",
+    "recipe",
+    "steps",
+    "train_step",
+    "view_recipe",
+]
+
+
+def steps(config: ConfigDict, examples: int) -> Steps:
+    """Lengths for a data set of that many examples. Raises ConfigError where it is smaller than a batch."""
+    size = config.data.batch_size
+    per_epoch = examples // size
+    if not per_epoch:
+        step = batch_multiple(config.optimizer.accumulate_steps, jax.device_count(), jax.process_count())
+        near = f"nearest: {examples // step * step}" if examples >= step else f"the smallest batch that can be cut here has {step}"
+        raise ConfigError([f"data.batch_size: found {size}, expected at most the {examples} images of {config.data.source!r}; {near}"])
+    return Steps(per_epoch, config.schedule.total_steps or config.schedule.epochs * per_epoch)
+
+
+def effective_epochs(config: ConfigDict, length: Steps) -> float:
+    """Epochs times the pixels of an image's crops in those of one global crop, rounded up: 100 epochs of 2 + 4 crops are 300.
+
+    Source: the papers' Table 6, after iBOT. Masked patches count as seen.
+    """
+    views = view_recipe(config)
+    one, local = math.prod(views.global_shape), math.prod(views.local_shape)
+    pixels = views.global_count * one + views.local_count * local
+    return length.total / length.per_epoch * -(-pixels // one)
+
+
+def network(config: ConfigDict) -> Network:
+    """The backbone with the heads that the recipe's losses ask for."""
+    names = {request.head for request in objective(config, Steps(1, 1)).requests if request.head}
+    relation = config.relation
+    alignment = Alignment(relation.global_points, relation.sampling, relation.padding, relation.sampling_impl)
+    return Network(backbone(config), heads(config, names), alignment, views_apart=recipe(config).views_apart)
+
+
+def view_recipe(config: ConfigDict) -> ViewRecipe:
+    """The multi-crop recipe, of images with as many channels as the model takes."""
+    return ViewRecipe(**config.views, channels=config.model.in_channels)
+
+
+def mask_recipe(config: ConfigDict, length: Steps | None = None) -> MaskRecipe | None:
+    """The masking recipe, or None where no patch is hidden; with the run's length it knows when masking starts."""
+    masking = config.masking
+    if masking.kind == "none":
+        return None
+    rows, columns = (side // config.model.patch_size for side in view_recipe(config).global_shape)
+    return MaskRecipe(
+        grid=rows,
+        columns=columns,
+        kind=masking.kind,
+        ratio=masking.ratio,
+        ratio_var=masking.ratio_var,
+        prob=masking.prob,
+        start_step=masking.start_epoch * length.per_epoch if length else 0,
+    )
+
+
+def abstract_views(config: ConfigDict) -> Any:
+    """`Views` of `jax.ShapeDtypeStruct`: shapes and types of a global batch."""
+    views, masking, b = view_recipe(config), mask_recipe(config), config.data.batch_size
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+    def crops(count: int, shape: tuple[int, int]) -> Any:
+        return array(jnp.uint8, count, *shape, views.channels)
+
+    return Views(
+        global_views=crops(views.global_count, views.global_shape),
+        local_views=crops(views.local_count, views.local_shape),
+        boxes=array(jnp.float32, views.count, 4),
+        flips=array(jnp.bool_, views.count),
+        index=array(jnp.int32),
+        replaced=array(jnp.bool_),
+        masks=None if masking is None else array(jnp.bool_, views.global_count, *masking.shape),
+        mask_indices=None if masking is None else array(jnp.int32, views.global_count, masking.cap),
+    )
+
+
+def photometry(config: ConfigDict) -> tuple[PhotometryParams, PhotometryParams, PhotometryParams]:
+    """What happens to the colours of the first global crop, of the second, and of local crops."""
+    shared = {key: value for key, value in config.photometry.items() if key not in ("blur_prob", "solarize_prob")}
+    pairs = zip(config.photometry.blur_prob, config.photometry.solarize_prob, strict=True)
+    first, second, local = (PhotometryParams(**shared, blur_prob=blur, solarize_prob=solarize) for blur, solarize in pairs)
+    return first, second, local
+
+
+def augment(config: ConfigDict) -> Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The photometric part of the augmentation: uint8 views and one key an example -> normalised float32 views."""
+    *global_kinds, local_kind = photometry(config)
+
+    def apply(views: Views, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first_local, local_count = views.global_views.shape[1], views.local_views.shape[1]
+        return (
+            photometric.augment(views.global_views, keys, global_kinds[:first_local]),
+            photometric.augment(views.local_views, keys, [local_kind] * local_count, first_view=first_local),
+        )
+
+    return apply
+
+
+def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> Callable[[TrainState, Views], tuple[TrainState, Metrics]]:
+    """The pure train step of the config, not yet compiled.
+
+    With a `mesh`, parameters that the state keeps in parts are put together before the networks run. Left to itself the compiler
+    may cut activations along their channels instead: they would travel in every block, and heads and logits with them.
+    """
+    module, depth = network(config), backbone(config).depth
+
+    def forward(
+        params: PyTree,
+        batch_stats: PyTree,
+        global_views: jax.Array,
+        local_views: jax.Array,
+        requests: tuple[Request, ...],
+        *,
+        views: Views,
+        drop_path_noise: Noise,
+    ) -> tuple[Outputs, PyTree]:
+        params = stop_frozen(params, frozen(config))
+        whole = params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
+        variables = {"params": whole, "batch_stats": batch_stats}
+        outputs, updated = module.apply(
+            variables, global_views, local_views, requests, views=views, drop_path_noise=drop_path_noise, mutable=["batch_stats"]
+        )
+        # Heads that this side does not run keep their statistics.
+        return outputs, {**batch_stats, **updated.get("batch_stats", {})}
+
+    def noise(keys: jax.Array, views: Views) -> Noise:
+        if not config.model.drop_path:
+            return None
+        counts = views.global_views.shape[1], views.local_views.shape[1]
+        draw = jax.vmap(lambda key: jax.random.uniform(key, (sum(counts), depth, 2)))(keys)
+        return draw[:, : counts[0]], draw[:, counts[0] :]
+
+    found = optimizer_schedules(config, length)
+    return make_train_step(
+        forward=forward,
+        objective=objective(config, length),
+        optimizer=optimizer(config, length),
+        augment=augment(config),
+        drop_path_noise=noise,
+        ema_momentum=found.ema_momentum,
+        ema_timing=recipe(config).ema_timing,
+        accumulate_steps=config.optimizer.accumulate_steps,
+        seed=config.seed,
+        logged={"learning_rate": found.learning_rate, "weight_decay": found.weight_decay},
+    )
+
+
+def init_state(config: ConfigDict, length: Steps) -> TrainState:
+    """The state at step 0: a function of the config's seed alone. The teacher starts as a copy of the student, or is empty."""
+    views = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), abstract_views(config))
+    crops = [x.astype(jnp.float32) for x in (views.global_views, views.local_views)]
+    method = objective(config, length)
+    requests = tuple(request for request in method.requests if request.side == "student")
+    variables = network(config).init(jax.random.key(config.seed), *crops, requests, views=views)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    rules = recipe(config)
+
+    def of_teacher(tree: PyTree) -> PyTree:
+        return {} if rules.ema_timing == "none" else jax.tree.map(jnp.copy, without(tree, rules.student_only))
+
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        teacher=of_teacher(params),
+        teacher_batch_stats=of_teacher(batch_stats),
+        opt_state=optimizer(config, length).init(params),
+        objective=method.init(),
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(config: ConfigDict, length: Steps) -> Any:
+    """Shapes and types of the state, without computing it."""
+    return jax.eval_shape(lambda: init_state(config, length))

@@ -1,0 +1,117 @@
+"""One table of an ablation: what was measured here, and the paper's figures apart from it. Written by `ablate`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from sere_jax.reporting.table import console, write
+
+
+@runtime_checkable
+class PaperRow(Protocol):
+    """A row of `configs/ablation.py`."""
+
+    recipe: str
+    paper: tuple[float, ...]
+    changes: dict[str, Any]
+
+
+@runtime_checkable
+class PaperTable(Protocol):
+    """A table of `configs/ablation.py`."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, PaperRow]
+
+
+class Measured(NamedTuple):
+    """What one run of a row came to; `error` says why there is nothing."""
+
+    row: str
+    seed: int
+    run: str
+    steps: int
+    effective_epochs: float
+    values: dict[str, float]
+    error: str = ""
+
+
+def columns(protocol: str, found: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a protocol's report (one network) that a row of a table shows.
+
+    Of k-NN and retrieval the best top-1 in percent for each kind of token, of relations the two ratios of each variant (1: two views
+    of an image differ as much as two images); of other protocols every number in the results.
+    """
+    results = found.get("results", [])
+    if protocol in ("knn", "retrieval"):
+        kinds, name = {"cls": "cls", "patches": "mean patch"}, {"knn": "k-NN"}.get(protocol, protocol)
+        return {f"{name} top-1, {kinds.get(one['tokens'], one['tokens'])}": 100 * one["best_top1"] for one in results}
+    if protocol == "relations":
+        variants = [(label, kinds) for one in results for label, kinds in one["variants"].items()]
+        many = len(variants) > 1
+        return {
+            f"{kind} relation ratio{f' ({label})' if many else ''}": kinds[kind]["ratio"] for label, kinds in variants for kind in kinds
+        }
+    return {f"{protocol} {name}": value for one in results for name, value in _numbers(one).items()}
+
+
+def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
+    if isinstance(tree, Mapping):
+        return {name: value for key, inner in tree.items() for name, value in _numbers(inner, f"{prefix}{key} ").items()}
+    return {prefix.strip(): float(tree)} if isinstance(tree, int | float) and not isinstance(tree, bool) else {}
+
+
+def publish(table: PaperTable, number: int, found: Sequence[Measured], *, note: str, directory: Path, about: Mapping[str, Any]) -> None:
+    """Print the table, and write directory/tableN.json and tableN.md. `note` names the paper's own protocol."""
+    if jax.process_index() != 0:
+        return
+    rows = list(dict.fromkeys(one.row for one in found))
+    measures = list(dict.fromkeys(name for one in found for name in one.values))
+    heads = ["row", "steps", "effective epochs", *measures, *(f"paper: {name}" for name in table.columns)]
+    cells = [_cells(table.rows[row], [one for one in found if one.row == row], measures) for row in rows]
+    title = f"Table {number}: {table.title}"
+    notes = [f"paper: {note}. Not comparable with the columns before.", *_errors(found)]
+    text = _markdown(title, heads, cells, [*notes, f"`{about['command']}`"])
+    console().print(text, markup=False, highlight=False, soft_wrap=True)  # wider than most screens: a table would lose columns
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"table{number}.md").write_text(text)
+    content = [_json(table.rows[row], row, table.columns, [one for one in found if one.row == row]) for row in rows]
+    write(directory / f"table{number}.json", {"table": number, "title": table.title, "paper": note, **about, "rows": content})
+
+
+def _cells(row: PaperRow, runs: Sequence[Measured], measures: Sequence[str]) -> list[str]:
+    shown = [_spread([one.values[name] for one in runs if name in one.values], 3 if "ratio" in name else 1) for name in measures]
+    return [runs[0].row, str(runs[0].steps), f"{runs[0].effective_epochs:.3g}", *shown, *(f"{value:g}" for value in row.paper)]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
+
+
+def _errors(found: Sequence[Measured]) -> list[str]:
+    return [f"{one.row}, seed {one.seed}: {one.error}" for one in found if one.error]
+
+
+def _markdown(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, rule, *cells)]
+    return "\n".join([f"**{title}**", "", *lines, "", *[line + "  " for line in notes]]) + "\n"
+
+
+def _json(row: PaperRow, name: str, columns: Sequence[str], runs: Sequence[Measured]) -> dict[str, Any]:
+    return {
+        "row": name,
+        "recipe": row.recipe,
+        "changes": row.changes,
+        "paper": dict(zip(columns, row.paper, strict=True)),
+        "runs": [{key: value for key, value in one._asdict().items() if key != "row"} for one in runs],
+    }

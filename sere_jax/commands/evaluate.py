@@ -1,0 +1,128 @@
+"""From an evaluation's config to a protocol and what it is given. The part of `build` that `eval.py` and `ablate` share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from sere_jax.build import pretraining
+from sere_jax.config.saved import completed
+from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.data.sources.open import SourceError, open_source
+from sere_jax.evals.figures import protocol as figures
+from sere_jax.evals.figures.first_batch import Feed
+from sere_jax.evals.frozen import classification, relations, retrieval
+from sere_jax.evals.network import EvalError, Network
+from sere_jax.weights.backbone import load_backbone
+
+
+class Protocol(NamedTuple):
+    """What a protocol does with networks, and the settings that it wants."""
+
+    run: Callable[[Sequence[Network], Path, Any], None]
+    settings: type  # a NamedTuple; but for views its fields are the config's keys
+
+
+# Each writes WORKDIR/eval/NAME.json, but for the figures.
+PROTOCOLS = {
+    "knn": Protocol(classification.run, classification.Settings),
+    "retrieval": Protocol(retrieval.run, retrieval.Settings),
+    "relations": Protocol(relations.run, relations.Settings),
+    "figures": Protocol(figures.run, figures.Settings),
+}
+
+
+def load(path: str, *, network: str = "", heads: int = 0) -> Network:
+    """A checkpoint as protocols want it; `network` and `heads` as `load_backbone` takes them.
+
+    Prints what was recognised in a file, taken from it and left.
+    """
+    found = load_backbone(path, network=network, heads=heads)
+    if jax.process_index() == 0:
+        print("".join(f"{line}\n" for line in found.about.get("report", ())), end="")
+    about = {"checkpoint": path, **{key: found.about.get(key) for key in ("network", "step", "config")}}
+    prepare = found.preprocess
+    place = Path(path).resolve()
+    name = place.parent.name if place.name == "checkpoints" else place.stem
+    sizes = (prepare.size, prepare.resize, found.module.patch_size, prepare.mean, prepare.std)
+    return Network(name, found.apply, found.params, *sizes, init=found.init, about=about, value_range=prepare.value_range)
+
+
+def distinct(networks: Sequence[Network]) -> list[Network]:
+    """Names that tell the rows apart; the config goes, a report needs only where a network came from."""
+    names = [network.name for network in networks]
+    shown = []
+    for number, network in enumerate(networks, 1):
+        name = network.name if names.count(network.name) == 1 else f"{network.name} [{number}]"
+        shown.append(network._replace(name=name, about={key: value for key, value in network.about.items() if key != "config"}))
+    return shown
+
+
+def settings(config: ConfigDict, networks: Sequence[Network]) -> Any:
+    """The protocol's settings: the config's keys, with views and photometry as objects, and for the figures what training is fed."""
+    found = {key: value for key, value in config.items() if key not in ("protocol", "views_of", "views", "photometry")}
+    if "views" in config:
+        own = networks[0].about.get("config") if networks else None
+        training = completed(own) if own and config.views_of == "checkpoint" else None
+        recipe = training or config
+        # Pairs of square crops are looked at, whatever the method learned from.
+        pairs = dataclasses.replace(ViewRecipe(**recipe.views), global_count=2, global_width=0)
+        found |= {"views": pairs, "photometry": pretraining.photometry(recipe)}
+        if config.protocol == "figures":
+            found["feed"] = functools.partial(feed, config, training)
+    return PROTOCOLS[config.protocol].settings(**found)
+
+
+def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
+    """The batches of the run whose config is `training`, or without one those that the evaluation's config would make.
+
+    Where the source of that run is not to be had the evaluation's takes its place, and a line says so.
+    """
+    colours = (training or config).photometry
+    if training is None:
+        shared = (ViewRecipe(**config.views), pretraining.augment(config), colours.mean, colours.std)
+        return Feed(
+            open_source(config.source),
+            *shared,
+            seed=config.seed,
+            backend=config.backend,
+            points=config.points,
+            sampling=config.sampling,
+        )
+    data = training.data
+    try:
+        source = open_source(data.source)
+    except SourceError as error:
+        print(f"crops: the training images are not to be had ({error}); those of {config.source} are shown")
+        source = open_source(config.source)
+    length = pretraining.Steps(max(1, len(source) // data.batch_size), 1)
+    return Feed(
+        source,
+        pretraining.view_recipe(training),
+        pretraining.augment(training),
+        colours.mean,
+        colours.std,
+        seed=training.seed,
+        batch_size=data.batch_size,
+        backend=data.backend,
+        max_pixels=data.max_pixels,
+        value_range=data.value_range,
+        masking=pretraining.mask_recipe(training, length),
+        points=training.relation.global_points,
+        sampling=training.relation.sampling,
+    )
+
+
+def run(config: ConfigDict, networks: Sequence[Network], workdir: Path) -> None:
+    """Run the config's protocol on the networks; results go below `workdir`."""
+    for network in networks:
+        if len(network.mean) != 3 and config.protocol != "knn":
+            found = f"{network.name}: found a network of {len(network.mean)} channels"
+            raise EvalError(f"{found}, expected 3 for {config.protocol}; knn and `python -m sere_jax extract` take any number")
+    PROTOCOLS[config.protocol].run(distinct(networks), workdir, settings(config, networks))

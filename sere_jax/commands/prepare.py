@@ -1,0 +1,127 @@
+"""Prepare a data set once: python -m sere_jax prepare --source=folder:DIR --output=OUT [--max_side=512 --quality=95]
+
+Writes ArrayRecord shards that `tfds:OUT:SPLIT` reads (and `tfds.builder_from_directory(OUT)`), without TensorFlow. Run again after an
+interruption, it goes on; the output depends on the source and the options alone. `--verify --output=OUT` reads all of it back.
+Exit code 0: done; 1: too many images could not be read, or verification found something; 2: it could not begin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import functools
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sere_jax.data.images.decode import MAX_PIXELS
+from sere_jax.data.prepare.encode import Encoder, Sizes, fingerprint
+from sere_jax.data.prepare.layouts import LAYOUTS, open_layout
+from sere_jax.data.prepare.records import Layout, subset
+from sere_jax.data.prepare.shards import Output, PrepareError, encoded, plan, read_manifest, verify, write_info
+from sere_jax.data.sources.open import SourceError
+
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def prepare(layout: Layout, spec: str, directory: str, sizes: Sizes, *, per_shard: int, workers: int, track: Track) -> dict[str, Any]:
+    """Write what is not yet written; the manifest. Raises PrepareError."""
+    made_from = fingerprint(layout, spec, sizes, per_shard)
+    output = Output(directory, made_from)
+    if output.finished:
+        print(f"{directory} is already prepared from the same source with the same options")
+    shards = [] if output.finished else plan(layout, per_shard)
+    encoder = Encoder(layout, sizes)
+    notes: dict[str, list[dict[str, Any]]] = {split: [] for split in layout.splits}
+    with concurrent.futures.ThreadPoolExecutor(workers) as threads:
+        for number, shard in enumerate(shards):
+            note = output.done(shard)
+            if note is None:
+                results = encoded(encoder, layout.splits[shard.split], shard, threads, ahead=4 * workers)
+                label = f"{shard.split}, shard {number + 1} of {len(shards)}"
+                note = output.write(shard, track(results, shard.last - shard.first, label))
+            notes[shard.split].append(note)
+    return read_manifest(directory) if output.finished else _finish(output, layout, encoder, notes, made_from)
+
+
+def _finish(
+    output: Output, layout: Layout, encoder: Encoder, notes: dict[str, list[dict[str, Any]]], made_from: dict[str, Any]
+) -> dict[str, Any]:
+    if not any(note["records"] for found in notes.values() for note in found):
+        raise PrepareError(f"{made_from['source']}: not one image could be read")
+    left_out = [error for found in notes.values() for note in found for error in note["left_out"]]
+    splits = {split: [{key: value for key, value in note.items() if key != "left_out"} for note in found] for split, found in notes.items()}
+    write_info(output.directory, layout, encoder.features, splits)
+    packages = ("opencv-python-headless", "pillow", "array_record", "tensorflow-datasets")
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    manifest = {"made_from": made_from, "splits": splits, "left_out": left_out, "versions": versions}
+    output.finish(manifest)
+    return manifest
+
+
+def _tell(manifest: dict[str, Any], directory: str, max_bad_fraction: float) -> int:
+    total = sum(shard["records"] for shards in manifest["splits"].values() for shard in shards)
+    for split, shards in manifest["splits"].items():
+        count, size = sum(shard["records"] for shard in shards), sum(shard["bytes"] for shard in shards)
+        print(f"tfds:{directory}:{split}  {count:,} images, {size / 1e6:,.1f} MB, {len(shards)} shards")
+    left_out = manifest["left_out"]
+    for error in left_out[:20]:
+        print(f"left out: {error['name']}: {error['error']}", file=sys.stderr)
+    if left_out:
+        print(f"{len(left_out)} images left out in all; manifest.json names them", file=sys.stderr)
+    return 1 if len(left_out) > max_bad_fraction * (total + len(left_out)) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sere_jax prepare", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--source", default="", help=f"a source of a config, or KIND:DIR with KIND one of {', '.join(LAYOUTS)}")
+    parser.add_argument("--output", required=True, help="a new directory, or one to go on with")
+    parser.add_argument("--split", default="", help="only this split; for a folder, the name of its only split (train)")
+    parser.add_argument("--classes", default="", metavar="FILE", help="only these classes, one a line")
+    parser.add_argument("--images", default="", metavar="FILE", help="only these images, one a line")
+    parser.add_argument("--max_side", type=int, default=0, help="limit of the longer side in pixels; 0: files stay as they are")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEGs made with --max_side")
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="images of more pixels are left out")
+    parser.add_argument("--max_bad_fraction", type=float, default=0.01, help="share of images left out that is no error")
+    parser.add_argument("--records_per_shard", type=int, default=4096)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--verify", action="store_true", help="read a prepared set back and check every image")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; its exit code."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the display asks JAX which process this is; no accelerator is needed for that
+    from sere_jax.reporting.progress import track
+
+    flags = _parser().parse_args(arguments)
+    directory = os.path.abspath(os.path.expanduser(flags.output))
+    try:
+        if flags.verify:
+            wrong = verify(directory, lambda items, total: track(items, "verifying", total))
+            print("\n".join(wrong) or f"{directory}: every image is what was written")
+            return 1 if wrong else 0
+        if not flags.source:
+            raise SourceError("--source: missing")
+        if flags.max_side < 0 or not 1 <= flags.quality <= 100 or flags.records_per_shard < 1:
+            raise SourceError("expected --max_side of at least 0, --quality of 1 to 100 and --records_per_shard of at least 1")
+        layout = subset(open_layout(flags.source, split=flags.split), classes=flags.classes, images=flags.images)
+        manifest = prepare(
+            layout,
+            flags.source,
+            directory,
+            Sizes(flags.max_side, flags.quality, flags.max_pixels),
+            per_shard=flags.records_per_shard,
+            workers=max(1, flags.workers),
+            track=functools.partial(_tracked, track),
+        )
+    except (SourceError, PrepareError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return _tell(manifest, directory, flags.max_bad_fraction)
+
+
+def _tracked(track: Callable[..., Iterable[Any]], items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    return track(items, label, total)

@@ -1,0 +1,130 @@
+"""The rules of a pre-training config: every mistake is found, and all are told at once, before anything compiles.
+
+`config_rules.RULES` says for each key of `configs/common.py` what its value must be; `config_cross.CROSS_RULES` says what values
+must keep among each other. A mistake is one line: key, what was found, what was expected and, where there is one, the nearest
+choice. Also here: which keys may differ when a run is resumed, and the config's JSON form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sere_jax.config.cross import CROSS_RULES, EPOCH_KEYS
+from sere_jax.config.keys import RULES, Rule
+from sere_jax.config.names import flatten, nearest, unknown_key
+
+# Keys that only concern the running; every other key of a checkpoint's config must be the same on resume.
+RUN_ONLY_KEYS = ("data.workers", "data.prefetch", "data.max_bad_fraction", "run.*", "eval.*")
+
+
+class ConfigError(ValueError):
+    """The config cannot run. The message lists every mistake, one a line, below `heading` (by default how many there are in the config)."""
+
+    def __init__(self, mistakes: Iterable[str], heading: str = ""):
+        self.mistakes = list(mistakes)
+        heading = heading or f"{counted(self.mistakes)} in the config"
+        super().__init__(f"{heading}:\n" + "\n".join("  " + line for line in self.mistakes))
+
+
+def counted(mistakes: Sequence[str]) -> str:
+    """`1 mistake`, `2 mistakes`."""
+    return f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}"
+
+
+def refusal(mistakes: Sequence[str]) -> ConfigError:
+    """The error of a program whose command line and config have these mistakes: some of them may be in no config."""
+    return ConfigError(mistakes, heading=f"{counted(mistakes)}, nothing was started")
+
+
+def workdir_mistakes(workdir: str | None) -> list[str]:
+    """An address is no directory: a run writes its files as a program writes files, whatever checkpoints could do besides."""
+    if not workdir:
+        return []
+    if "://" not in workdir:
+        path = Path(workdir).absolute()
+        files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
+        return [f"--workdir: found {workdir!r}, expected a directory, there or not; {place} is a file" for place in files[:1]]
+    mounted = "/mnt/" + workdir.partition("://")[2]
+    return [f"--workdir: found {workdir!r}, expected a directory; mount the bucket (docs/pods.md) and name the mount, as in {mounted}"]
+
+
+def validate(config: ConfigDict, *, devices: int, processes: int) -> None:
+    """Refuse a config that cannot run on `devices` devices of `processes` processes in all.
+
+    Raises ConfigError with every mistake. What only the data can tell (a data set smaller than a batch, a warm-up
+    longer than `schedule.total_steps`) is found when it is opened: `length_mistakes`.
+    """
+    found = mistakes(config, devices=devices, processes=processes)
+    if found:
+        raise ConfigError(found)
+
+
+def mistakes(config: ConfigDict, *, devices: int, processes: int) -> list[str]:
+    """The mistakes of `validate`, as lines."""
+    values = flatten(config)
+    lines = check(values, RULES)
+    wrong = {line.partition(":")[0] for line in lines}
+    for keys, rule in CROSS_RULES:
+        # A rule among values says something only where each value is right by itself.
+        if not wrong & set(keys):
+            lines += rule({key: values[key] for key in keys}, devices, processes)
+    return lines
+
+
+def check(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
+    """The lines of the mistakes that flat `values` make against `rules`: unknown, missing and refused ones."""
+    lines = [f"{key}: {unknown_key(key, rules)}" for key in values if key not in rules]
+    for key, rule in rules.items():
+        if key not in values:
+            lines.append(f"{key}: missing, expected {rule.expected()}")
+        elif not rule.accepts(values[key]):
+            lines.append(f"{key}: found {values[key]!r}, expected {rule.expected()}{nearest(values[key], rule.choices)}")
+    return lines
+
+
+def length_mistakes(config: ConfigDict, *, per_epoch: int, total: int) -> list[str]:
+    """Warm-ups that do not fit into a run of `total` steps, `per_epoch` to an epoch: known once the data is open."""
+    values = flatten(config)
+    if not total:  # nothing is trained
+        return []
+    return [
+        f"{key}: found {values[key]} ({values[key] * per_epoch} steps), expected at most the {total} steps of the run"
+        for key in EPOCH_KEYS
+        if values[key] * per_epoch > total
+    ]
+
+
+def differences(saved: Mapping[str, Any] | ConfigDict, current: Mapping[str, Any] | ConfigDict) -> list[str]:
+    """Lines `key: saved ..., now ...` where a checkpoint's config and this one differ, but for `RUN_ONLY_KEYS`."""
+    old, new = flatten(saved), flatten(current)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        if any(fnmatchcase(key, pattern) for pattern in RUN_ONLY_KEYS):
+            continue
+        was, now = (repr(side[key]) if key in side else "no such key" for side in (old, new))
+        if was != now and (key not in old or key not in new or old[key] != new[key]):
+            lines.append(f"{key}: saved {was}, now {now}")
+    return lines
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text; tuples are written as lists and read back as tuples by `from_json`."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, allow_nan=False)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config that `to_json` wrote: equal to it, tuples and all. Raises ValueError on text that is not JSON."""
+    return ConfigDict(from_json_tree(json.loads(text)))
+
+
+def from_json_tree(value: Any) -> Any:
+    """What JSON made of a config, with its lists turned back into tuples; `checkpoint.read_config` returns such a tree."""
+    if isinstance(value, dict):
+        return {key: from_json_tree(inner) for key, inner in value.items()}
+    return tuple(from_json_tree(inner) for inner in value) if isinstance(value, list) else value

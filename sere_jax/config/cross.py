@@ -1,0 +1,247 @@
+"""What the values of a config must keep among each other: batch and devices, images and patches, sources and disks.
+
+Each rule is (the keys it reads, a function of their values, the devices and the processes -> lines of mistakes); it is
+asked only where each of its values is right by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+
+from sere_jax.config.model import MODEL_RULES, Rule, Values, needs_masks
+from sere_jax.config.names import divisors, multiples, nearest
+from sere_jax.data.sources.example import SourceError
+from sere_jax.data.sources.folder import nearest_directory
+from sere_jax.data.sources.mixture import split_mixture
+from sere_jax.data.sources.open import FORMS, KINDS
+from sere_jax.objectives.recipes import RECIPES
+
+
+def batch_multiple(parts: int, devices: int, processes: int) -> int:
+    """What a batch must divide by: each device has as many images of each of its `parts`, each process as many of the whole."""
+    return math.lcm(devices * parts, processes)
+
+
+def _batch(v: Values, devices: int, processes: int) -> list[str]:
+    size, parts = v["data.batch_size"], v["optimizer.accumulate_steps"]
+    step = batch_multiple(parts, devices, processes)
+    if size % step == 0:
+        return []
+    reasons = [f"{n} {what}" for n, what in ((devices, "devices"), (processes, "processes"), (parts, "accumulate_steps")) if n > 1]
+    return [f"data.batch_size: found {size}, expected a multiple of {step} ({', '.join(reasons)}){multiples(size, step)}"]
+
+
+def _lengths(v: Values, devices: int, processes: int) -> list[str]:
+    if v["schedule.total_steps"] or not v["schedule.epochs"]:
+        return []  # epochs are not known before the data is opened; and of a run that trains nothing no part is too long
+    keys = [key for key in EPOCH_KEYS if v[key] > v["schedule.epochs"]]
+    return [f"{key}: found {v[key]}, expected at most schedule.epochs = {v['schedule.epochs']}" for key in keys]
+
+
+def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
+    peak = v["optimizer.base_lr"] * v["data.batch_size"] / 256
+    if v["optimizer.min_lr"] <= peak:
+        return []
+    return [f"optimizer.min_lr: found {v['optimizer.min_lr']:g}, expected at most the peak, base_lr x batch_size / 256 = {peak:g}"]
+
+
+def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
+    total = v["relation.alpha"] + v["relation.beta"]
+    recipe = RECIPES[v["recipe"]]
+    if v["relation.image_weight"] == "paper" or total <= 4 or not (recipe.image and recipe.self_relation):
+        return []
+    return [f"relation.alpha: found alpha + beta = {total:g}, expected at most 4: the image loss has weight (4 - alpha - beta) / 2"]
+
+
+def _masking(v: Values, devices: int, processes: int) -> list[str]:
+    kind, learns = v["masking.kind"], needs_masks(v["recipe"])
+    if v["model.name"] == "resnet":  # a ResNet's masks are refused by themselves
+        return []
+    if kind == "none":
+        missing = [f"masking.kind: found 'none', expected block or random: {v['recipe']} learns from hidden patches"]
+        return missing if "patch" in RECIPES[v["recipe"]].losses else []
+    if not learns:
+        return [f"masking.kind: found {kind!r}, expected 'none': no loss of {v['recipe']} learns from hidden patches"]
+    pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
+    found = "masking.ratio: found " + " and ".join(f"{mean} -+ {var}" for mean, var in pairs) + " with masking.ratio_var"
+    if not all(mean - var >= 0 and mean + var <= 1 for mean, var in pairs):
+        return [f"{found}, expected shares between 0 and 1"]
+    height, width, patch = v["views.global_size"], v["views.global_width"], v["model.patch_size"]
+    patches, most = (height // patch) * ((width or height) // patch), max(map(sum, pairs))
+    if int(most * patches) or "mae" in RECIPES[v["recipe"]].losses:  # of which more is asked below
+        return []
+    return [f"{found}, which hides none of {patches} patches; expected at least {1 / max(patches, 1):.3g}: {v['recipe']} learns from them"]
+
+
+def _mae(v: Values, devices: int, processes: int) -> list[str]:
+    """MAE's encoder sees as many patches of every view: how many is a shape."""
+    if "mae" not in RECIPES[v["recipe"]].losses or v["model.name"] == "resnet":
+        return []
+    if v["masking.kind"] != "random":
+        return [f"masking.kind: found {v['masking.kind']!r}, expected random: mae hides the same number of patches in every view"]
+    grid = v["views.global_size"] // v["model.patch_size"]
+    hidden = int(v["masking.ratio"][0] * grid**2)
+    lines = [
+        f"{key}: found {v[key]}, expected {expected}: mae hides the same number of patches in every view, from the first step on"
+        for key, expected in (
+            ("masking.ratio", (v["masking.ratio"][0],) * 2),
+            ("masking.ratio_var", (0.0, 0.0)),
+            ("masking.start_epoch", 0),
+        )
+        if v[key] != expected
+    ]
+    if not 0 < hidden < grid**2:
+        lines.append(f"masking.ratio: found {v['masking.ratio'][0]} of {grid**2} patches, expected some hidden and some visible ones")
+    if v["mae.decoder_width"] % math.lcm(4, v["mae.decoder_heads"]):
+        expected = f"a multiple of 4 and of mae.decoder_heads = {v['mae.decoder_heads']}"
+        lines.append(f"mae.decoder_width: found {v['mae.decoder_width']}, expected {expected}")
+    return lines
+
+
+_MAE_KEYS = ("recipe", "masking.kind", "masking.ratio", "masking.ratio_var", "masking.start_epoch", "views.global_size", "model.patch_size")
+
+
+def _global_crops(v: Values, devices: int, processes: int) -> list[str]:
+    count = v["views.global_count"]
+    if count == 2 or RECIPES[v["recipe"]].losses == ("mae",):
+        return []
+    return [f"views.global_count: found {count}, expected 2: {v['recipe']} compares two global crops"]
+
+
+def _local_crops(v: Values, devices: int, processes: int) -> list[str]:
+    recipe, count = RECIPES[v["recipe"]], v["views.local_count"]
+    if not count or "dino" in recipe.losses or recipe.self_relation:
+        return []
+    return [f"views.local_count: found {count}, expected 0: no loss of {v['recipe']} looks at local crops"]
+
+
+def _mesh(v: Values, devices: int, processes: int) -> list[str]:
+    fsdp = v["run.fsdp"]
+    return [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices{divisors(fsdp, devices)}"] if devices % fsdp else []
+
+
+def _value_range(v: Values, devices: int, processes: int) -> list[str]:
+    low, high = v["data.value_range"]
+    if low < high or (low, high) == (0.0, 0.0):
+        return []
+    return [f"data.value_range: found {(low, high)}, expected two different values, or (0.0, 0.0) for the range of the type"]
+
+
+def _training_source(v: Values, devices: int, processes: int) -> list[str]:
+    return source_mistakes("data.source", v["data.source"])
+
+
+def _evaluation(v: Values, devices: int, processes: int) -> list[str]:
+    lines = []
+    for key in ("eval.gallery", "eval.query"):
+        if v[key]:
+            lines += source_mistakes(key, v[key])
+        elif v["run.eval_every_steps"] or v["eval.gallery"] or v["eval.query"]:
+            lines.append(f"{key}: found '', expected a source, which run.eval_every_steps and the other source need")
+    if v["run.eval_every_steps"]:
+        lines += batch_of_processes("eval.batch_size", v["eval.batch_size"], processes)
+    # Asked of runs that evaluate nothing too: the checkpoint keeps these as the sizes to evaluate it with.
+    return lines + resize_before_crop("eval.", v["eval.size"] or max(v["views.global_size"], v["views.global_width"]), v["eval.resize"])
+
+
+def resize_before_crop(prefix: str, size: int, resize: int) -> list[str]:
+    """A crop of `size` pixels does not fit into an image whose shorter side is made smaller; 0: not said."""
+    if not 0 < resize < size:
+        return []
+    return [f"{prefix}resize: found {resize}, expected 0 or at least the {size} pixels of the crop that follows; nearest: {size}"]
+
+
+def batch_of_processes(key: str, size: int, processes: int) -> list[str]:
+    """Each process reads as many images of a batch of an evaluation; its devices may be of any number."""
+    if size % processes == 0:
+        return []
+    return [f"{key}: found {size}, expected a multiple of the {processes} processes{multiples(size, processes)}"]
+
+
+EPOCH_KEYS = (
+    "optimizer.warmup_epochs",
+    "optimizer.freeze_last_layer_epochs",
+    "optimizer.freeze_backbone_epochs",
+    "dino.warmup_teacher_temp_epochs",
+)
+
+_GRID = ("views.global_size", "views.global_width", "model.patch_size")
+_EVALUATION = ("run.eval_every_steps", "eval.gallery", "eval.query", "eval.size", "eval.resize", "eval.batch_size")
+
+# The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.
+CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (("data.source",), _training_source),
+    (("data.value_range",), _value_range),
+    (("data.batch_size", "optimizer.accumulate_steps"), _batch),
+    *MODEL_RULES,
+    ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
+    (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
+    (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
+    (("recipe", "model.name", "masking.kind", "masking.ratio", "masking.ratio_var", *_GRID), _masking),
+    ((*_MAE_KEYS, "model.name", "mae.decoder_width", "mae.decoder_heads"), _mae),
+    (("recipe", "views.global_count"), _global_crops),
+    (("recipe", "views.local_count"), _local_crops),
+    (("run.fsdp",), _mesh),
+    ((*_EVALUATION, "views.global_size", "views.global_width"), _evaluation),
+)
+
+
+def source_mistakes(key: str, spec: str) -> list[str]:
+    """What is wrong with the text of a data source, and with the directory of a `folder:`."""
+    kind, colon, rest = spec.partition(":")
+    if kind == "folder" and colon:
+        return [] if _holds_a_file(rest) else [f"{key}: found {spec!r}, expected folder:DIR, {_directory(rest)}"]
+    if kind == "bundled":
+        regions = ("train", "gallery", "query")
+        if not colon or rest in regions:
+            return []
+        return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
+    if kind == "list":
+        known = os.path.isfile(os.path.expanduser(rest))
+        return [] if known else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
+    if kind == "mix" and colon:
+        return _mixture(key, spec)
+    if kind == "classes" and ":" in rest:
+        file, _, inner = rest.partition(":")
+        known = os.path.isfile(os.path.expanduser(file))
+        lines = [] if known else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
+        if inner.startswith("mix:"):
+            return [*lines, f"{key}: found {spec!r}, expected classes:LIST:SOURCE, SOURCE no mixture; mix sources of classes instead"]
+        return lines + source_mistakes(key, inner)
+    if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
+        return []
+    if os.path.isdir(os.path.expanduser(spec)):
+        return [f"{key}: found {spec!r}, expected {FORMS}; nearest: folder:{spec}"]
+    return [f"{key}: found {spec!r}, expected {FORMS}{nearest(kind, KINDS)}"]
+
+
+def _mixture(key: str, spec: str) -> list[str]:
+    try:
+        parts, _ = split_mixture(spec)
+    except SourceError as error:
+        return [f"{key}: {error}"]
+    nested = [f"{key}: found {part!r} in a mixture, expected another source" for part in parts if part.startswith("mix:")]
+    return nested or [line for part in parts for line in source_mistakes(key, part)]
+
+
+def _neighbour(path: str) -> str:
+    """`; nearest: FILE` of the same directory."""
+    directory, name = os.path.split(os.path.expanduser(path))
+    names = os.listdir(directory or ".") if os.path.isdir(directory or ".") else []
+    found = nearest(name, names).removeprefix("; nearest: ")
+    return f"; nearest: {os.path.join(directory, found)}" if found else ""
+
+
+def _holds_a_file(directory: str) -> bool:
+    return bool(directory) and any(files for _, _, files in os.walk(os.path.expanduser(directory)))
+
+
+def _directory(directory: str) -> str:
+    if not directory:
+        return "with a directory"
+    if os.path.isdir(os.path.expanduser(directory)):
+        return "a directory with images; it is empty"
+    near = nearest_directory(directory)
+    return "a directory that exists" + (f"; nearest: folder:{near}" if near else "")

@@ -1,0 +1,1 @@
+"""Which example stands where, and how examples become batches."""

@@ -1,0 +1,1 @@
+"""The random part of pre-training that the host does: crops, flips and masks."""

@@ -1,0 +1,164 @@
+"""The only place of the project that opens an image: encoded bytes -> uint8 pixels, RGB, grey or of any number of channels.
+
+Pixels are returned as they are stored. An EXIF orientation tag is ignored by both backends: crop boxes are in stored
+pixels, and a decoder that turned some images (as `cv2.imread` does) would make boxes and label maps disagree with them.
+Colour profiles and gamma chunks are ignored as well. Transparency is dropped, as `PIL.Image.convert("RGB")` does; of an
+animation the first frame is used; 16-bit samples are scaled to 8 bits.
+
+Damage is an error, never a guess: Pillow fills in what is missing or garbled in the middle of a JPEG and skips the
+checksums of PNG pixels, so both are checked here. (JPEG has no checksum: damage that leaves a stream of as many blocks as
+there should be cannot be told from a picture.) `docs/data.md` lists what becomes of which file.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+from sere_jax.data.images.memory import MEMORY
+from sere_jax.data.images.rasters import BY_TYPE, NPY, TIFF, ValueRange, decode_npy, decode_tiff
+from sere_jax.data.sources.example import BadImage
+
+__all__ = ["BACKENDS", "MAX_PIXELS", "Backend", "BadImage", "decode"]
+
+Backend = Literal["fast", "pil"]
+BACKENDS: tuple[Backend, ...] = ("fast", "pil")
+MAX_PIXELS = 50_000_000
+
+# Pillow would try every format it knows on bytes from anywhere, and for some (EPS) start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+_ORIENTATION = 0x0112
+_TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SCANS = 20  # passes of a JPEG of max_pixels, and more of smaller ones
+_FEW = 4_000_000_000  # passes x pixels
+
+
+def decode(
+    data: bytes,
+    *,
+    backend: Backend = "fast",
+    max_pixels: int = MAX_PIXELS,
+    reuse: bool = False,
+    channels: int = 3,
+    value_range: ValueRange = BY_TYPE,
+) -> UInt8[np.ndarray, "H W c"]:
+    """The pixels of one encoded image: RGB with 3 `channels`, ITU-R 601-2 luma with 1; of other numbers an array or TIFF that has so many.
+
+    NumPy arrays (.npy) are read for any number of channels, and TIFF by its bands where there are not 1 or 3 or where a
+    `value_range` is given: the sample values that become the levels 0 and 255 (`rasters.levels`).
+    `backend="fast"` reads JPEG with libjpeg-turbo (bit-identical to Pillow's at half the time) and the rest with Pillow;
+    `"pil"` reads everything with Pillow. The header's size is checked against `max_pixels` before anything is decoded, so
+    that a small file cannot claim gigabytes. With `reuse` the pixels may lie in memory that this thread's next call with
+    `reuse` writes to. Raises BadImage.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    try:
+        if data.startswith(NPY):
+            return decode_npy(data, channels, value_range, max_pixels)
+        if data.startswith(TIFF) and (channels not in (1, 3) or value_range != BY_TYPE):
+            return decode_tiff(data, channels, value_range, max_pixels)
+        if channels not in (1, 3):
+            raise BadImage(f"no array or TIFF, expected one of {channels} channels")
+        if data[:2] == b"\xff\xd8":
+            return _decode_jpeg(data, backend, max_pixels, reuse, channels)
+        if data[:8] == _PNG:
+            _check_png(data)
+        return _in_channels(_decode_pillow(data, max_pixels), channels)
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(f"not a readable image: none of {', '.join(_FORMATS)}") from error
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError ...)
+        raise BadImage(f"not a readable image: {error or type(error).__name__}") from error
+
+
+def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """RGB as it is, or its luma by Pillow's formula, which leaves grey pixels as they are."""
+    return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def _decode_jpeg(data: bytes, backend: Backend, max_pixels: int, reuse: bool, channels: int) -> np.ndarray:
+    """JPEG with both backends: libjpeg-turbo tells damage, and for `fast` gives the pixels."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(height, width, max_pixels)
+        _check_scans(data, height, width, max_pixels)
+        inks = colours in ("CMYK", "YCCK")  # libjpeg-turbo does not turn these into RGB, Pillow does
+        if backend == "fast" and colours == "Gray" and channels == 1:
+            return simplejpeg.decode_jpeg(data, colorspace="GRAY")
+        if backend == "fast" and not inks:
+            buffer = MEMORY.array("decoded", (height * width * 3,)) if reuse else None
+            return _in_channels(simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer), channels)
+        # Read to the end at an eighth of the size, for its complaints alone: Pillow hears of none.
+        simplejpeg.decode_jpeg(data, colorspace="CMYK" if inks else "GRAY", min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:  # simplejpeg's only exception; BadImage is one too and passes through
+        raise error if isinstance(error, BadImage) else BadImage(f"damaged JPEG: {error}") from error
+    return _in_channels(_decode_pillow(data, max_pixels), channels)
+
+
+def _check_scans(data: bytes, height: int, width: int, max_pixels: int) -> None:
+    """Refuse a JPEG of so many passes over its pixels that it would take minutes. A pass takes at least 10 bytes."""
+    if height * width * (len(data) // 10) < _FEW:  # a second or two at worst; spares small files the counting
+        return
+    scans = data.count(b"\xff\xda")
+    if scans * height * width > _SCANS * max_pixels:
+        raise BadImage(f"a JPEG of {width} x {height} pixels in {scans} passes")
+
+
+def _check_png(data: bytes) -> None:
+    """The checksums of a PNG's pixels and palette. Raises BadImage where one is wrong or a chunk is cut short."""
+    view, start = memoryview(data), len(_PNG)
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        kind = data[start + 4 : start + 8]
+        if end > len(data):
+            raise BadImage("a PNG that is cut short")
+        if kind in (b"IDAT", b"PLTE", b"tRNS") and zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise BadImage(f"a damaged PNG: the checksum of its {kind.decode()} is wrong")
+        if kind == b"IEND":
+            return
+        start = end
+
+
+def _decode_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_size(image.height, image.width, max_pixels)
+        turned = image.getexif().get(_ORIENTATION) if image.format == "TIFF" else None
+        if turned in _TURN_BACK:  # of all formats, Pillow obeys this one's tag by itself
+            image.load()
+            return _to_rgb(image.transpose(_TURN_BACK[turned]))
+        return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit grey: I;16 and its byte orders, or I. convert("RGB") would clip it to white
+        if image.mode == "I" and image.format != "PPM":
+            raise BadImage("32-bit samples have no agreed range")
+        grey = ((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise BadImage("floating-point samples have no agreed range")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise BadImage(f"{width} x {height} pixels are more than the allowed {max_pixels} (data.max_pixels)")
+    if height < 1 or width < 1:
+        raise BadImage(f"an image of {width} x {height} pixels")

@@ -1,0 +1,1 @@
+"""Random access to encoded images, wherever they lie."""

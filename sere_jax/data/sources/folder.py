@@ -1,0 +1,146 @@
+"""A directory of image files as a source: every depth, a deterministic order, labels from the first level of sub-folders."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int
+
+from sere_jax.data.sources.example import Example, SourceError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
+ARRAYS = frozenset({".npy"})
+MAX_BYTES = 1 << 30
+_ALIKE = 0.7  # share of letters: imagnet is like imagenet (0.93), nope is not like opt (0.57) or snap (0.5)
+
+
+class FolderSource:
+    """Image files under a directory, sorted by path.
+
+    Arrays (`.npy`) are listed where there is no other image; beside images they are taken for something else.
+    Hidden files and directories (a leading dot) are skipped, links are followed. When every image lies in a sub-folder,
+    the first level of sub-folders gives the labels (sorted names of those that hold images); when every image lies in
+    the directory itself there are no labels; images in both places are refused, because labelling some would be a guess.
+    """
+
+    def __init__(self, spec: str, directory: str) -> None:
+        self.spec = spec
+        self.directory = os.path.abspath(os.path.expanduser(directory))
+        _check_directory(spec, directory, self.directory)
+        self._paths = _list(spec, self.directory)
+        if not self._paths:
+            raise SourceError(f"{spec!r}: no image files under {self.directory} (extensions looked for: {' '.join(sorted(EXTENSIONS))})")
+        tops = [path.partition(os.sep)[0] if os.sep in path else "" for path in self._paths]
+        if "" in tops and any(tops):
+            loose, nested = tops.count(""), len(tops) - tops.count("")
+            raise SourceError(
+                f"{spec!r}: {loose} images lie in {self.directory} itself and {nested} in its sub-folders; expected all in "
+                "sub-folders (they become the labels) or none (no labels). Move the loose ones, or name one sub-folder."
+            )
+        self.classes = tuple(sorted(set(tops) - {""}))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._labels = [numbers.get(top, -1) for top in tops]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of every image, -1 where there are none."""
+        return np.array(self._labels, np.int32)
+
+    def __getitem__(self, index: int) -> Example:
+        """Read one file. Raises OSError when it has become unreadable since it was listed, or is no plain file."""
+        path = self._paths[index]
+        return Example(path, read_file(os.path.join(self.directory, path)), self._labels[index])
+
+    def describe(self, index: int) -> tuple[str, str, int]:
+        """Name, path and label of an item, without reading it."""
+        path = self._paths[index]
+        return path, os.path.join(self.directory, path), self._labels[index]
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a plain file of at most MAX_BYTES. Raises OSError for anything else: a pipe would block, a device never end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", path)
+        if status.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than an image may have ({MAX_BYTES})", path)
+        return file.read()
+
+
+def _list(spec: str, root: str) -> list[str]:
+    """A directory that cannot be listed is refused: another machine might list it, and then see another data set."""
+    try:
+        return list(image_paths(root)) or list(image_paths(root, ARRAYS))
+    except OSError as error:
+        where = f"{ascii(error.filename)[:200]} cannot be listed: {error.strerror}"
+        raise SourceError(f"{spec!r}: {where}. Make it readable, hide it with a leading dot, or name a sub-folder.") from error
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: listed as a file that cannot be read
+        return False
+
+
+def image_paths(root: str, extensions: frozenset[str] = EXTENSIONS) -> Iterator[str]:
+    """Relative paths of the image files under `root`, in the order of their path components."""
+
+    def walk(directory: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
+        status = os.stat(directory)
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:  # a link back to a directory above would never end
+            return
+        with os.scandir(directory) as entries:
+            listing = sorted((entry.name, _is_directory(entry)) for entry in entries if not entry.name.startswith("."))
+        for name, is_directory in listing:
+            if is_directory:
+                yield from walk(os.path.join(directory, name), os.path.join(prefix, name), ancestors | {identity})
+            elif os.path.splitext(name)[1].lower() in extensions:
+                yield os.path.join(prefix, name)
+
+    return walk(root, "", frozenset())
+
+
+def _check_directory(spec: str, written: str, directory: str) -> None:
+    if not written:
+        raise SourceError(f"{spec!r} names no directory; expected folder:DIR")
+    if os.path.isdir(directory):
+        return
+    if os.path.exists(directory):
+        raise SourceError(f"{spec!r}: {directory} is a file, not a directory; expected a directory of image files")
+    parent, near = _existing(directory)[0], nearest_directory(directory)
+    hint = f"; did you mean {near}?" if near else ""
+    raise SourceError(f"{spec!r}: {directory} does not exist (the nearest directory that does is {parent}){hint}")
+
+
+def nearest_directory(directory: str) -> str:
+    """What a directory that does not exist may have been meant to be: the deepest part of it that is missing exchanged for the
+    sibling most like it, with the rest below it where that exists; "" where no sibling is like it."""
+    parent, missing, rest = _existing(os.path.abspath(os.path.expanduser(directory)))
+    try:
+        siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:  # a directory that may be entered but not listed
+        return ""
+    near = difflib.get_close_matches(missing, siblings, n=1, cutoff=_ALIKE)
+    found = os.path.join(parent, near[0]) if near else ""
+    return os.path.join(found, rest) if rest and os.path.isdir(os.path.join(found, rest)) else found
+
+
+def _existing(directory: str) -> tuple[str, str, str]:
+    """The deepest directory on the way that exists, the name that is missing in it, and the path below that name."""
+    parent, missing = os.path.split(directory)
+    rest = ""
+    while not os.path.isdir(parent):
+        rest = os.path.join(missing, rest) if rest else missing
+        parent, missing = os.path.split(parent)
+    return parent, missing, rest

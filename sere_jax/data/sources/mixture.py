@@ -1,0 +1,82 @@
+"""Several sources as one, each with a weight: its share of every epoch."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from sere_jax.data.batches.order import Shares
+from sere_jax.data.sources.example import Example, Source, SourceError
+from sere_jax.data.sources.subset import Labelled
+
+FORM = "mix:WEIGHT*SOURCE|WEIGHT*SOURCE..."
+
+
+class Mixture:
+    """The examples of all parts, one part after the other: an index belongs to one image and to no other.
+
+    `shares` tells the pipeline how often to draw from each part. Labels go by the classes' names: the classes are the sorted names of
+    all parts together, so that `cat` is the same class wherever it comes from; where one part has no labels there are none.
+    """
+
+    def __init__(self, spec: str, parts: Sequence[Source], weights: Sequence[float]) -> None:
+        self.spec = spec
+        self._parts = tuple(parts)
+        sizes = tuple(len(part) for part in parts)
+        self.shares = Shares(sizes, tuple(weights) or tuple(map(float, sizes)))
+        self._ends = tuple(itertools.accumulate(sizes))
+        labelled = all(part.classes for part in parts)
+        self.classes = tuple(sorted({name for part in parts for name in part.classes})) if labelled else ()
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._tables = tuple(np.array([numbers[name] for name in part.classes] if labelled else [], np.int32) for part in parts)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        part = bisect.bisect_right(self._ends, index)
+        found = self._parts[part][index - (self._ends[part - 1] if part else 0)]
+        return found._replace(label=int(self._tables[part][found.label]) if self.classes and found.label >= 0 else -1)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of every example, -1 where there are none."""
+        if not self.classes:
+            return np.full(len(self), -1, np.int32)
+        found = [table[part.labels()] for part, table in zip(self._parts, self._tables, strict=True) if isinstance(part, Labelled)]
+        if len(found) < len(self._parts):
+            raise SourceError(f"{self.spec!r}: one of its parts cannot tell its labels without reading every image")
+        return np.concatenate(found)
+
+
+def split_mixture(spec: str) -> tuple[list[str], list[float]]:
+    """`mix:2*folder:/a|1*tfds:b:train` -> the parts' texts and weights; no weights where none is given: then the sizes decide.
+
+    Raises SourceError for fewer than two parts, weights for some parts only, or one that is not a positive number.
+    """
+    texts = [part.strip() for part in spec.partition(":")[2].split("|")]
+    found = [re.fullmatch(r"(?:([^:*|]*)\*)?(.+)", text) for text in texts]
+    if len(texts) < 2 or not all(found):
+        raise SourceError(f"{spec!r}: expected two or more sources, as in {FORM}")
+    written = [match[1] for match in found if match]
+    if any(weight is None for weight in written):
+        if any(weight is not None for weight in written):
+            raise SourceError(f"{spec!r}: found weights for some sources, expected one for each or none, as in {FORM}")
+        return texts, []
+    weights = [_weight(spec, weight) for weight in written]
+    return [match[2].strip() for match in found if match], weights
+
+
+def _weight(spec: str, text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise SourceError(f"{spec!r}: found the weight {text.strip()!r}, expected a number above 0, as in {FORM}")
+    return weight

@@ -1,0 +1,56 @@
+"""From a text to a source of encoded images: the bundled ones, folders, lists, prepared sets, some classes of these, mixtures."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+from sere_jax.data.sources.bundled import BundledSource
+from sere_jax.data.sources.example import Example, Source, SourceError
+from sere_jax.data.sources.folder import FolderSource
+from sere_jax.data.sources.mixture import FORM as MIXTURE_FORM
+from sere_jax.data.sources.mixture import Mixture, split_mixture
+from sere_jax.data.sources.path_list import PathListSource
+from sere_jax.data.sources.subset import ClassSubset
+from sere_jax.data.sources.tfds import TfdsSource
+
+__all__ = ["Example", "Source", "SourceError", "open_source"]
+
+KINDS = ("bundled", "folder", "list", "tfds", "classes", "mix")
+FORMS = f"bundled[:train|gallery|query], folder:DIR, list:FILE, tfds:NAME[/CONFIG]:SPLIT, classes:LIST:SOURCE or {MIXTURE_FORM}"
+
+
+def open_source(spec: str) -> Source:
+    """The source that `spec` names; nothing is decoded yet.
+
+    `bundled[:train|gallery|query]`: the photographs that ship with scikit-image and scikit-learn (`train` by default).
+    `folder:DIR`: image files at any depth, labelled by the first level of sub-folders where there are any.
+    `list:FILE`: the image files that a text file names, one path a line, with a class after a tab if there are labels.
+    `tfds:NAME[/CONFIG]:SPLIT`: a prepared TensorFlow Datasets set in a random-access format, read without TensorFlow.
+    `classes:LIST:SOURCE`: of one of these the images of the classes in the text file LIST, one name a line.
+    `mix:WEIGHT*SOURCE|WEIGHT*SOURCE...`: several of these, each with its share of every epoch; without weights by their sizes.
+
+    Raises SourceError when the text has another form, or when the data are missing, empty or ambiguous.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "bundled":
+        return BundledSource(spec, rest or "train")
+    if kind == "folder":
+        return FolderSource(spec, rest)
+    if kind == "list":
+        return PathListSource(spec, rest)
+    if kind == "tfds":
+        return TfdsSource(spec, rest)
+    if kind == "mix":
+        texts, weights = split_mixture(spec)
+        return Mixture(spec, [open_source(text) for text in texts], weights)
+    if kind == "classes":
+        file, colon, inner = rest.partition(":")
+        if not (file and colon) or inner.startswith("mix:"):
+            raise SourceError(f"{spec!r}: expected classes:LIST:SOURCE, e.g. 'classes:S300.txt:tfds:imagenet2012:train', SOURCE no mixture")
+        return ClassSubset(spec, file, open_source(inner))
+    if os.path.isdir(os.path.expanduser(spec)):
+        raise SourceError(f"source {spec!r} is a directory: write 'folder:{spec}' (expected {FORMS})")
+    near = difflib.get_close_matches(kind, KINDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SourceError(f"source {spec!r} is of no known kind; expected {FORMS}{hint}")

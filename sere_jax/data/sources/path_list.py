@@ -1,0 +1,66 @@
+"""Image files named by a text file, one path a line, as a source."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from jaxtyping import Int
+
+from sere_jax.data.sources.example import Example, SourceError
+from sere_jax.data.sources.folder import read_file
+
+
+class PathListSource:
+    """The files that a list names, in its order. A relative path starts at the list's own directory.
+
+    A line is a path, or a path, a tab and the name of its class; all lines have one or none has. Empty lines and lines that begin
+    with # are skipped. Names need not be UTF-8 nor end in a known extension. Whether the files exist is found when they are read (a
+    list may name millions), but for the first. Raises SourceError: no such list, nothing in it, a path twice, classes for some.
+    """
+
+    def __init__(self, spec: str, file: str) -> None:
+        self.spec = spec
+        self._paths, names = _read(spec, file)
+        self._directory = os.path.dirname(os.path.abspath(os.path.expanduser(file)))
+        self.classes = tuple(sorted(set(names)))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._labels = np.array([numbers[name] for name in names] or np.full(len(self._paths), -1), np.int32)
+        first = os.path.join(self._directory, self._paths[0])
+        if not os.path.lexists(first):
+            raise SourceError(f"{spec!r}: its first file {first!r} does not exist; relative paths start at the list's directory")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of every file, -1 where there are none."""
+        return self._labels
+
+    def __getitem__(self, index: int) -> Example:
+        """Read one file. Raises OSError when it cannot be read, or is no plain file."""
+        path = self._paths[index]
+        return Example(path, read_file(os.path.join(self._directory, path)), int(self._labels[index]))
+
+
+def _read(spec: str, file: str) -> tuple[list[str], list[str]]:
+    """The paths of a list and the names of their classes, [] where there are none."""
+    try:
+        with open(os.path.expanduser(file), "rb") as lines:
+            kept = [line.rstrip(b"\r\n") for line in lines]
+    except OSError as error:
+        raise SourceError(f"{spec!r}: the list {file!r} cannot be read: {error.strerror}; expected list:FILE") from error
+    rows = [os.fsdecode(line).split("\t") for line in kept if line.strip() and not line.startswith(b"#")]
+    if not rows:
+        raise SourceError(f"{spec!r}: {file} names no file; expected a path a line")
+    if wrong := [row for row in rows if len(row) > 2 or not all(row)]:
+        raise SourceError(f"{spec!r}: found the line {wrong[0]!r}, expected a path, or a path, a tab and a class")
+    named = sum(len(row) == 2 for row in rows)
+    if named not in (0, len(rows)):
+        raise SourceError(f"{spec!r}: {named} of {len(rows)} lines have a class; expected all or none")
+    paths = [row[0] for row in rows]
+    if len(set(paths)) < len(paths):
+        seen: set[str] = set()
+        twice = next(path for path in paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]
+        raise SourceError(f"{spec!r}: {file} names {twice!r} more than once")
+    return paths, [row[1] for row in rows] if named else []

@@ -1,0 +1,72 @@
+"""Some classes of another source, named by a list: ImageNet-S300 out of ImageNet, for one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from sere_jax.data.sources.example import Example, Source, SourceError
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A source that knows all its labels without handing out an image."""
+
+    def labels(self) -> Int[np.ndarray, " n"]: ...
+
+
+class ClassSubset:
+    """The examples of `source` whose class stands in a text file, one name a line; labels count in the file's order.
+
+    Empty lines and those that begin with # are skipped; of a line only the first word counts, as in ImageNet's lists. Raises
+    SourceError where the file cannot be read, names a class twice or one that the source has not, or no example is left.
+    """
+
+    def __init__(self, spec: str, file: str, source: Source) -> None:
+        self.spec = spec
+        self.classes = _names(spec, file)
+        if not source.classes or not isinstance(source, Labelled):
+            raise SourceError(f"{spec!r}: {source.spec!r} has no classes to choose from")
+        _check(spec, file, self.classes, source.classes)
+        own = {source.classes.index(name): number for number, name in enumerate(self.classes)}
+        table = np.full(len(source.classes), -1, np.int32)
+        table[list(own)] = list(own.values())
+        labels = table[source.labels()]
+        self._source, self._index, self._labels = source, np.flatnonzero(labels >= 0), labels[labels >= 0]
+        if not len(self._index):
+            raise SourceError(f"{spec!r}: {source.spec!r} has no image of the {len(self.classes)} classes in {file}")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._index[index])]._replace(label=int(self._labels[index]))
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of every example."""
+        return self._labels
+
+
+def _names(spec: str, file: str) -> tuple[str, ...]:
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8") as lines:
+            words = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{spec!r}: the list of classes {file!r} cannot be read: {error}") from error
+    if not words:
+        raise SourceError(f"{spec!r}: {file} names no class; expected one a line")
+    if twice := sorted({word for word in words if words.count(word) > 1}):
+        raise SourceError(f"{spec!r}: {file} names {', '.join(twice[:5])} more than once")
+    return tuple(words)
+
+
+def _check(spec: str, file: str, wanted: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [name for name in wanted if name not in set(known)]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; nearest to {unknown[0]}: {near[0]}" if near else f"; it has {', '.join(known[:3])} ..."
+        raise SourceError(f"{spec!r}: {file} names {len(unknown)} classes that the source has not: {', '.join(unknown[:5])}{hint}")

@@ -1,0 +1,188 @@
+"""A prepared TensorFlow Datasets set as a source, read at random without TensorFlow (`tfds.data_source`)."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from sere_jax.data.sources.example import Example, SourceError
+
+_log = logging.getLogger(__name__)
+
+# tensorflow_datasets is imported inside the functions: it takes a second, and most runs read a folder.
+
+
+class TfdsSource:
+    """`NAME[/CONFIG][:VERSION]:SPLIT` of TFDS, e.g. `imagenet2012:train`, `cifar10:train[:50%]`, or `DIR:SPLIT` of a prepared directory.
+
+    DIR holds a `dataset_info.json`, as `python -m sere_jax prepare` writes it; an absolute path is always one. For a NAME
+    the directory is TFDS's default, `~/tensorflow_datasets`, or the environment's `TFDS_DATA_DIR`. The set must have been
+    prepared in a random-access format (array_record or parquet). The image is the feature `image` or else the only image
+    feature, the label the feature `label` where there is one. Images come out encoded; workers decode them. Raises
+    SourceError when the set is unknown, not prepared, in another format, or has no such split or no image.
+    """
+
+    def __init__(self, spec: str, rest: str) -> None:
+        self.spec = spec
+        self._set, colon, self._split = _divide(rest)
+        if not (self._set and colon and self._split):
+            raise SourceError(f"{spec!r}: expected tfds:NAME[/CONFIG]:SPLIT, e.g. 'tfds:imagenet2012:train', or tfds:DIR:SPLIT")
+        builder = _directory_builder(spec, self._set) if _is_directory(self._set) else _prepared_builder(spec, self._set)
+        self._data_dir = str(builder.data_dir)  # workers open exactly these files, whatever their environment says
+        self._image = _image_feature(spec, builder.info.features)
+        self._label, self.classes = _label_feature(builder.info.features)
+        self._file_name = "file_name" if "file_name" in builder.info.features else None
+        self._data: Any = self._open(builder)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Example:
+        """Read one record. Raises OSError when its part of the file is damaged."""
+        try:
+            record = self._data[index]
+        except IndexError:
+            raise
+        except Exception as error:  # the reader of ArrayRecord raises what its C++ happens to say
+            raise OSError(f"{self.spec}[{index}] cannot be read: {error}") from error
+        if isinstance(record, bytes):
+            return self._parse(record, index)
+        label = int(record[self._label]) if self._label else -1
+        name = record[self._file_name].decode() if self._file_name else f"{self.spec}[{index}]"
+        return Example(name, record[self._image], label)
+
+    def _parse(self, record: bytes, index: int) -> Example:
+        """TFDS's own way from the record to these three takes longer than reading it."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        label = feature[self._label].int64_list.value[0] if self._label else -1
+        name = feature[self._file_name].bytes_list.value[0].decode() if self._file_name else f"{self.spec}[{index}]"
+        return Example(name, feature[self._image].bytes_list.value[0], label)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of every example. The first time all records are read; the answer is kept beside the data where that can be written."""
+        kept = os.path.join(self._data_dir, f"sere_jax_labels-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npy")
+        try:
+            found = np.load(kept)
+            if found.shape == (len(self),):
+                return found
+        except (OSError, ValueError):
+            pass
+        _log.warning("%s: reading the classes of %d examples, once", self.spec, len(self))
+        found = np.array([self[i].label for i in range(len(self))], np.int32)
+        try:
+            temporary = f"{kept}.{os.getpid()}.npy"
+            np.save(temporary, found)
+            os.replace(temporary, kept)
+        except OSError as error:
+            _log.warning("%s: the classes cannot be kept beside the data: %s", self.spec, error)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_data"}  # open files stay where they are
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import tensorflow_datasets as tfds
+
+        self.__dict__.update(state)
+        self._data = self._open(tfds.builder_from_directory(self._data_dir))
+
+    def _open(self, builder: Any) -> Any:
+        import tensorflow_datasets as tfds
+
+        try:
+            if builder.info.file_format.value == "array_record":
+                return builder.as_data_source(self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            return builder.as_data_source(self._split, decoders={self._image: tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise SourceError(
+                f"{self.spec!r}: {self._data_dir} is prepared in a format without random access "
+                f"({builder.info.file_format.value}); prepare it again elsewhere: {_command(self._set)} --data_dir=OTHER_DIR"
+            ) from error
+        except (ValueError, KeyError) as error:
+            splits = sorted(builder.info.splits)
+            near = difflib.get_close_matches(self._split.partition("[")[0], splits, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SourceError(f"{self.spec!r}: cannot read split {self._split!r}; expected one of {', '.join(splits)}{hint}") from error
+
+
+def _divide(rest: str) -> tuple[str, str, str]:
+    """`name/config:1.0.0:train[:50%]` -> (`name/config:1.0.0`, `:`, `train[:50%]`): the last colon outside brackets divides."""
+    outside, bracket, inside = rest.partition("[")
+    name, colon, split = outside.rpartition(":")
+    return name, colon, split + bracket + inside
+
+
+def _is_directory(name: str) -> bool:
+    path = os.path.expanduser(name)
+    return os.path.isabs(path) or name.startswith(".") or os.path.isfile(os.path.join(path, "dataset_info.json"))
+
+
+def _directory_builder(spec: str, directory: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    path = os.path.abspath(os.path.expanduser(directory))
+    if not os.path.isfile(os.path.join(path, "dataset_info.json")):
+        found = (
+            "an unfinished preparation: run it again to go on"
+            if os.path.isdir(os.path.join(path, ".unfinished"))
+            else "no dataset_info.json"
+        )
+        raise SourceError(
+            f"{spec!r}: expected a prepared directory, found {found if os.path.isdir(path) else 'no such directory'} ({path})"
+        )
+    return tfds.builder_from_directory(path)
+
+
+def _prepared_builder(spec: str, name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    data_dir = os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR  # TFDS itself reads it at import only
+    known = tfds.list_builders(with_community_datasets=False)
+    plain = name.partition("/")[0].partition(":")[0]
+    if plain not in known and not os.path.isdir(os.path.join(os.path.expanduser(data_dir), plain)):
+        near = difflib.get_close_matches(plain, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SourceError(f"{spec!r}: TFDS knows no data set {plain!r}, nor is there one in {data_dir}{hint}")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ImportError, ValueError, tfds.core.DatasetNotFoundError) as error:
+        raise SourceError(f"{spec!r}: TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from error
+    if not builder.is_prepared():
+        raise SourceError(
+            f"{spec!r}: not prepared in {builder.data_dir}. Prepare it once with requirements-prepare.txt installed: "
+            f"{_command(name)}, or set TFDS_DATA_DIR to the directory that holds it"
+        )
+    return builder
+
+
+def _command(name: str) -> str:
+    return f"tfds build {name} --file_format=array_record"
+
+
+def _image_feature(spec: str, features: Any) -> str:
+    import tensorflow_datasets as tfds
+
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    if "image" in images:
+        return "image"
+    if len(images) != 1:
+        raise SourceError(
+            f"{spec!r}: expected a feature 'image' or exactly one image feature, found {images or 'none'} in {list(features)}"
+        )
+    return images[0]
+
+
+def _label_feature(features: Any) -> tuple[str | None, tuple[str, ...]]:
+    import tensorflow_datasets as tfds
+
+    if "label" in features and isinstance(features["label"], tfds.features.ClassLabel):
+        return "label", tuple(features["label"].names)
+    return None, ()

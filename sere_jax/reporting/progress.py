@@ -1,0 +1,184 @@
+"""What a person sees of a run, and the files that keep it: a live display or plain lines, TensorBoard, metrics.jsonl.
+
+Only process 0 shows and writes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, TypeVar
+
+import jax
+import rich.console
+import rich.live
+import rich.progress
+import rich.text
+import tensorboardX
+
+from sere_jax.reporting.display import Panel, duration
+from sere_jax.reporting.records import Records
+
+Item = TypeVar("Item")
+
+_PLAIN_EVERY_SECONDS = 30.0  # how often long work tells of itself where there is no terminal
+_ANNOUNCED_AFTER_SECONDS = 3.0
+
+
+class Progress:
+    """The console, TensorBoard and `metrics.jsonl` of one run; what `fit` reports to. Use it in a `with`.
+
+    Args:
+      directory: the workdir; gets `metrics.jsonl` and `tensorboard/`. None = no files.
+      total_steps: the last step.
+      steps_per_epoch: for the epoch's display; 0 = epochs mean nothing here.
+      references: metric -> the value it has when nothing is learned (ln K ...), shown beside it.
+      live: a display that rewrites itself; None = where standard output is a terminal.
+    """
+
+    def __init__(
+        self,
+        directory: str | None,
+        *,
+        total_steps: int,
+        steps_per_epoch: int = 0,
+        references: Mapping[str, float] | None = None,
+        live: bool | None = None,
+        console: rich.console.Console | None = None,
+    ) -> None:
+        self._first = jax.process_index() == 0
+        self._console = console or rich.console.Console()
+        self._live_wanted = _is_terminal(self._console) if live is None else live
+        self._panel = Panel(total_steps, steps_per_epoch, dict(references or {}))
+        self._lock = threading.Lock()  # the live display draws from a thread of its own
+        self._live: rich.live.Live | None = None
+        self._directory = directory
+        self._records: Records | None = None
+        self._board: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._first and self._live_wanted:
+            self._live = rich.live.Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, step: int) -> None:
+        """Training goes on after `step`: drop what the files say of later steps."""
+        with self._lock:
+            self._panel.start(step)
+        if not self._first:
+            return
+        if self._directory is not None:
+            self._records = Records(self._directory, after=step)
+            logdir = f"{str(self._directory).rstrip('/')}/tensorboard"
+            self._board = tensorboardX.SummaryWriter(logdir, purge_step=step + 1, flush_secs=10, write_to_disk=True)
+        if step:
+            self.note(f"resumed from step {step}")
+
+    def advance(self, step: int) -> None:
+        """A step is done. Cheap."""
+        with self._lock:
+            self._panel.advance(step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of one step, to the files and the console. Non-finite ones are `null` in `metrics.jsonl`."""
+        with self._lock:
+            self._panel.write(step, values)
+        if self._records is not None:
+            self._records.write(step, values)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        if self._first and self._live is None:
+            self._say(self._panel.line(step, values))
+
+    def note(self, text: str) -> None:
+        """A line for a person, above the live display."""
+        if self._first:
+            self._say(text)
+
+    @contextlib.contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Show that something other than training goes on; in plain lines only where it takes noticeably long."""
+        began = time.perf_counter()
+        with self._lock:
+            self._panel.activity = (what, began)
+        plain = self._first and self._live is None
+        announcement = threading.Timer(_ANNOUNCED_AFTER_SECONDS, self._say, [f"{what} ..."])
+        announcement.daemon = True
+        if plain:
+            announcement.start()
+        try:
+            yield
+        finally:
+            announcement.cancel()
+            with self._lock:
+                self._panel.activity = None
+            seconds = time.perf_counter() - began
+            if plain and seconds > _ANNOUNCED_AFTER_SECONDS:
+                self._say(f"{what} took {seconds:.1f} s")
+
+    def close(self) -> None:
+        """Leave the last picture on the screen and close the files."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        if self._records is not None:
+            self._records.close()
+            self._records = None
+
+    def _draw(self) -> rich.console.RenderableType:
+        with self._lock:
+            return self._panel.draw(self._console.width)
+
+    def _say(self, text: str) -> None:
+        stamp = "" if self._live is not None else f"{datetime.datetime.now():%H:%M:%S} "
+        # No markup, no wrapping: log lines are for grep too.
+        self._console.print(rich.text.Text(stamp + text), soft_wrap=True, highlight=False)
+
+
+def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
+    """The items, while a bar (on a terminal) or a line now and then (elsewhere) tells how far they are and the time left.
+
+    Args:
+      items: what is worked through.
+      label: what is being done.
+      total: how many there are, where `len` does not tell.
+    """
+    count = total if total is not None else (len(items) if isinstance(items, Sized) else None)
+    if jax.process_index() != 0:
+        yield from items
+        return
+    console = rich.console.Console()
+    if _is_terminal(console):
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+        )
+        with rich.progress.Progress(*columns, console=console, transient=True) as bars:
+            yield from bars.track(items, total=count, description=label)
+        return
+    began = told = time.perf_counter()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.perf_counter()
+        if now - told >= _PLAIN_EVERY_SECONDS:
+            told = now
+            left = f" of {count}, {duration((now - began) / done * (count - done))} left" if count else ""
+            print(f"{datetime.datetime.now():%H:%M:%S} {label}: {done}{left}", flush=True)
+
+
+def _is_terminal(console: rich.console.Console) -> bool:
+    return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal

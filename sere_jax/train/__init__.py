@@ -1,0 +1,1 @@
+"""Training of any network by any loss: state, step, driver, optimizers, checkpoints."""

@@ -1,0 +1,1 @@
+"""Any checkpoint as trees of NumPy arrays, and what is made of them."""

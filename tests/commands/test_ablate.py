@@ -1,0 +1,161 @@
+"""Ablation tables as a user runs them, on a micro model: rows trained once, kept, shared between tables, and told in one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import ablation
+from sere_jax.commands import ablate, ablation_table
+from sere_jax.commands.ablation_table import Measured
+from sere_jax.train import checkpoint
+from sere_jax.train.meter import TooManyBadSteps
+from tests.evals import micro_network
+
+MICRO = (
+    "views.global_size=16,model.width=24,depth=1,model.heads=3,model.patch_size=4,relation.heads=3,global_points=3,scan_blocks=false,"
+    "prototypes=16,head.hidden=16,bottleneck=8,data.batch_size=16"
+)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> list[str]:
+    work = tmp_path_factory.mktemp("ablate")
+    views = "views_of=config,random=false,images=16,batch_size=8,points=3,tokens=('post',)"
+    near = "configs/eval/knn.py:bundled,tokens=('cls','patches'),neighbours=(10,)"
+    return [
+        "--size=small",
+        "--data=bundled",
+        "--steps=2",
+        f"--set={MICRO}",
+        f"--workdir={work}",
+        f"--protocol={near}",
+        f"--protocol=configs/eval/relations.py:{views},spatial_temperatures=(1.0,),channel_temperatures=(1.0,)",
+    ]
+
+
+def _work(command: list[str]) -> Path:
+    return Path(next(part for part in command if part.startswith("--workdir=")).partition("=")[2])
+
+
+@pytest.mark.slow
+def test_a_table_as_a_user_runs_it(command, capsys):
+    """Two rows, one of them without training; k-NN and relation differences of both."""
+    assert ablate.main(["--table=8", "--rows=none,image_channel", *command]) == 0
+    work = _work(command)
+    table = json.loads((work / "table8.json").read_text())
+    assert [row["row"] for row in table["rows"]] == ["none", "image_channel"]
+    assert [row["runs"][0]["steps"] for row in table["rows"]] == [0, 2]
+    values = [row["runs"][0]["values"] for row in table["rows"]]
+    names = {"k-NN top-1, cls", "k-NN top-1, mean patch", "spatial relation ratio", "channel relation ratio"}
+    assert all(value.keys() == names for value in values)
+    text = (work / "table8.md").read_text()
+    assert text in capsys.readouterr().out and "| paper: VOC mIoU |" in text and "python -m sere_jax ablate --table=8" in text
+    _assert_nothing_is_done_again(command, table["rows"][1]["runs"], capsys)
+    # The row that trains nothing is the initialisation, saved.
+    run = table["rows"][0]["runs"][0]["run"]
+    assert checkpoint.find_step(run)[1] == 0 and checkpoint.read_config(run)["schedule"]["epochs"] == 0
+
+
+def _assert_nothing_is_done_again(command: list[str], runs: list, capsys) -> None:
+    """Table 11's row is Table 8's."""
+    work = _work(command)
+    files = {path: path.stat().st_mtime_ns for path in work.rglob("rows/**/*")}
+    assert ablate.main(["--table=11", "--rows=sere", *command]) == 0
+    assert files and {path: path.stat().st_mtime_ns for path in work.rglob("rows/**/*")} == files
+    again = json.loads((work / "table11.json").read_text())["rows"][0]["runs"]
+    assert [run | {"row": ""} for run in again] == [run | {"row": ""} for run in runs]
+    assert "training in" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def quick(monkeypatch) -> list[str]:
+    """No training and no evaluation, only their traces: which recipes were trained, in order."""
+    trained: list[str] = []
+
+    def train(config, workdir):
+        trained.append(config.recipe)
+        if config.recipe == "channel":
+            raise TooManyBadSteps("11 bad steps")
+        Path(workdir).mkdir(parents=True)
+
+    def run(config, networks, workdir):
+        print(f"evaluated: {networks[0].name}")
+        results = {"knn": {"tokens": "cls", "best_top1": len(trained) / 10}, "relations": {"variants": {}}}
+        path = workdir / "eval" / f"{config.protocol}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"results": [results[config.protocol]]}))
+
+    monkeypatch.setattr(ablate.loop, "train", train)
+    monkeypatch.setattr(ablate, "_trained", lambda place, total: place.is_dir())
+    monkeypatch.setattr(ablate.build_eval, "load", lambda path: micro_network.network(Path(path).name))
+    monkeypatch.setattr(ablate.build_eval, "run", run)
+    return trained
+
+
+def test_rows_are_trained_once_kept_and_shared_between_tables(command, tmp_path, quick, capsys):
+    here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
+    assert ablate.main(["--table=8", "--rows=none,channel,image_channel", *here]) == 1  # one row ended badly
+    assert quick == ["dino", "channel", "dino_channel"]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluated: ")]
+    assert told == ["evaluated: row none, seed 0"] * 2 + ["evaluated: row image_channel, seed 0"] * 2  # by two protocols
+    assert "channel, seed 0: 11 bad steps" in (tmp_path / "table8.md").read_text()
+    table = json.loads((tmp_path / "table8.json").read_text())
+    assert [row["runs"][0]["error"] for row in table["rows"]] == ["", "11 bad steps", ""]
+    assert table["rows"][1]["paper"]["VOC mIoU"] == 61.4 and "fine-tuned" in table["paper"]
+    capsys.readouterr()
+    _assert_nothing_is_done_again(here, table["rows"][2]["runs"], capsys)
+    ablate.main(["--table=8,15", "--seeds=0,1", "--rows=none", *here])  # not a row of table 15: refused
+    assert len(quick) == 3
+    ablate.main(["--table=7,10", "--rows=dino,dino_sere", "--seeds=0,1", *here])
+    assert quick[3:] == ["dino", "dino", "dino_sere", "dino_sere"]
+    row = json.loads((tmp_path / "table10.json").read_text())["rows"][1]
+    assert [run["seed"] for run in row["runs"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table=9"], "--table: found 9, expected one of 7, 8, 10"),
+        (["--table=12", "--rows=2"], "--rows: found 2, expected some of 1, 3, 6, 12, 16 of table 12"),
+        (["--table=8", "--size=tiny"], "size: found 'tiny', expected one of paper, small"),
+        (["--table=8", "--set=alfa=1"], "alfa: unknown key"),
+        (["--table=8", "--set=model.heads=5"], "model.width: found 24, expected a multiple of model.heads = 5"),
+        (["--table=8", "--protocol=configs/eval/knn.py:gallary=x"], "nearest: gallery"),
+        (["--table=8", "--config=nowhere.py"], "--config: found 'nowhere.py'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(command, tmp_path, capsys, arguments: list[str], message: str):
+    given = [part for part in command if part.partition("=")[0] not in ("--workdir", *(a.partition("=")[0] for a in arguments[1:]))]
+    if arguments[-1] == "--set=model.heads=5":
+        arguments = [arguments[0], f"--set={MICRO.replace('model.heads=3', 'model.heads=5')}"]
+    assert ablate.main([*given, f"--workdir={tmp_path}", *arguments]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_shares_of_a_run_stay_shares():
+    """300 steps of 10 an epoch are 30 of 100 epochs: 10 epochs of warm-up become 3."""
+    config = ablation.get_config("table=7,row=ibot")
+    ablate._shorten(config, 300, 10)
+    assert (config.schedule.total_steps, config.optimizer.warmup_epochs, config.dino.warmup_teacher_temp_epochs) == (300, 3, 9)
+
+
+def test_several_seeds_and_a_row_that_ended_badly(tmp_path, capsys):
+    """A mean with its spread; what failed is told, the others stand."""
+    runs = [Measured("1", seed, f"rows/{seed}", 5, 2.0, {"k-NN top-1, cls": value}) for seed, value in ((0, 50.0), (1, 53.0))]
+    runs += [Measured("3", 0, "rows/x", 5, 2.0, {}, "too many bad steps")]
+    ablation_table.publish(ablation.TABLES[12], 12, runs, note=ablation.PROTOCOL, directory=tmp_path, about={"command": "it"})
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| 1 | 5 | 2 | 51.5 ±2.1 | 72.4 | 84 |") for line in lines)
+    assert any(line.startswith("| 3 | 5 | 2 | - | 72.7") for line in lines) and "3, seed 0: too many bad steps  " in lines
+
+
+def test_numbers_of_any_other_protocol():
+    found = {"results": [{"name": "x", "step": 3, "random": True, "scores": {"miou": 0.5, "per_class": {"cat": 0.25}}}]}
+    assert ablation_table.columns("segmentation", found) == {
+        "segmentation step": 3,
+        "segmentation scores miou": 0.5,
+        "segmentation scores per_class cat": 0.25,
+    }

@@ -1,0 +1,95 @@
+"""Features of a folder of images in files: names, order, values, any image size, unreadable images."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sere_jax import load_backbone
+from sere_jax.commands.export import export
+from sere_jax.commands.extract import main
+from tests import micro, saved_run
+
+SIZES = {"a.png": (40, 24), "b.png": (18, 18), "c.png": (16, 30), "d.png": (17, 50), "e.png": (64, 64)}  # width, height
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with the folder `images` (five good, one broken) and the exported `x.safetensors`."""
+    root = tmp_path_factory.mktemp("extract")
+    config = micro.config()
+    export(saved_run.checkpoint(root / "run", config, saved_run.state(config)), root / "x.safetensors")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for name, (width, height) in SIZES.items():
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / "images" / name)
+    (root / "images" / "broken.jpg").write_bytes(b"no image")
+    return root
+
+
+def _run(place, output, *arguments: str) -> int:
+    return main([f"--checkpoint={place / 'x.safetensors'}", f"--data=folder:{place / 'images'}", f"--output={output}", *arguments])
+
+
+def _expected(place, pixels, **asked):
+    backbone = load_backbone(place / "x.safetensors")
+    mean, std = (np.asarray(values, np.float32) for values in (backbone.preprocess.mean, backbone.preprocess.std))
+    return backbone(jnp.asarray((pixels[None].astype(np.float32) / 255 - mean) / std), **asked)
+
+
+def test_parquet_has_a_row_for_each_image_in_order(place, tmp_path, capsys):
+    assert _run(place, tmp_path / "out", "--tokens=cls,patches,attention", "--layers=0,-1", "--rows_per_file=3", "--batch_size=4") == 0
+    assert "5 images in 2 files, 1 left out as unreadable" in capsys.readouterr().out
+    about = json.loads((tmp_path / "out" / "features.json").read_text())
+    assert about["files"] == ["features-00000.parquet", "features-00001.parquet"]
+    shapes = {"cls": [48], "patches": [4, 4, 48], "attention": [3, 4, 4], "layer_0": [17, 48], "layer_1": [17, 48]}
+    assert (about["columns"], about["rows"], about["network"], about["size"]) == (shapes, 5, "teacher", 16)
+    tables = [pq.read_table(tmp_path / "out" / name).to_pydict() for name in about["files"]]
+    assert tables[0]["name"] + tables[1]["name"] == sorted(SIZES)
+    # b.png is 18 x 18: no resizing, the middle 16 x 16 pixels.
+    pixels = np.asarray(Image.open(place / "images" / "b.png"))[1:17, 1:17]
+    features = _expected(place, pixels, layers=(0, 1), attention=True)
+    row = {key: np.asarray(tables[0][key][1]).reshape(shape) for key, shape in shapes.items()}
+    # The same numbers in a batch of another size: float32 sums in another order.
+    np.testing.assert_allclose(row["cls"], features.cls[0], atol=1e-5)
+    np.testing.assert_allclose(row["patches"], features.patches[0], atol=1e-5)
+    np.testing.assert_allclose(row["attention"], features.attention[0, :, 0, 1:].reshape(3, 4, 4), atol=1e-5)
+    np.testing.assert_allclose(row["layer_0"], features.layers[0][0], atol=1e-5)
+    np.testing.assert_allclose(row["layer_1"], features.layers[1][0], atol=1e-5)
+
+
+def test_npz_holds_the_same(place, tmp_path):
+    for layout in ("npz", "parquet"):
+        assert _run(place, tmp_path / layout, f"--format={layout}", "--tokens=cls,patches", "--dtype=float16") == 0
+    table = pq.read_table(tmp_path / "parquet" / "features-00000.parquet").to_pydict()
+    with np.load(tmp_path / "npz" / "features-00000.npz") as arrays:
+        assert arrays["name"].tolist() == table["name"]
+        assert (arrays["patches"].shape, arrays["patches"].dtype) == ((5, 4, 4, 48), np.float16)
+        np.testing.assert_array_equal(arrays["cls"], np.asarray(table["cls"], np.float16))
+        assert arrays["label"].tolist() == [-1] * 5
+
+
+def test_native_sizes_are_cut_to_whole_patches(place, tmp_path):
+    assert _run(place, tmp_path / "out", "--size=native", "--tokens=patches") == 0
+    table = pq.read_table(tmp_path / "out" / "features-00000.parquet").to_pydict()
+    grids = dict(zip(table["name"], zip(table["grid_height"], table["grid_width"], strict=True), strict=True))
+    assert grids == {name: (height // 4, width // 4) for name, (width, height) in SIZES.items()}
+    assert json.loads((tmp_path / "out" / "features.json").read_text())["columns"] == {"patches": [-1, -1, 48]}
+    pixels = np.asarray(Image.open(place / "images" / "d.png"))[:48, :16]
+    expected = _expected(place, pixels).patches[0]
+    np.testing.assert_allclose(np.asarray(table["patches"][table["name"].index("d.png")]).reshape(12, 4, 48), expected, atol=1e-5)
+
+
+def test_mistakes_are_told_together(place, tmp_path, capsys):
+    (tmp_path / "features-00000.parquet").write_bytes(b"")
+    assert _run(place, tmp_path, "--tokens=cls,token", "--layers=2", "--size=native", "--format=npz") == 2
+    message = capsys.readouterr().err
+    for part in ("tokens: found 'token'", "layers: found 2, expected 0 to 1", "found native with the format npz", "found features in"):
+        assert part in message
+    assert main([f"--checkpoint={tmp_path}/none.pth", "--data=bundled", f"--output={tmp_path}/o"]) == 2
+    assert "no such file" in capsys.readouterr().err

@@ -1,0 +1,243 @@
+"""train.py as a user runs it: real processes, real data workers, real checkpoints, real signals."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from sere_jax.build import pretraining
+from sere_jax.commands import pretrain
+from sere_jax.commands.pretrain import compile_step
+from sere_jax.config.check import ConfigError
+from sere_jax.sharding import make_mesh
+from sere_jax.train.checkpoint import read_state
+from tests import micro
+from tests.evals import micro_network
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Quickstart's method, data and loop with a network that compiles in seconds.
+MICRO = {
+    "views.global_size": 16,
+    "views.local_size": 8,
+    "views.local_count": 1,
+    "model.width": 48,
+    "model.depth": 2,
+    "model.heads": 3,
+    "model.patch_size": 4,
+    "model.drop_path": 0.1,
+    "head.prototypes": 64,
+    "head.hidden": 32,
+    "head.bottleneck": 16,
+    "relation.global_points": 4,
+    "relation.local_points": 2,
+    "data.batch_size": 16,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.freeze_last_layer_epochs": 0,
+    "run.log_every_steps": 1,
+    "run.eval_every_steps": 0,
+}
+
+
+def command(workdir: Path, *extra: str, **changes: object) -> list[str]:
+    keys = MICRO | {key.replace("__", "."): value for key, value in changes.items()}
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    return [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags, *extra]
+
+
+def environment(devices: int = 1, **more: str) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | more
+
+
+def run(arguments: list[str], **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=900)
+
+
+def records(workdir: Path) -> dict[int, dict]:
+    return {row["step"]: row for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
+
+
+def test_train_and_go_on_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Three steps, two more after a restart; another config is refused; the files are there."""
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 3})
+    # Three calls share one compilation, which is most of the time.
+    monkeypatch.setattr(pretrain, "compile_step", _once(lambda: compile_step(config, pretraining.Steps(68, 5), make_mesh(1))))
+    whole = pretrain.train(config, str(tmp_path / "a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fit", lambda **given: _fit_until(3, given))
+        pretrain.train(config, str(tmp_path / "b"))
+    resumed = pretrain.train(config, str(tmp_path / "b"))
+    micro.assert_equal(micro.copies(resumed), micro.copies(whole))
+    assert sorted(records(tmp_path / "b")) == [1, 2, 3, 4, 5]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["schedule"]["total_steps"] == 5
+    assert list((tmp_path / "a" / "tensorboard").iterdir())
+    config.relation.alpha = 0.5
+    with pytest.raises(ConfigError, match=r"relation.alpha: saved 1.0, now 0.5"):
+        pretrain.train(config, str(tmp_path / "a"))
+
+
+def _once(make: Callable[[], Any]) -> Callable[..., Any]:
+    made = functools.cache(make)
+    return lambda *_: made()
+
+
+def _fit_until(step: int, given: dict) -> object:
+    """`fit`, but as if the run ended at `step`: the schedules keep the full length."""
+    from sere_jax.train.fit import fit
+
+    return fit(**(given | {"total_steps": step}))
+
+
+def assert_same_end(found: Path, expected: Path, step: int) -> None:
+    """All of the states, bit by bit: parameters, teacher, optimizer, center and BatchNorm statistics."""
+    (a, at), (b, _) = read_state(found), read_state(expected)
+    assert at == step
+    assert {"params", "teacher", "opt_state", "objective", "batch_stats", "teacher_batch_stats"} <= a.keys()
+    micro.assert_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_killed_at_random_times_and_restarted_ends_in_the_same_bits(tmp_path: Path, seed: int):
+    """SIGKILL from another process, with data workers, a save at every second step so that some kills hit one."""
+    total, settings = 60, {"schedule__total_steps": 60, "run__checkpoint_every_steps": 2, "data__workers": 2}
+    assert run(command(tmp_path / "whole", **settings)).returncode == 0
+    rng, kills, redone = random.Random(seed), 0, 0
+    workdir = tmp_path / "killed"
+    while True:
+        process = subprocess.Popen(
+            command(workdir, **settings), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = _newest(workdir)
+        deadline = time.time() + 900
+        while kills < 4 and process.poll() is None and _newest(workdir) <= before and time.time() < deadline:
+            time.sleep(0.02)  # until this process has saved something of its own
+        if kills < 4 and process.poll() is None:
+            time.sleep(rng.uniform(0.0, 0.6))
+            seen = max(records(workdir), default=0)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            redone += seen > _newest(workdir)
+            continue
+        assert process.wait(timeout=900) == 0
+        break
+    assert kills >= 3 and redone >= 1
+    assert_same_end(workdir, tmp_path / "whole", total)
+
+
+def _newest(workdir: Path) -> int:
+    folder = workdir / "checkpoints"
+    return max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()), default=0) if folder.is_dir() else 0
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def run_two(workdir: Path, how: str, **changes: object) -> None:
+    """Two processes on loopback, started by explicit flags or as Slurm would start them."""
+    port, processes = free_port(), []
+    for rank in range(2):
+        if how == "flags":
+            extra, env = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={rank}"], {}
+        else:
+            extra = []
+            env = {
+                "SLURM_JOB_ID": str(port),  # JAX derives the coordinator's port from it
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_NTASKS": "2",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank),
+                "SLURM_STEP_NUM_NODES": "1",
+            }
+        processes.append(subprocess.Popen(command(workdir, *extra, **changes), cwd=ROOT, env=environment(**env), stdout=subprocess.DEVNULL))
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["flags", "slurm"])
+def test_two_processes_train_save_and_resume_the_same_numbers(tmp_path: Path, how: str):
+    settings = {"schedule__total_steps": 8, "run__checkpoint_every_steps": 4, "run__keep_checkpoints": 5}
+    run_two(tmp_path / "two", how, **settings)
+    assert run(command(tmp_path / "one", **settings), devices=2).returncode == 0
+    two, one = records(tmp_path / "two"), records(tmp_path / "one")
+    # One process with two devices sums in another order; eight steps of Adam keep that near rounding.
+    losses = [[found[step]["loss"] for step in range(1, 9)] for found in (two, one)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    # The same two processes again, from the middle: the same bits.
+    shutil.copytree(tmp_path / "two" / "checkpoints" / "4", tmp_path / "again" / "checkpoints" / "4")
+    run_two(tmp_path / "again", how, **settings)
+    assert_same_end(tmp_path / "again", tmp_path / "two", 8)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path):
+    settings = {"schedule__total_steps": 400, "run__checkpoint_every_steps": 1000}
+    process = subprocess.Popen(command(tmp_path / "a", **settings), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "a" / "metrics.jsonl").exists() or len(records(tmp_path / "a")) < 5:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "stopped by SIGTERM" in out
+    step = _newest(tmp_path / "a")
+    assert 5 <= step < 400
+    assert run(command(tmp_path / "a", **(settings | {"run__log_every_steps": 100}))).returncode == 0
+    assert _newest(tmp_path / "a") == 400
+
+
+def test_mistakes_are_listed_together_and_nothing_starts(tmp_path: Path):
+    """Those of the flags, of the config's argument and of the config. One process that compiles nothing."""
+    arguments = command(tmp_path / "a", "--config.data.batch=3", "stray", data__batch_size=15, model__patch_size=5, relation__alpha="nan")
+    arguments[2] += ":nonsense=1,epochs=x,source=folder:/nowhere"
+    done = run(arguments, devices=8)
+    assert done.returncode == 2 and not (tmp_path / "a").exists()
+    assert done.stderr.startswith("9 mistakes, nothing was started:\n")
+    for part in (
+        "nonsense: unknown key",
+        "schedule.epochs: found 'x'",
+        "data.source: found 'folder:/nowhere'",
+        "data.batch: unknown key",
+        "stray: found a positional argument",
+        "data.batch_size: found 15",
+        "views.global_size",
+        "relation.alpha: found nan",
+    ):
+        assert part in done.stderr, done.stderr
+
+
+def test_data_that_fills_no_batch_is_a_mistake_like_others(tmp_path: Path):
+    """It is known once the data is open, still before anything is compiled."""
+    done = run(command(tmp_path / "a", data__source=f"folder:{micro_network.photographs(tmp_path / 'photos', count=5)}"), devices=2)
+    assert done.returncode == 2 and not (tmp_path / "a").exists()
+    assert done.stderr.startswith("1 mistake in the config:\n  data.batch_size: found 16, expected at most the 5 images of 'folder:")
+    assert done.stderr.endswith("; nearest: 4\n")
+
+
+def test_a_workdir_in_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(MICRO)
+    with pytest.raises(ConfigError, match="--workdir: found 'gs://bucket/a', expected a directory; mount the bucket"):
+        pretrain.train(config, "gs://bucket/a")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,105 @@
+"""The command line: what absl would refuse one by one is told all at once, and the rest is parsed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from sere_jax.config import check as rules
+from sere_jax.config import command_line
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+
+
+def _parse(*tokens: str) -> tuple[list[str], flags.FlagValues]:
+    values = flags.FlagValues()
+    command_line.define_config(values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_integer("num_processes", 0, "", flag_values=values)
+    return command_line.parse(["train.py", *tokens], flag_values=values), values
+
+
+def test_overrides_of_every_type_and_both_spellings():
+    mistakes, values = _parse(
+        "--config.data.batch_size", "16", "--workdir=w", "--config.optimizer.decay_bias", QUICKSTART + ":total_steps=9",
+        "--config.optimizer.base_lr=1e-3", "--config.views.global_scale=0.2,1", "--config.data.source=folder:a,b",
+        "--noconfig.model.scan_blocks",
+    )  # fmt: skip
+    assert mistakes == []
+    config = values.config
+    assert (config.data.batch_size, config.schedule.total_steps, config.optimizer.base_lr) == (16, 9, 1e-3)
+    assert (config.optimizer.decay_bias, config.model.scan_blocks) == (True, False)
+    assert (config.views.global_scale, config.data.source) == ((0.2, 1), "folder:a,b")
+    assert values.workdir == "w"
+
+
+MISTAKES = [
+    ("--config.data.batch_siz=16", "data.batch_siz: unknown key; nearest: data.batch_size"),
+    ("--config.batch_size=16", "batch_size: unknown key; nearest: data.batch_size"),
+    ("--config.model.depth=2.5", "model.depth: found '2.5', expected a whole number"),
+    ("--config.optimizer.base_lr=fast", "optimizer.base_lr: found 'fast', expected a number"),
+    ("--config.optimizer.decay_bias=perhaps", "optimizer.decay_bias: found 'perhaps', expected true or false"),
+    ("--config.views.global_scale=a", "views.global_scale: found 'a', expected values as in (0.25, 1.0)"),
+    ("--config.model=3", "model: found a value for a group of keys, expected one of model.depth"),
+    ("--noconfig.seed", "seed: found --noconfig.seed"),
+    ("--config.seed", "seed: found no value"),
+    ("--wrkdir=x", "--wrkdir: unknown flag; nearest: --workdir"),
+    ("--num_processes=two", "--num_processes: found 'two'"),
+    ("stray", "stray: found a positional argument"),
+    ("data.batch_size=4", "nearest: --config.data.batch_size=4"),
+]
+
+
+@pytest.mark.parametrize(("token", "line"), MISTAKES)
+def test_each_mistake_has_its_line_and_the_rest_is_parsed(token, line):
+    mistakes, values = _parse(QUICKSTART, "--workdir=w", token, "--config.seed=7")
+    assert len(mistakes) == 1
+    assert line in mistakes[0]
+    assert (values.workdir, values.config.seed) == ("w", 7)
+
+
+def test_all_at_once():
+    mistakes, _ = _parse(QUICKSTART, *(token for token, _ in MISTAKES))
+    assert len(mistakes) == len(MISTAKES) + 1  # and the workdir is missing
+    assert mistakes[-1] == "--workdir: missing, expected --workdir=DIR"
+
+
+def test_a_config_file_that_is_not_there():
+    mistakes, values = _parse(f"--config={ROOT}/configs/quickstrt.py", "--workdir=w", "--config.seed=3")
+    assert len(mistakes) == 1
+    assert mistakes[0].endswith("configs/quickstart.py")
+    assert values.config is None
+
+
+def test_a_config_file_that_refuses_its_argument():
+    """Its good parts are kept, so that what is wrong with them and with other flags is told as well."""
+    mistakes, values = _parse(
+        QUICKSTART + ":total_step=3,source=folder:/nowhere, seed=x,batch_size=0,views=3,global_scale=(0.2,a)",
+        "--workdir=w",
+        "--config.data.workers=x",
+        "--config.run.fspd=3",
+    )
+    assert len(mistakes) == 6
+    assert "nearest: schedule.total_steps" in mistakes[0]
+    assert [part in line for part, line in zip(("seed: found 'x'", "views: unknown key", "views.global_scale"), mistakes[1:], strict=False)]
+    assert "data.workers: found 'x'" in mistakes[4] and "run.fspd: unknown key; nearest: run.fsdp" in mistakes[5]
+    config = values.config
+    assert (config.data.source, config.data.batch_size, config.seed) == ("folder:/nowhere", 0, 0)
+    found = rules.mistakes(config, devices=1, processes=1)
+    assert [line.partition(":")[0] for line in found] == ["data.batch_size", "data.source"]
+
+
+def test_a_config_file_that_refuses_all_of_its_argument():
+    """configs/ablation.py has no such row: there is no config to go on with."""
+    mistakes, values = _parse(f"--config={ROOT}/configs/ablation.py:row=nothing", "--workdir=w", "--config.seed=3", "--wrkdir=x")
+    assert len(mistakes) == 2 and "row: found 'nothing'" in mistakes[0] and "--wrkdir: unknown flag" in mistakes[1]
+    assert values.config is None
+
+
+def test_parts_before_the_argument_of_an_evaluation_stay():
+    mistakes, values = _parse(f"--config={ROOT}/configs/eval/knn.py:bundled,sise=3,batch_size=8", "--workdir=w")
+    assert len(mistakes) == 1 and "nearest: size" in mistakes[0]
+    assert (values.config.query, values.config.batch_size) == ("bundled:query", 8)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+
+from sere_jax.commands import prepare as program
+from sere_jax.data.batches.pipeline import train_batches
+from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.data.images.decode import decode
+from sere_jax.data.prepare.shards import Output
+from sere_jax.data.sources.open import SourceError, open_source
+from tests.data.prepare import layouts
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+def run(source, output, *options):
+    return program.main([f"--source={source}", f"--output={output}", "--workers=3", "--records_per_shard=4", *options])
+
+
+def contents(directory):
+    return {name: (directory / name).read_bytes() for name in sorted(os.listdir(directory))}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    layouts.classes(tmp_path / "in", ("cat", "dog"), per_class=5)
+    return tmp_path / "in"
+
+
+def test_a_folder_and_back(photographs, tmp_path, capsys):
+    assert run(f"folder:{photographs}", tmp_path / "out") == 0
+    assert f"tfds:{tmp_path / 'out'}:train  10 images" in capsys.readouterr().out
+    folder, prepared = open_source(f"folder:{photographs}"), open_source(f"tfds:{tmp_path / 'out'}:train")
+    assert prepared.classes == folder.classes and len(prepared) == 10
+    assert [prepared[i] for i in range(10)] == [folder[i] for i in range(10)]  # names, labels and bytes
+    assert sorted(name for name in os.listdir(tmp_path / "out") if "array_record" in name) == [
+        f"folder-train.array_record-0000{i}-of-00003" for i in range(3)
+    ]
+    one, other = (
+        list(train_batches(source, recipe=ViewRecipe(16, local_count=0), seed=0, batch_size=4, total_steps=3))
+        for source in (folder, prepared)
+    )
+    assert all(a.global_views.tobytes() == b.global_views.tobytes() for a, b in zip(one, other, strict=True))
+    assert len(open_source(f"tfds:{tmp_path / 'out'}:train[:30%]")) == 3
+
+
+def test_the_output_depends_on_source_and_options_alone(photographs, tmp_path):
+    for name, workers in (("a", 1), ("b", 4)):
+        assert run(f"folder:{photographs}", tmp_path / name, f"--workers={workers}", "--max_side=30") == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_an_interrupted_preparation_goes_on(photographs, tmp_path, monkeypatch, capsys):
+    assert run(f"folder:{photographs}", tmp_path / "whole") == 0
+    write, written = Output.write, []
+
+    def failing(self, shard, results):
+        if written:
+            next(iter(results))
+            raise KeyboardInterrupt
+        written.append(shard.file)
+        return write(self, shard, results)
+
+    monkeypatch.setattr(Output, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(f"folder:{photographs}", tmp_path / "out")
+    with pytest.raises(SourceError, match="unfinished preparation"):
+        open_source(f"tfds:{tmp_path / 'out'}:train")
+    assert program.main(["--verify", f"--output={tmp_path / 'out'}"]) == 2
+
+    def counting(self, shard, results):
+        written.append(shard.file)
+        return write(self, shard, results)
+
+    monkeypatch.setattr(Output, "write", counting)
+    assert run(f"folder:{photographs}", tmp_path / "out") == 0
+    assert len(written) == 3 and len(set(written)) == 3  # the finished shard was kept
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert run(f"folder:{photographs}", tmp_path / "out") == 0 and len(written) == 3
+    assert "already prepared" in capsys.readouterr().out
+
+
+def test_another_preparation_is_not_mixed_in(photographs, tmp_path, capsys):
+    assert run(f"folder:{photographs}", tmp_path / "out") == 0
+    assert run(f"folder:{photographs}", tmp_path / "out", "--max_side=20") == 2
+    assert "max_side: there 0, wanted 20" in capsys.readouterr().err
+    assert run(f"folder:{photographs}", photographs) == 2
+    assert "holds no preparation" in capsys.readouterr().err
+    (photographs / "cat" / "new.jpg").write_bytes(layouts.picture(9))
+    assert run(f"folder:{photographs}", tmp_path / "out") == 2
+
+
+def test_bad_images_are_left_out_and_named(photographs, tmp_path, capsys):
+    (photographs / "cat" / "cat_3.JPEG").write_bytes(b"<html>")
+    assert run(f"folder:{photographs}", tmp_path / "out") == 1  # one of ten is more than 1 %
+    assert "left out: cat/cat_3.JPEG: not a readable image" in capsys.readouterr().err
+    assert len(open_source(f"tfds:{tmp_path / 'out'}:train")) == 9
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["left_out"][0]["name"] == "cat/cat_3.JPEG"
+    assert program.main(["--verify", f"--output={tmp_path / 'out'}"]) == 0
+
+
+def test_verification_finds_a_flipped_bit_and_training_replaces_its_image(photographs, tmp_path, capsys):
+    assert run(f"folder:{photographs}", tmp_path / "out") == 0
+    assert program.main(["--verify", f"--output={tmp_path / 'out'}"]) == 0
+    shard = tmp_path / "out" / "folder-train.array_record-00001-of-00003"
+    data = bytearray(shard.read_bytes())
+    place = data.index(b"JFIF") + 300  # inside the first image of the shard
+    data[place] ^= 1
+    shard.write_bytes(data)
+    assert program.main(["--verify", f"--output={tmp_path / 'out'}"]) == 1
+    assert "00001-of-00003: missing, or not what was written" in capsys.readouterr().out
+    source = open_source(f"tfds:{tmp_path / 'out'}:train")
+    (views,) = train_batches(source, recipe=ViewRecipe(16, local_count=0), seed=0, batch_size=10, total_steps=1)
+    assert views.replaced.sum() == 1 and 4 not in views.index
+
+
+@pytest.mark.parametrize("kind", ["imagenet", "imagenet_s", "voc", "coco", "ade20k", "inat2019"])
+def test_every_layout_becomes_a_tfds_set(kind, tmp_path):
+    (tmp_path / "in").mkdir()
+    getattr(layouts, kind)(tmp_path / "in")
+    assert run(f"{kind}:{tmp_path / 'in'}", tmp_path / "out") == 0
+    assert program.main(["--verify", f"--output={tmp_path / 'out'}"]) == 0
+    builder = tfds.builder_from_directory(tmp_path / "out")
+    assert builder.info.name == kind
+    for split in builder.info.splits:
+        for record in builder.as_data_source(split):
+            assert record["image"].shape == (24, 40, 3) and record["original_size"].tolist() == [24, 40]
+            if "segmentation" in record:
+                factor = 100 if kind == "imagenet_s" else 1
+                np.testing.assert_array_equal(record["segmentation"][..., 0], layouts.label_map().astype(int) * factor)
+    if kind == "coco":
+        things = builder.as_data_source("train")[0]["objects"]
+        np.testing.assert_allclose(things["bbox"], [[0, 0, 10 / 24, 1], [5 / 24, 5 / 40, 10 / 24, 10 / 40]], atol=1e-6)
+        assert things["id"] == [130, 131] and things["is_crowd"] == [False, True]
+
+
+def test_each_record_holds_the_digest_of_its_image(photographs, tmp_path):
+    run(f"folder:{photographs}", tmp_path / "out", "--max_side=30")
+    raw = tfds.builder_from_directory(tmp_path / "out").as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    for record in raw:
+        assert record["sha256"].decode() == hashlib.sha256(record["image"]).hexdigest()
+        assert max(decode(record["image"]).shape) == 30 and record["original_size"].tolist() == [24, 40]
+
+
+def test_a_prepared_set_can_be_prepared_again(photographs, tmp_path):
+    run(f"folder:{photographs}", tmp_path / "a")
+    assert run(f"tfds:{tmp_path / 'a'}:train[:50%]", tmp_path / "b", "--max_side=20") == 0
+    again = open_source(f"tfds:{tmp_path / 'b'}:train")
+    assert len(again) == 5 and again[0].name == "cat/cat_0.JPEG" and again.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source=vok:x"], "did you mean 'voc'"),
+        (["--source=folder:/nowhere/at all"], "does not exist"),
+        ([], "--source: missing"),
+        (["--source=bundled", "--quality=0"], "--quality of 1 to 100"),
+    ],
+)
+def test_mistakes(arguments, message, tmp_path, capsys):
+    assert program.main([*arguments, f"--output={tmp_path / 'out'}"]) == 2
+    assert message in capsys.readouterr().err

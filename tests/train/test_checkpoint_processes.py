@@ -1,0 +1,130 @@
+"""Checkpoints between processes: killed in mid-save, written by one and read by two, and the reverse."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sere_jax import sharding
+from sere_jax.train import checkpoint
+from sere_jax.train.checkpoint import Checkpoints
+from tests.train.test_checkpoint import CONFIG, ROOT, assert_same_bits, make_state
+
+_SAVE_AND_DIE = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from sere_jax.checkpoint import Checkpoints
+state = {'a': jnp.zeros((1000, 3000)), 'step': jnp.int32(0)}
+checkpoints = Checkpoints(sys.argv[1], every_steps=1, keep=2)
+last = checkpoints.latest_step() or 0
+if last:
+    state = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
+    assert int(state['step']) == last and bool((state['a'] == jax.random.normal(jax.random.key(last), (1000, 3000))).all())
+    print('resumed', last, flush=True)
+for step in range(last + 1, last + 1000):
+    state = {'a': jax.random.normal(jax.random.key(step), (1000, 3000)), 'step': jnp.int32(step)}
+    checkpoints.save(step, state, {'seed': 1})
+    print('saving', step, flush=True)
+"""
+
+
+def _kill_in_mid_save(directory: Path, delay: float, saves: int = 2) -> int:
+    """Start the writer, SIGKILL it `delay` seconds after it announced so many saves; the step that was being written."""
+    command = [sys.executable, "-c", _SAVE_AND_DIE, str(directory)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    step = -1
+    for line in process.stdout:
+        if line.startswith("saving"):
+            step, saves = int(line.split()[1]), saves - 1
+            if not saves:
+                break
+    time.sleep(delay)
+    process.kill()
+    error = process.stderr.read()
+    assert process.wait() == -signal.SIGKILL, error
+    return step
+
+
+def test_kill_in_mid_save_leaves_a_readable_older_step(tmp_path: Path):
+    step = _kill_in_mid_save(tmp_path, 0.0)
+    read, found = checkpoint.read_state(tmp_path)
+    assert found >= step - 1
+    np.testing.assert_array_equal(read["a"], jax.random.normal(jax.random.key(found), (1000, 3000)))
+    again = Checkpoints(tmp_path, every_steps=1)  # removes the remains in the background, before its first save
+    again.save(step + 1, make_state(), CONFIG)
+    again.close()
+    assert all(path.name.isdigit() for path in tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_repeated_kills_at_random_times(tmp_path: Path):
+    delays = random.Random(0)
+    last = 0
+    for _ in range(12):
+        step = _kill_in_mid_save(tmp_path, delays.uniform(0.0, 0.4))
+        found = checkpoint.read_state(tmp_path)[1]
+        assert found >= max(step - 1, last)
+        last = found
+
+
+_TWO_PROCESSES = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from sere_jax import sharding
+from sere_jax.checkpoint import Checkpoints, read_state
+port, rank, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+sharding.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
+mesh = sharding.make_mesh(4)
+make = lambda: {'a': jnp.arange(64.).reshape(8, 8), 'b': {'c': jnp.arange(3), 'e': jnp.zeros((0, 2))}}
+cut = sharding.state_shardings(jax.eval_shape(make), mesh, min_size=8)
+state = jax.jit(make, out_shardings=cut)()
+checkpoints = Checkpoints(directory, every_steps=1, keep=2)
+target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, cut)
+if checkpoints.latest_step() == 5:  # written by one process with eight devices
+    old = checkpoints.restore(target)
+    assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(state)))
+checkpoints.save(6, state, {'seed': 1}, force=True)
+checkpoints.wait()
+again = checkpoints.restore(target)
+assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state)))
+np.testing.assert_array_equal(read_state(directory)[0]['a'], np.arange(64.).reshape(8, 8))
+checkpoints.close()
+print('agreed')
+"""
+
+
+def test_two_processes_read_what_one_wrote_and_the_reverse(tmp_path: Path):
+    state = {"a": jnp.arange(64.0).reshape(8, 8), "b": {"c": jnp.arange(3), "e": jnp.zeros((0, 2))}}
+    one = Checkpoints(tmp_path, every_steps=1)
+    one.save(5, jax.device_put(state, sharding.state_shardings(state, sharding.make_mesh(8), min_size=8)), CONFIG)
+    one.close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environ = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TWO_PROCESSES, port, str(rank), str(tmp_path)],
+            env=environ,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert all("agreed" in output for output in outputs), "\n".join(outputs)
+    again = Checkpoints(tmp_path, every_steps=1)
+    assert again.latest_step() == 6
+    assert_same_bits(again.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)), state)

@@ -1,0 +1,100 @@
+"""Schedules against the arrays of the reference code (SPEC 8.6), read at every step, as integers and under jit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sere_jax.build import pretraining
+from sere_jax.config.check import ConfigError
+from sere_jax.train import schedules
+from tests import micro
+from tests.oracles import schedules as oracle
+
+
+def _read(schedule, steps: int) -> np.ndarray:
+    return np.asarray(jax.vmap(schedule)(jnp.arange(steps)))
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2, 30])
+def test_learning_rate(warmup: int):
+    found = _read(schedules.warmup_cosine(2e-3, 1e-6, warmup_steps=warmup, steps=100), 100)
+    # float32: a step's rate is good to 1e-6 of the peak.
+    np.testing.assert_allclose(found, oracle.learning_rate(2e-3, 1e-6, warmup, 100), atol=2e-9)
+
+
+def test_learning_rate_has_the_peak_twice_and_ends_above_its_end():
+    warmup, steps = 20, 200
+    found = _read(schedules.warmup_cosine(1e-3, 1e-6, warmup_steps=warmup, steps=steps), steps)
+    assert found[0] == 0
+    assert found[warmup - 1] == found[warmup] == np.float32(1e-3)
+    assert 1e-6 < found[-1] < 1.2e-6
+    assert found.argmax() == warmup - 1 and np.all(np.diff(found[warmup:]) < 0)
+
+
+def test_a_warm_up_that_stops_short_of_the_peak():
+    """MoCo v3's and MAE's: step i of the warm-up has peak i / warm-up; the cosine after it starts at the peak."""
+    found = _read(schedules.warmup_cosine(1.0, 0.0, warmup_steps=5, steps=9, inclusive=False), 9)
+    np.testing.assert_allclose(found[:6], [0, 0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(found[5:], oracle.cosine(1.0, 0.0, 4), atol=1e-6)
+
+
+def test_warm_up_as_long_as_the_run():
+    found = _read(schedules.warmup_cosine(1.0, 0.0, warmup_steps=5, steps=5), 5)
+    np.testing.assert_allclose(found, [0, 0.25, 0.5, 0.75, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("ends", [(0.04, 0.4), (0.996, 1.0)])
+def test_cosine(ends: tuple[float, float]):
+    found = _read(schedules.cosine(*ends, 50), 50)
+    np.testing.assert_allclose(found, oracle.cosine(*ends, 50), atol=1e-6)
+    assert abs(found[0] - ends[0]) < 1e-7
+    assert found[-1] < ends[1]
+
+
+def test_teacher_temperature_is_indexed_by_the_epoch():
+    schedule = schedules.linear_by_epoch(0.04, 0.07, epochs=30, steps_per_epoch=7)
+    found = _read(schedule, 40 * 7)
+    np.testing.assert_allclose(found, np.repeat(oracle.teacher_temperature(0.04, 0.07, 30, 40), 7), rtol=1e-6)
+    np.testing.assert_allclose(found[29 * 7], 0.07, rtol=1e-6)
+    assert found[29 * 7 - 1] < 0.0695
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_teacher_temperature_with_hardly_a_warm_up(epochs: int):
+    found = _read(schedules.linear_by_epoch(0.04, 0.07, epochs=epochs, steps_per_epoch=2), 6)
+    np.testing.assert_allclose(found, np.repeat(oracle.teacher_temperature(0.04, 0.07, epochs, 3), 2), rtol=1e-6)
+
+
+def test_a_window_of_micro_batches_reads_its_first():
+    schedule = schedules.warmup_cosine(1.0, 0.0, warmup_steps=4, steps=12)
+    np.testing.assert_array_equal(_read(schedules.every(schedule, 3), 4), _read(schedule, 12)[::3])
+
+
+def test_schedules_of_a_config():
+    """The peak is base_lr x batch / 256; durations in epochs become steps; accumulation lays schedules out in micro-batches."""
+    config = micro.config({"data": {"batch_size": 512}, "optimizer": {"base_lr": 5e-4, "warmup_epochs": 2}})
+    length = pretraining.Steps(10, 100)
+    found = pretraining.optimizer_schedules(config, length)
+    np.testing.assert_allclose(_read(found.learning_rate, 100), oracle.learning_rate(1e-3, 1e-6, 20, 100), atol=1e-9)
+    np.testing.assert_allclose(_read(found.weight_decay, 100), oracle.cosine(0.04, 0.4, 100), atol=1e-6)
+    np.testing.assert_allclose(_read(found.ema_momentum, 100), oracle.cosine(0.996, 1.0, 100), atol=1e-6)
+    config.optimizer.accumulate_steps = 4
+    found = pretraining.optimizer_schedules(config, length)
+    np.testing.assert_allclose(_read(found.learning_rate, 100), oracle.learning_rate(1e-3, 1e-6, 80, 400)[::4], atol=1e-9)
+    np.testing.assert_allclose(_read(found.weight_decay, 100), oracle.cosine(0.04, 0.4, 400)[::4], atol=1e-6)
+
+
+@pytest.mark.parametrize(("total_steps", "expected"), [(0, (7, 21)), (5, (7, 5))])
+def test_length_of_a_run(total_steps: int, expected: tuple[int, int]):
+    config = micro.config({"schedule": {"epochs": 3, "total_steps": total_steps}})
+    assert pretraining.steps(config, 63) == expected  # 63 examples in batches of 8: the last 7 are left out of an epoch
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused():
+    with pytest.raises(ConfigError, match=r"data.batch_size: found 8, expected at most the 7 images of .*; the smallest batch .* has 8"):
+        pretraining.steps(micro.config(), 7)  # eight devices
+    with pytest.raises(ConfigError, match=r"data.batch_size: found 32, expected at most the 29 images of .*; nearest: 24"):
+        pretraining.steps(micro.config({"data": {"batch_size": 32}}), 29)
