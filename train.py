@@ -91,9 +91,7 @@ def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
         neighbours=tuple(config.eval.neighbours),
         temperature=config.eval.temperature,
         tokens=config.eval.tokens,
-        backend=config.data.backend,
-        max_pixels=config.data.max_pixels,
-        value_range=prepare.value_range,
+        reading=pretraining.image_reading(config),
     )
     return [knn]
 

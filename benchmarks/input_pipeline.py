@@ -27,7 +27,8 @@ import torch
 from sere_jax.data.batches.order import Stream, example_index, position_rng
 from sere_jax.data.batches.pipeline import BatchMaker
 from sere_jax.data.crops.views import ViewRecipe, make_views
-from sere_jax.data.images.decode import Backend, decode
+from sere_jax.data.images.decode import decode
+from sere_jax.data.images.reading import Backend, ImageReading
 from sere_jax.data.sources.open import Source, open_source
 
 Work = Callable[[int], None]  # the number of a round -> all its images
@@ -35,7 +36,7 @@ Work = Callable[[int], None]  # the number of a round -> all its images
 
 def ours(source: Source, recipe: ViewRecipe, images: int, backend: Backend) -> Work:
     """One batch of `images` rows, as a worker makes it; a round is a step."""
-    return BatchMaker(source, recipe, seed=0, batch_size=images, first_row=0, rows=images, backend=backend)
+    return BatchMaker(source, recipe, seed=0, batch_size=images, first_row=0, rows=images, reading=ImageReading(backend))
 
 
 def peer(source: Source, make: peers.Recipe, images: int) -> Work:

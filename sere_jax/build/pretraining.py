@@ -20,6 +20,7 @@ from sere_jax.build.optimizer import OptimizerSchedules, frozen, optimizer, opti
 from sere_jax.config.check import ConfigError
 from sere_jax.config.cross import batch_multiple
 from sere_jax.data.crops.masks import MaskRecipe
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.models.network import Alignment, Network
 from sere_jax.ops import photometric
@@ -84,8 +85,14 @@ def network(config: ConfigDict) -> Network:
 
 
 def view_recipe(config: ConfigDict) -> ViewRecipe:
-    """The multi-crop recipe, of images with as many channels as the model takes."""
-    return ViewRecipe(**config.views, channels=config.model.in_channels)
+    """The multi-crop recipe."""
+    return ViewRecipe(**config.views)
+
+
+def image_reading(config: ConfigDict) -> ImageReading:
+    """How the run's images are decoded, with as many channels as the model takes."""
+    data = config.data
+    return ImageReading(data.backend, data.max_pixels, config.model.in_channels, tuple(data.value_range))
 
 
 def mask_recipe(config: ConfigDict, length: Steps | None = None) -> MaskRecipe | None:
@@ -113,7 +120,7 @@ def abstract_views(config: ConfigDict) -> Any:
         return jax.ShapeDtypeStruct((b, *shape), dtype)
 
     def crops(count: int, shape: tuple[int, int]) -> Any:
-        return array(jnp.uint8, count, *shape, views.channels)
+        return array(jnp.uint8, count, *shape, config.model.in_channels)
 
     return Views(
         global_views=crops(views.global_count, views.global_shape),

@@ -24,23 +24,24 @@ import rich.table
 from sere_jax.data.batches.order import Stream, example_index, position_rng
 from sere_jax.data.batches.pipeline import BatchMaker, UnreadableData
 from sere_jax.data.crops.views import ImageViews, ViewRecipe, empty_views, make_views
-from sere_jax.data.images.decode import BACKENDS, Backend, BadImage, decode
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import BACKENDS, Backend, ImageReading
 from sere_jax.data.sources.open import Source, SourceError, open_source
 
 _HOST = ("read", "decode", "crop", "assemble")
 
 
-def host_stages(source: Source, recipe: ViewRecipe, batch_size: int, rounds: int, backend: Backend) -> dict[str, float]:
+def host_stages(source: Source, recipe: ViewRecipe, batch_size: int, rounds: int, reading: ImageReading) -> dict[str, float]:
     """Milliseconds of CPU an image: each stage by itself, `batch` for all of them as a worker does them, medians over rounds."""
-    maker = BatchMaker(source, recipe, seed=0, batch_size=batch_size, first_row=0, rows=batch_size, backend=backend)
+    maker = BatchMaker(source, recipe, seed=0, batch_size=batch_size, first_row=0, rows=batch_size, reading=reading)
     times: dict[str, list[float]] = {name: [] for name in ("read", "decode", "crop", "batch")}
     maker(0)  # opens files, fills caches
     for step in range(rounds):
         indices = [example_index(0, step * batch_size + row, len(source), batch_size) for row in range(batch_size)]
         data = _timed(times["read"], functools.partial(_readable, source, indices))
-        _timed(times["decode"], functools.partial(_decode_all, data, backend, reuse=True))
-        images = [image for image in _decode_all(data, backend, reuse=False) if image is not None]
-        _timed(times["crop"], functools.partial(_crop, images, recipe, backend, empty_views(recipe)))
+        _timed(times["decode"], functools.partial(_decode_all, data, reading, reuse=True))
+        images = [image for image in _decode_all(data, reading, reuse=False) if image is not None]
+        _timed(times["crop"], functools.partial(_crop, images, recipe, reading.backend, empty_views(recipe)))
         _timed(times["batch"], functools.partial(maker, step))
     found = {name: statistics.median(values) / batch_size * 1000 for name, values in times.items()}
     # What is left of a whole batch: fresh memory for it, drawing replacements, the interpreter between the stages.
@@ -64,11 +65,11 @@ def _readable(source: Source, indices: Sequence[int]) -> list[bytes]:
     return found
 
 
-def _decode_all(data: Sequence[bytes], backend: Backend, *, reuse: bool) -> list[np.ndarray | None]:
+def _decode_all(data: Sequence[bytes], reading: ImageReading, *, reuse: bool) -> list[np.ndarray | None]:
     found: list[np.ndarray | None] = []
     for one in data:
         try:
-            found.append(decode(one, backend=backend, reuse=reuse))
+            found.append(decode(one, reading, reuse=reuse))
         except BadImage:
             found.append(None)
     return found
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = open_source(flags.source)
         batch_size = min(flags.batch_size, len(source))
-        host = host_stages(source, recipe, batch_size, flags.rounds, flags.backend)
+        host = host_stages(source, recipe, batch_size, flags.rounds, ImageReading(flags.backend))
     except (SourceError, UnreadableData) as error:
         print(error, file=sys.stderr)
         return 2

@@ -21,9 +21,9 @@ import rich.console
 import rich.markup
 import rich.table
 
-from sere_jax.data.images.decode import BACKENDS, MAX_PIXELS, Backend, BadImage, decode
-from sere_jax.data.images.rasters import BY_TYPE, ValueRange
-from sere_jax.data.sources.open import Source, SourceError, open_source
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import BACKENDS, BY_TYPE, DEFAULT_READING, MAX_PIXELS, ImageReading
+from sere_jax.data.sources.open import Source, open_source
 
 _SHOWN = 20  # unreadable images in the table; the JSON has all
 
@@ -73,29 +73,25 @@ class Report(NamedTuple):
 
 def check(
     source: Source,
+    reading: ImageReading = DEFAULT_READING,
     *,
-    backend: Backend = "fast",
-    max_pixels: int = MAX_PIXELS,
-    channels: int = 3,
-    value_range: ValueRange = BY_TYPE,
     workers: int = 1,
     track: Callable[[Iterable[Checked]], Iterable[Checked]] = iter,
 ) -> Report:
     """Read and decode every image of `source` with `workers` threads; `track` is handed the results as they come, for a display."""
-    read = functools.partial(decode, backend=backend, max_pixels=max_pixels, channels=channels, value_range=value_range)
-    look = functools.partial(_look, source, read)
+    look = functools.partial(_look, source, reading)
     found = list(track(_in_order(look, len(source), workers)))
     return Report(
         source.spec, len(source), [item for item in found if item.error], [item for item in found if not item.error], source.classes
     )
 
 
-def _look(source: Source, read: Callable[[bytes], np.ndarray], index: int) -> Checked:
+def _look(source: Source, reading: ImageReading, index: int) -> Checked:
     name, label, size = f"item {index}", -1, 0
     try:
         name, data, label = source[index]
         size = len(data)
-        height, width = read(data).shape[:2]
+        height, width = decode(data, reading).shape[:2]
     except (BadImage, OSError) as error:
         return Checked(index, name, label, size, 0, 0, str(error))
     return Checked(index, name, label, size, height, width, "")
@@ -174,17 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     flags = parser.parse_args(arguments)
     try:
+        reading = ImageReading(flags.backend, flags.max_pixels, flags.channels, tuple(flags.value_range))
         source = open_source(flags.source)
-    except SourceError as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     quiet = flags.json == "-"
     report = check(
         source,
-        backend=flags.backend,
-        max_pixels=flags.max_pixels,
-        channels=flags.channels,
-        value_range=tuple(flags.value_range),
+        reading,
         workers=max(1, flags.workers),
         track=iter if quiet else functools.partial(track, label="reading", total=len(source)),
     )

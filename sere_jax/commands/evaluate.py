@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from sere_jax.build import pretraining
 from sere_jax.config.saved import completed
 from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
@@ -66,7 +67,9 @@ def distinct(networks: Sequence[Network]) -> list[Network]:
 
 def settings(config: ConfigDict, networks: Sequence[Network]) -> Any:
     """The protocol's settings: the config's keys, with views and photometry as objects, and for the figures what training is fed."""
-    found = {key: value for key, value in config.items() if key not in ("protocol", "views_of", "views", "photometry")}
+    reading = {key: config[key] for key in ("backend", "max_pixels") if key in config}
+    found = {key: value for key, value in config.items() if key not in ("protocol", "views_of", "views", "photometry", *reading)}
+    found["reading"] = ImageReading(**reading)
     if "views" in config:
         own = networks[0].about.get("config") if networks else None
         training = completed(own) if own and config.views_of == "checkpoint" else None
@@ -91,7 +94,7 @@ def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
             open_source(config.source),
             *shared,
             seed=config.seed,
-            backend=config.backend,
+            reading=ImageReading(config.backend),
             points=config.points,
             sampling=config.sampling,
         )
@@ -110,9 +113,7 @@ def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
         colours.std,
         seed=training.seed,
         batch_size=data.batch_size,
-        backend=data.backend,
-        max_pixels=data.max_pixels,
-        value_range=data.value_range,
+        reading=pretraining.image_reading(training),
         masking=pretraining.mask_recipe(training, length),
         points=training.relation.global_points,
         sampling=training.relation.sampling,

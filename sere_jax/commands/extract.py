@@ -15,9 +15,8 @@ Exit code 2: it could not be done.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sere_jax.commands.feature_files import FORMATS, Shards
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
-from sere_jax.data.images.decode import MAX_PIXELS, BadImage, decode
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
 from sere_jax.data.sources.example import Example, Source
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.interop.files import FileError
@@ -106,16 +106,12 @@ def extract(
     side = size or backbone.preprocess.size
     shorter = resize or (side * 256 // 224 if size else backbone.preprocess.resize)
     patch = backbone.module.patch_size
-    how: dict[str, Any] = {
-        "max_pixels": max_pixels,
-        "channels": backbone.module.in_channels,
-        "value_range": backbone.preprocess.value_range,
-    }
+    reading = ImageReading("pil", max_pixels, backbone.module.in_channels, backbone.preprocess.value_range)
     if native:
-        batches, count = _native(named, patch, functools.partial(decode, backend="pil", **how)), len(named)
+        batches, count = _native(named, patch, reading), len(named)
     else:
         rows = -(-batch_size // jax.local_device_count()) * jax.local_device_count()
-        batches = eval_batches(named, size=side, resize=shorter, batch_size=rows, backend="pil", workers=workers, **how)
+        batches = eval_batches(named, size=side, resize=shorter, batch_size=rows, reading=reading, workers=workers)
         count = -(-len(named) // rows)
     about = {**{key: backbone.about.get(key) for key in ("source", "network", "step", "format")}, "data": source.spec}
     about |= {"classes": source.classes, "size": "native" if native else side, "resize": None if native else shorter, "patch_size": patch}
@@ -145,14 +141,14 @@ def _check(output: Path, depth: int, tokens: Sequence[str], layers: Sequence[int
         raise ExtractError("\n".join(mistakes))
 
 
-def _native(source: _Named, patch: int, read: Callable[[bytes], np.ndarray]) -> Iterator[EvalBatch]:
+def _native(source: _Named, patch: int, reading: ImageReading) -> Iterator[EvalBatch]:
     """One image a batch, its right and lower edges cut to whole patches; smaller than a patch counts as unreadable."""
     for index in range(len(source)):
         image = np.zeros((patch, patch, 3), np.uint8)
         label, valid = -1, False
         try:
             example = source[index]
-            decoded, label = read(example.data), example.label
+            decoded, label = decode(example.data, reading), example.label
             height, width = (extent // patch * patch for extent in decoded.shape[:2])
             valid = bool(height and width)
             image = decoded[:height, :width] if valid else image

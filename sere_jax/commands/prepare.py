@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sere_jax.data.images.decode import MAX_PIXELS
+from sere_jax.data.images.reading import MAX_PIXELS
 from sere_jax.data.prepare.encode import Encoder, Sizes, fingerprint
 from sere_jax.data.prepare.layouts import LAYOUTS, open_layout
 from sere_jax.data.prepare.records import Layout, subset

@@ -192,9 +192,7 @@ def _batches(config: ConfigDict, source: Source, length: pretraining.Steps, star
         process_count=jax.process_count(),
         workers=data.workers,
         prefetch=data.prefetch,
-        backend=data.backend,
-        max_pixels=data.max_pixels,
-        value_range=data.value_range,
+        reading=pretraining.image_reading(config),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sere_jax.data.images.rasters import BY_TYPE, ValueRange
+from sere_jax.data.images.reading import BY_TYPE, ValueRange
 from sere_jax.types import Features, PyTree
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
 from sere_jax.config.saved import completed
-from sere_jax.data.images.rasters import BY_TYPE, ValueRange
+from sere_jax.data.images.reading import BY_TYPE, ValueRange
 from sere_jax.interop import resnet, timm
 from sere_jax.interop.files import READABLE, FileError, read_tensors
 from sere_jax.interop.formats import TITLES, Imported, describe, import_network, networks_in

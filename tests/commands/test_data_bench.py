@@ -5,12 +5,13 @@ import json
 import pytest
 
 from sere_jax.commands import data_bench
+from sere_jax.data.images.reading import ImageReading
 from tests.data.images.images import MemorySource, encode, gradient
 
 
 def test_stages_of_a_source_with_bad_images():
     host = data_bench.host_stages(
-        MemorySource(20, bad=[3], missing=[4]), data_bench.ViewRecipe(16, local_count=1, local_size=8), 8, 2, "fast"
+        MemorySource(20, bad=[3], missing=[4]), data_bench.ViewRecipe(16, local_count=1, local_size=8), 8, 2, ImageReading()
     )
     assert set(host) == {"read", "decode", "crop", "assemble", "batch"} and all(value >= 0 for value in host.values())
     assert host["assemble"] < host["batch"] > 0

@@ -16,9 +16,10 @@ _SCORE = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from sere_jax import sharding
-from sere_jax.data.eval_input import eval_batches
-from sere_jax.data.sources import open_source
-from sere_jax.evals import baselines, classification, knn
+from sere_jax.data.batches.whole_images import eval_batches
+from sere_jax.data.images.reading import ImageReading
+from sere_jax.data.sources.open import open_source
+from sere_jax.evals.frozen import baselines, classification, knn
 from sere_jax.types import Features
 port, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if rank >= 0:
@@ -37,7 +38,7 @@ evaluation = classification.periodic(
 )
 scores = [dict(evaluation(params)) for _ in range(2)]
 assert scores[0] == scores[1]
-images = classification.image_set('gallery', open_source(folder), batch_size=4, backend='fast', max_pixels=10000, workers=0)
+images = classification.image_set('gallery', open_source(folder), batch_size=4, reading=ImageReading(max_pixels=10000), workers=0)
 described = baselines.describe(baselines.raw_pixels, images.batches(8, 8))
 print('scores', sorted(scores[0].items()), described.labels.tolist(), described.features.sum(1).round(4).tolist())
 """

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sere_jax.commands.export import export
 from sere_jax.data.crops.views import ViewRecipe
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
@@ -39,8 +40,7 @@ KNN: dict[str, Any] = {
     "resize": 0,
     "batch_size": 4,
     "workers": 0,
-    "backend": "fast",
-    "max_pixels": 10_000,
+    "reading": ImageReading(max_pixels=10_000),
     "seed": 0,
 }
 FIGURES: dict[str, Any] = {
@@ -54,7 +54,7 @@ FIGURES: dict[str, Any] = {
     "queries": (0.5, 0.5),
     "mass": 0.6,
     "channel_count": 3,
-    "backend": "fast",
+    "reading": ImageReading(),
     "seed": 0,
 }
 
@@ -82,7 +82,7 @@ def measured(source: str, directory: Path, **changes):
         "sampling": "endpoints",
         "size": 0,
         "batch_size": 3,
-        "backend": "fast",
+        "reading": ImageReading(),
         "random": True,
         "seed": 0,
     }

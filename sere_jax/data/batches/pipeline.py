@@ -27,8 +27,8 @@ from jaxtyping import UInt8
 from sere_jax.data.batches.order import Shares, Stream, example_index, position_rng, replacement_index, steps_per_epoch
 from sere_jax.data.crops.masks import MaskRecipe, no_masks, sample_masks
 from sere_jax.data.crops.views import ImageViews, ViewRecipe, empty_views, make_views
-from sere_jax.data.images.decode import MAX_PIXELS, Backend, BadImage, decode
-from sere_jax.data.images.rasters import BY_TYPE, ValueRange
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.mixture import Mixture
 from sere_jax.types import Views
@@ -57,9 +57,7 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
     prefetch: int = 2,
-    backend: Backend = "fast",
-    max_pixels: int = MAX_PIXELS,
-    value_range: ValueRange = BY_TYPE,
+    reading: ImageReading = DEFAULT_READING,
     masking: MaskRecipe | None = None,
 ) -> Iterator[Views]:
     """This process's rows of the global batches of steps start_step .. total_steps - 1, in order.
@@ -79,9 +77,7 @@ def train_batches(
         batch_size=batch_size,
         first_row=process_index * rows,
         rows=rows,
-        backend=backend,
-        max_pixels=max_pixels,
-        value_range=value_range,
+        reading=reading,
         masking=masking,
     )
     return _iterate(_dataset(maker, start_step, total_steps, workers, prefetch))
@@ -97,9 +93,7 @@ class BatchMaker:
     batch_size: int
     first_row: int
     rows: int
-    backend: Backend = "fast"
-    max_pixels: int = MAX_PIXELS
-    value_range: ValueRange = BY_TYPE
+    reading: ImageReading = DEFAULT_READING
     masking: MaskRecipe | None = None
     _reported: set[int] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
@@ -113,14 +107,14 @@ class BatchMaker:
 
     def __call__(self, step: int) -> Views:
         """Every image is decoded once and its views are written where they stay: one buffer a batch."""
-        views = empty_views(self.recipe, self.rows)
+        views = empty_views(self.recipe, self.rows, channels=self.reading.channels)
         index = np.empty(self.rows, np.int32)
         replaced = np.empty(self.rows, np.bool_)
         for row in range(self.rows):
             position = int(step) * self.batch_size + self.first_row + row
             image, index[row], replaced[row] = self.read(position)
             rng = position_rng(self.seed, position, Stream.VIEWS)
-            make_views(image, self.recipe, rng, self.backend, out=ImageViews(*(array[row] for array in views)))
+            make_views(image, self.recipe, rng, self.reading.backend, out=ImageViews(*(array[row] for array in views)))
         masks, mask_indices = self._masks(step)
         return Views(*views, index, replaced, masks, mask_indices)
 
@@ -145,14 +139,7 @@ class BatchMaker:
         name = f"item {index}"
         try:
             name, data, _ = self.source[index]
-            return decode(
-                data,
-                backend=self.backend,
-                max_pixels=self.max_pixels,
-                reuse=True,
-                channels=self.recipe.channels,
-                value_range=self.value_range,
-            )
+            return decode(data, self.reading, reuse=True)
         except (BadImage, OSError) as error:
             if index not in self._reported:
                 self._reported.add(index)
@@ -193,7 +180,7 @@ def _shared_memory_threshold(maker: BatchMaker, batches: int) -> int:
 
     A container's /dev/shm is often 64 MB, and writing past its end kills a worker with SIGBUS. Pipes are slower and safe.
     """
-    needed = batches * maker.rows * sum(array.nbytes for array in empty_views(maker.recipe))
+    needed = batches * maker.rows * sum(array.nbytes for array in empty_views(maker.recipe, channels=maker.reading.channels))
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:  # not Linux: shared memory lives elsewhere

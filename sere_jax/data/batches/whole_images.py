@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from sere_jax.data.images.decode import MAX_PIXELS, Backend, BadImage, decode
-from sere_jax.data.images.rasters import BY_TYPE, ValueRange
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.images.resize import resize_bicubic
 from sere_jax.data.sources.example import Source
 
@@ -41,10 +41,7 @@ def eval_batches(
     size: int,
     resize: int,
     batch_size: int,
-    backend: Backend = "fast",
-    max_pixels: int = MAX_PIXELS,
-    channels: int = 3,
-    value_range: ValueRange = BY_TYPE,
+    reading: ImageReading = DEFAULT_READING,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -52,7 +49,7 @@ def eval_batches(
     """Every example once, in order: the shorter side resized to `resize` pixels, then the centre `size` x `size`.
 
     `batch_size` is global; process i of n yields rows [i B / n, (i + 1) B / n) of each of the ceil(N / B) batches, so that
-    all processes make equally many. `backend` chooses the decoder; the resize is Pillow's antialiased bicubic with either.
+    all processes make equally many. The resize is Pillow's antialiased bicubic with either backend.
     `workers` threads decode, one batch ahead (0: none). An unreadable image is logged and has `valid` False. Raises
     ValueError when the batch does not divide among the processes or `resize` is smaller than `size`.
     """
@@ -63,20 +60,17 @@ def eval_batches(
     rows = batch_size // process_count
     starts = range(process_index * rows, -(-len(source) // batch_size) * batch_size, batch_size)
 
-    read = functools.partial(decode, backend=backend, max_pixels=max_pixels, channels=channels, value_range=value_range)
-    load = functools.partial(_load_row, source, read=read, resize=resize, size=size)
-    jobs = ((_empty_batch(rows, size, channels), range(start, min(start + rows, len(source)))) for start in starts)
+    load = functools.partial(_load_row, source, reading=reading, resize=resize, size=size)
+    jobs = ((_empty_batch(rows, size, reading.channels), range(start, min(start + rows, len(source)))) for start in starts)
     return _in_threads(jobs, load, workers) if workers else _one_by_one(jobs, load)
 
 
-def _load_row(
-    source: Source, batch: EvalBatch, row: int, index: int, *, read: Callable[[bytes], np.ndarray], resize: int, size: int
-) -> None:
+def _load_row(source: Source, batch: EvalBatch, row: int, index: int, *, reading: ImageReading, resize: int, size: int) -> None:
     batch.index[row] = index
     name = f"item {index}"
     try:
         name, data, batch.labels[row] = source[index]
-        image = read(data)
+        image = decode(data, reading)
     except (BadImage, OSError) as error:
         _log.warning("%s: %s cannot be read and is left out: %s", source.spec, ascii(name), error)
         return

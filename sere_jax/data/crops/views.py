@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from sere_jax.data.images.decode import Backend
+from sere_jax.data.images.reading import Backend
 from sere_jax.data.images.resize import Softened, crop_and_resize
 
 
@@ -35,7 +35,6 @@ class ViewRecipe:
     global_count: int = 2  # the methods that compare views pair exactly two; MAE looks at one
     global_width: int = 0
     local_width: int = 0
-    channels: int = 3
 
     @property
     def count(self) -> int:
@@ -62,11 +61,11 @@ class ImageViews(NamedTuple):
     flips: Bool[np.ndarray, "n"]
 
 
-def empty_views(recipe: ViewRecipe, *leading: int) -> ImageViews:
+def empty_views(recipe: ViewRecipe, *leading: int, channels: int = 3) -> ImageViews:
     """Uninitialised arrays for the views of one image, or with `leading` axes those of a batch."""
     return ImageViews(
-        np.empty((*leading, recipe.global_count, *recipe.global_shape, recipe.channels), np.uint8),
-        np.empty((*leading, recipe.local_count, *recipe.local_shape, recipe.channels), np.uint8),
+        np.empty((*leading, recipe.global_count, *recipe.global_shape, channels), np.uint8),
+        np.empty((*leading, recipe.local_count, *recipe.local_shape, channels), np.uint8),
         np.empty((*leading, recipe.count, 4), np.float32),
         np.empty((*leading, recipe.count), np.bool_),
     )
@@ -80,7 +79,7 @@ def make_views(
     out: ImageViews | None = None,
 ) -> ImageViews:
     """`global_count` global and `local_count` local crops of one image; written into `out` where it is given (a row of a batch)."""
-    out = empty_views(recipe) if out is None else out
+    out = empty_views(recipe, channels=image.shape[2]) if out is None else out
     height, width = image.shape[:2]
     softened = Softened(image)
     for n in range(recipe.count):

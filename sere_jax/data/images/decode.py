@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import zlib
-from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -22,14 +21,11 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from sere_jax.data.images.memory import MEMORY
-from sere_jax.data.images.rasters import BY_TYPE, NPY, TIFF, ValueRange, decode_npy, decode_tiff
+from sere_jax.data.images.rasters import NPY, TIFF, decode_npy, decode_tiff
+from sere_jax.data.images.reading import BY_TYPE, DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import BadImage
 
-__all__ = ["BACKENDS", "MAX_PIXELS", "Backend", "BadImage", "decode"]
-
-Backend = Literal["fast", "pil"]
-BACKENDS: tuple[Backend, ...] = ("fast", "pil")
-MAX_PIXELS = 50_000_000
+__all__ = ["BadImage", "decode"]
 
 # Pillow would try every format it knows on bytes from anywhere, and for some (EPS) start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
@@ -48,15 +44,7 @@ _SCANS = 20  # passes of a JPEG of max_pixels, and more of smaller ones
 _FEW = 4_000_000_000  # passes x pixels
 
 
-def decode(
-    data: bytes,
-    *,
-    backend: Backend = "fast",
-    max_pixels: int = MAX_PIXELS,
-    reuse: bool = False,
-    channels: int = 3,
-    value_range: ValueRange = BY_TYPE,
-) -> UInt8[np.ndarray, "H W c"]:
+def decode(data: bytes, reading: ImageReading = DEFAULT_READING, *, reuse: bool = False) -> UInt8[np.ndarray, "H W c"]:
     """The pixels of one encoded image: RGB with 3 `channels`, ITU-R 601-2 luma with 1; of other numbers an array or TIFF that has so many.
 
     NumPy arrays (.npy) are read for any number of channels, and TIFF by its bands where there are not 1 or 3 or where a
@@ -66,17 +54,16 @@ def decode(
     that a small file cannot claim gigabytes. With `reuse` the pixels may lie in memory that this thread's next call with
     `reuse` writes to. Raises BadImage.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    channels, max_pixels = reading.channels, reading.max_pixels
     try:
         if data.startswith(NPY):
-            return decode_npy(data, channels, value_range, max_pixels)
-        if data.startswith(TIFF) and (channels not in (1, 3) or value_range != BY_TYPE):
-            return decode_tiff(data, channels, value_range, max_pixels)
+            return decode_npy(data, reading)
+        if data.startswith(TIFF) and (channels not in (1, 3) or reading.value_range != BY_TYPE):
+            return decode_tiff(data, reading)
         if channels not in (1, 3):
             raise BadImage(f"no array or TIFF, expected one of {channels} channels")
         if data[:2] == b"\xff\xd8":
-            return _decode_jpeg(data, backend, max_pixels, reuse, channels)
+            return _decode_jpeg(data, reading, reuse)
         if data[:8] == _PNG:
             _check_png(data)
         return _in_channels(_decode_pillow(data, max_pixels), channels)
@@ -93,8 +80,9 @@ def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
-def _decode_jpeg(data: bytes, backend: Backend, max_pixels: int, reuse: bool, channels: int) -> np.ndarray:
+def _decode_jpeg(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
     """JPEG with both backends: libjpeg-turbo tells damage, and for `fast` gives the pixels."""
+    backend, max_pixels, channels = reading.backend, reading.max_pixels, reading.channels
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width, max_pixels)

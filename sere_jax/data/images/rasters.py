@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import io
 import math
-from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
 
+from sere_jax.data.images.reading import BY_TYPE, ImageReading, ValueRange
 from sere_jax.data.sources.example import BadImage
 
 NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, classic and BigTIFF
 
-ValueRange: TypeAlias = tuple[float, float]
-BY_TYPE: ValueRange = (0.0, 0.0)  # the whole range of an unsigned integer type
 
-
-def decode_npy(data: bytes, channels: int, value_range: ValueRange, max_pixels: int) -> UInt8[np.ndarray, "H W c"]:
+def decode_npy(data: bytes, reading: ImageReading) -> UInt8[np.ndarray, "H W c"]:
     """One array as `numpy.save` writes it: [H, W, c] or [c, H, W]; [H, W] where c = 1. Raises BadImage."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -26,29 +23,30 @@ def decode_npy(data: bytes, channels: int, value_range: ValueRange, max_pixels: 
     shape, fortran_order, dtype = read_header(file)
     if dtype.hasobject or dtype.fields:
         raise BadImage(f"an array of {dtype}, expected numbers")
-    _check(shape, dtype, channels, max_pixels)
+    _check(shape, dtype, reading)
     size, start = math.prod(shape) * dtype.itemsize, file.tell()
     if len(data) - start < size:
         raise BadImage(f"an array that is cut short: {len(data) - start} of {size} bytes")
     array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order="F" if fortran_order else "C")
-    return levels(_channels_last(array, channels), value_range)
+    return levels(_channels_last(array, reading.channels), reading.value_range)
 
 
-def decode_tiff(data: bytes, channels: int, value_range: ValueRange, max_pixels: int) -> UInt8[np.ndarray, "H W c"]:
+def decode_tiff(data: bytes, reading: ImageReading) -> UInt8[np.ndarray, "H W c"]:
     """The first image of a TIFF with its bands, be they samples of a pixel, planes, or pages of one size. Raises BadImage."""
     import tifffile  # takes a tenth of a second, and most runs read none
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first = file.series[0]
-        _check(first.shape, first.dtype, channels, max_pixels)
+        _check(first.shape, first.dtype, reading)
         for page in [page for page in first.pages if page is not None]:
             ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
             if not ends or max(ends) > len(data) or min(page.databytecounts) < 1:
                 raise BadImage("a TIFF that is cut short")
-        return levels(_channels_last(first.asarray(maxworkers=1), channels), value_range)
+        return levels(_channels_last(first.asarray(maxworkers=1), reading.channels), reading.value_range)
 
 
-def _check(shape: tuple[int, ...], dtype: np.dtype | None, channels: int, max_pixels: int) -> None:
+def _check(shape: tuple[int, ...], dtype: np.dtype | None, reading: ImageReading) -> None:
+    channels, max_pixels = reading.channels, reading.max_pixels
     if not _fits(shape, channels):
         flat = " or H x W" if channels == 1 else ""
         raise BadImage(f"samples of shape {' x '.join(map(str, shape))}, expected H x W x {channels} or {channels} x H x W{flat}")

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sere_jax.data.images.decode import Backend
 from sere_jax.data.images.memory import MEMORY
+from sere_jax.data.images.reading import Backend
 
 # Shrink factors up to which the image itself, its half blurred and its blurred copy serve, and the interpolation for each.
 # Against Pillow's bicubic on 500 photographs they keep 41 to 46 dB; the area filter, which serves beyond, keeps 41 to 43.

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from sere_jax.data.images.decode import MAX_PIXELS, BadImage, decode
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
 from sere_jax.data.prepare.records import Layout, Record, Thing
 
 
@@ -98,7 +99,7 @@ def shrink(data: bytes, sizes: Sizes) -> tuple[bytes, tuple[int, int], tuple[int
     With a limit every image becomes a JPEG (4:2:0) whose longer side is at most `max_side`, by Pillow's antialiased bicubic; a file
     within the limit stays what it is where that is no larger. Every image is decoded, so that none in a prepared set is bad.
     """
-    pixels = decode(data, max_pixels=sizes.max_pixels)
+    pixels = decode(data, ImageReading(max_pixels=sizes.max_pixels))
     height, width = pixels.shape[:2]
     if not sizes.max_side:
         return data, (height, width), (height, width)

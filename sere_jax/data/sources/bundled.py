@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sere_jax.data.images.decode import decode
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Example, SourceError
 
 SPLITS = ("train", "gallery", "query")
@@ -174,7 +175,7 @@ def _photograph_pixels(label: int) -> np.ndarray:
     photograph = PHOTOGRAPHS[label]
     path = photograph_file(photograph)
     with open(path, "rb") as file:
-        pixels = decode(file.read(), backend="pil")
+        pixels = decode(file.read(), ImageReading(backend="pil"))
     if pixels.shape[:2] != (photograph.height, photograph.width):
         found = f"{pixels.shape[1]} x {pixels.shape[0]}"
         raise SourceError(f"{path} is {found}, expected {photograph.width} x {photograph.height}: another version of the package?")

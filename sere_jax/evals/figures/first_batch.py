@@ -13,8 +13,7 @@ from jaxtyping import Float, UInt8
 from sere_jax.data.batches.pipeline import BatchMaker, UnreadableData
 from sere_jax.data.crops.masks import MaskRecipe
 from sere_jax.data.crops.views import ViewRecipe
-from sere_jax.data.images.decode import MAX_PIXELS, Backend
-from sere_jax.data.images.rasters import BY_TYPE, ValueRange
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.evals.network import EvalError
 from sere_jax.ops.geometry import Sampling
@@ -32,9 +31,7 @@ class Feed(NamedTuple):
     std: tuple[float, ...]
     seed: int
     batch_size: int = 0  # of all processes; 0: as many as are shown
-    backend: Backend = "fast"
-    max_pixels: int = MAX_PIXELS
-    value_range: ValueRange = BY_TYPE
+    reading: ImageReading = DEFAULT_READING
     masking: MaskRecipe | None = None
     points: int = 13  # a side of the overlap between two global views
     sampling: Sampling = "endpoints"
@@ -60,9 +57,7 @@ def first_batch(feed: Feed, count: int) -> FirstBatch:
         batch_size=batch_size,
         first_row=0,
         rows=rows,
-        backend=feed.backend,
-        max_pixels=feed.max_pixels,
-        value_range=feed.value_range,
+        reading=feed.reading,
         masking=feed.masking,
     )
     try:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from sere_jax.data.batches.whole_images import resize_and_centre_crop
 from sere_jax.data.crops.views import ViewRecipe
-from sere_jax.data.images.decode import Backend
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.features import normalise
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     channel_count: int
     random: bool  # also the first network at random initialisation
     seed: int
-    backend: Backend
+    reading: ImageReading
     feed: Callable[[], Feed]  # of the crops: opens its source
 
     @property
@@ -117,7 +117,7 @@ class Studio:
 
     def squares(self, side: int) -> UInt8[np.ndarray, "b S S 3"]:
         """The centre squares of the chosen images."""
-        shown = [read_image(self.source, i, backend=self.settings.backend) for i in self.settings.images]
+        shown = [read_image(self.source, i, self.settings.reading) for i in self.settings.images]
         return np.stack([resize_and_centre_crop(image, side, side) for image in shown])
 
     @functools.cached_property
@@ -164,7 +164,7 @@ def _relations(studio: Studio) -> Iterator[tuple[str, Figure]]:
     seen = []
     for network in networks:
         recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings, 1))
-        [pair] = pairs(source, settings.images, recipe, seed=settings.seed, batch_size=len(settings.images), backend=settings.backend)
+        [pair] = pairs(source, settings.images, recipe, seed=settings.seed, batch_size=len(settings.images), reading=settings.reading)
         look = see(network, pair, settings.photometry[:2], seed=settings.seed, size=settings.points, sampling=settings.sampling)
         seen.append((pair, look))
     pair, look = seen[0]
@@ -172,7 +172,7 @@ def _relations(studio: Studio) -> Iterator[tuple[str, Figure]]:
     cases: list[relations.Case] = []
     rows: list[list[relations.Rows]] = [[] for _ in networks]
     for i in np.flatnonzero(np.asarray(look.points[0].valid)):
-        image = read_image(source, int(pair.positions[i]), backend=settings.backend)
+        image = read_image(source, int(pair.positions[i]), settings.reading)
         for at in settings.places:
             case = relations.Case(image, pixels[i], pair.boxes[i], pair.flips[i], relations.query_at(pair.boxes[i], at))
             cases.append(case)

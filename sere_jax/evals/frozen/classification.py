@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +10,7 @@ from typing import NamedTuple
 import jax
 
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
-from sere_jax.data.images.decode import MAX_PIXELS, Backend
-from sere_jax.data.images.rasters import BY_TYPE, ValueRange
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading, ValueRange
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import comparison, knn
@@ -24,11 +24,8 @@ def image_set(
     source: Source,
     *,
     batch_size: int,
-    backend: Backend,
-    max_pixels: int,
+    reading: ImageReading,
     workers: int,
-    channels: int = 3,
-    value_range: ValueRange = BY_TYPE,
 ) -> ImageSet:
     """This process's rows of a source: the shorter side resized, then the centre square."""
 
@@ -38,10 +35,7 @@ def image_set(
             size=size,
             resize=resize,
             batch_size=batch_size,
-            backend=backend,
-            max_pixels=max_pixels,
-            channels=channels,
-            value_range=value_range,
+            reading=reading,
             workers=workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -92,8 +86,7 @@ class Settings(NamedTuple):
     resize: int  # pixels of the shorter side before it; 0: the same
     batch_size: int
     workers: int
-    backend: Backend
-    max_pixels: int
+    reading: ImageReading  # its channels and range are the networks'
     baselines: bool
     seed: int
 
@@ -103,16 +96,14 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     names = (settings.gallery, settings.query)
     sources = open_labelled(*names)
     channels, value_range = _inputs(networks)
+    reading = dataclasses.replace(settings.reading, channels=channels, value_range=value_range)
     sets = [
         image_set(
             name,
             s,
             batch_size=settings.batch_size,
-            backend=settings.backend,
-            max_pixels=settings.max_pixels,
+            reading=reading,
             workers=settings.workers,
-            channels=channels,
-            value_range=value_range,
         )
         for name, s in zip(("gallery", "query"), sources, strict=True)
     ]
@@ -150,9 +141,7 @@ def periodic(
     neighbours: tuple[int, ...] = knn.KS,
     temperature: float = knn.TEMPERATURE,
     tokens: str = "cls",
-    backend: Backend = "fast",
-    max_pixels: int = MAX_PIXELS,
-    value_range: ValueRange = BY_TYPE,
+    reading: ImageReading = DEFAULT_READING,
     workers: int = 0,
 ) -> knn.KnnEvaluation:
     """The k-NN of a training run, from source texts; call the answer with the teacher's backbone parameters.
@@ -166,11 +155,8 @@ def periodic(
             name,
             s,
             batch_size=batch_size,
-            backend=backend,
-            max_pixels=max_pixels,
+            reading=reading,
             workers=workers,
-            channels=len(mean),
-            value_range=value_range,
         )
         for name, s in zip(("gallery", "query"), sources, strict=True)
     ]

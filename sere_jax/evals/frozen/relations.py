@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sere_jax.data.crops.views import ViewRecipe
-from sere_jax.data.images.decode import Backend
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen.analysis import Differences, Tokens, Variant, compare_views
 from sere_jax.evals.frozen.views import batch_count, compiled_look, pairs, view_keys
@@ -66,7 +66,7 @@ class Settings(NamedTuple):
     sampling: Sampling
     size: int  # pixels of a view; 0: what each network was trained on
     batch_size: int
-    backend: Backend
+    reading: ImageReading
     random: bool  # also the first network at random initialisation
     seed: int
 
@@ -118,7 +118,7 @@ def measure(network: Network, settings: Settings) -> dict[str, dict[str, Summary
     if len(positions) < 2 or size < 2:
         raise EvalError(f"images: found {len(positions)} in batches of {size}; expected at least 2, an image is compared with the next")
     recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings.size))
-    batches = pairs(source, positions, recipe, seed=settings.seed, batch_size=size, backend=settings.backend)
+    batches = pairs(source, positions, recipe, seed=settings.seed, batch_size=size, reading=settings.reading)
     found = []
     for pair in track(batches, f"{network.name}: relations", batch_count(len(positions), size)):
         keys = view_keys(settings.seed, pair.positions)

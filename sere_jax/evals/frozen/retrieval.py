@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sere_jax.data.batches.whole_images import EvalBatch
-from sere_jax.data.images.decode import MAX_PIXELS
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import comparison
@@ -64,7 +64,7 @@ def _luma(pixels: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
 
 
 def region_batches(
-    source: Source, *, queries: bool, size: int, regions: Regions, batch_size: int, max_pixels: int = MAX_PIXELS
+    source: Source, *, queries: bool, size: int, regions: Regions, batch_size: int, reading: ImageReading = DEFAULT_READING
 ) -> Iterator[EvalBatch]:
     """Regions of every photograph as `EvalBatch`es of one size, the last one padded; label = the photograph's number.
 
@@ -76,7 +76,7 @@ def region_batches(
     images = np.zeros((batch_size, size, size, 3), np.uint8)
     labels = np.full(batch_size, -1, np.int32)
     total = len(source) * regions.per_photo
-    for position, (label, region) in enumerate(_regions(source, queries, size, regions, max_pixels)):
+    for position, (label, region) in enumerate(_regions(source, queries, size, regions, reading)):
         slot = position % batch_size
         images[slot], labels[slot] = region, label
         if slot == batch_size - 1 or position == total - 1:
@@ -84,9 +84,9 @@ def region_batches(
             yield EvalBatch(images.copy(), labels.copy(), index, np.arange(batch_size) <= slot)
 
 
-def _regions(source: Source, queries: bool, size: int, regions: Regions, max_pixels: int) -> Iterator[tuple[int, np.ndarray]]:
+def _regions(source: Source, queries: bool, size: int, regions: Regions, reading: ImageReading) -> Iterator[tuple[int, np.ndarray]]:
     for photo in range(len(source)):
-        picture = Image.fromarray(read_image(source, photo, backend="pil", max_pixels=max_pixels))
+        picture = Image.fromarray(read_image(source, photo, reading))
         for number in range(regions.per_photo):
             rng = np.random.default_rng([regions.seed, photo, int(queries), number])
             box = region_box(picture.height, picture.width, queries, regions.scale, rng)
@@ -106,7 +106,7 @@ class Settings(NamedTuple):
     temperature: float
     size: int  # pixels of a region; 0: each network's own
     batch_size: int
-    max_pixels: int
+    reading: ImageReading
     baselines: bool
     seed: int
 
@@ -122,7 +122,7 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
 
     def cut(queries: bool) -> Callable[[int, int], Iterator[EvalBatch]]:
         return lambda side, _: region_batches(
-            photographs, queries=queries, size=side, regions=regions, batch_size=batch_size, max_pixels=settings.max_pixels
+            photographs, queries=queries, size=side, regions=regions, batch_size=batch_size, reading=settings.reading
         )
 
     sets = [ImageSet(name, cut(name == "query"), -(-images // batch_size)) for name in ("gallery", "query")]

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from sere_jax.data.crops.views import ViewRecipe, make_views
-from sere_jax.data.images.decode import MAX_PIXELS, Backend, BadImage, decode
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.evals.network import EvalError, Network
 from sere_jax.ops.geometry import Points, Sampling, overlap_points
@@ -38,11 +39,11 @@ class SeenPairs(NamedTuple):
     points: tuple[Points, Points]
 
 
-def read_image(source: Source, position: int, *, backend: Backend = "fast", max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(source: Source, position: int, reading: ImageReading = DEFAULT_READING) -> UInt8[np.ndarray, "H W 3"]:
     """Decode one image of a source. Raises EvalError that names it: a result over other images than asked for misleads."""
     example = source[position]
     try:
-        return decode(example.data, backend=backend, max_pixels=max_pixels)
+        return decode(example.data, reading)
     except BadImage as error:
         raise EvalError(f"source: {example.name} cannot be read ({error}); remove it or choose other images") from error
 
@@ -53,7 +54,7 @@ def batch_count(images: int, batch_size: int) -> int:
 
 
 def pairs(
-    source: Source, positions: Sequence[int], recipe: ViewRecipe, *, seed: int, batch_size: int, backend: Backend = "fast"
+    source: Source, positions: Sequence[int], recipe: ViewRecipe, *, seed: int, batch_size: int, reading: ImageReading = DEFAULT_READING
 ) -> Iterator[Pairs]:
     """Batches of about equal size, none above `batch_size` (but for one of three where batches of two would leave one image over).
 
@@ -61,8 +62,7 @@ def pairs(
     """
     for part in np.array_split(np.asarray(positions, np.int32), batch_count(len(positions), batch_size)):
         made = [
-            make_views(read_image(source, int(i), backend=backend), recipe, np.random.default_rng([seed, int(i)]), backend=backend)
-            for i in part
+            make_views(read_image(source, int(i), reading), recipe, np.random.default_rng([seed, int(i)]), reading.backend) for i in part
         ]
         yield Pairs(
             np.stack([m.global_views for m in made]), np.stack([m.boxes[:2] for m in made]), np.stack([m.flips[:2] for m in made]), part

@@ -16,6 +16,7 @@ from sere_jax.data.batches.pipeline import BatchMaker, UnreadableData, train_bat
 from sere_jax.data.crops.masks import MaskRecipe
 from sere_jax.data.crops.views import ViewRecipe, make_views
 from sere_jax.data.images.decode import decode
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.mixture import Mixture
 from sere_jax.data.sources.open import open_source
 from sere_jax.types import Views
@@ -184,7 +185,7 @@ def test_a_source_of_nothing_but_bad_images_ends_with_a_clear_error():
 
 def test_the_pixel_cap_reaches_the_decoder():
     with pytest.raises(UnreadableData, match="max_pixels"):
-        batches(MemorySource(10), max_pixels=100)
+        batches(MemorySource(10), reading=ImageReading(max_pixels=100))
 
 
 def test_masks_are_a_stream_of_their_own(run, source):

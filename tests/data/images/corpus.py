@@ -1,6 +1,6 @@
 """Malformed and odd image files, made from nothing, each with what must become of it.
 
-`python -m tests.data.corpus` prints the table of docs/data.md.
+`python -m tests.data.images.corpus` prints the table of docs/data.md.
 
 What each picture should look like is known from how it was made, or for lossy formats from OpenCV's decoder, which nothing
 of sere_jax uses to decode.

@@ -18,17 +18,18 @@ import pytest
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import SourceError, open_source
 from tests.data.images import corpus
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CASES = {case.name: case for case in corpus.cases()}
 BACKENDS = ["fast", "pil"]
 
 
 def test_the_corpus_is_as_large_as_it_claims_and_told_to_users():
     assert len(CASES) == len(corpus.cases()) >= 100
-    assert corpus.table() in (ROOT / "docs" / "data.md").read_text(), "docs/data.md: paste what `python -m tests.data.corpus` prints"
+    assert corpus.table() in (ROOT / "docs" / "data.md").read_text(), "docs/data.md: paste what `python -m tests.data.images.corpus` prints"
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF and large pictures
@@ -38,9 +39,9 @@ def test_every_file_ends_as_documented(name, backend):
     case = CASES[name]
     if case.expected is None:
         with pytest.raises(BadImage):
-            decode(case.data, backend=backend)
+            decode(case.data, ImageReading(backend=backend))
         return
-    pixels = decode(case.data, backend=backend)
+    pixels = decode(case.data, ImageReading(backend=backend))
     assert pixels.dtype == np.uint8 and pixels.shape == case.expected.shape
     assert np.abs(pixels.astype(int) - case.expected.astype(int)).max() <= case.tolerance <= 2
 
@@ -52,16 +53,17 @@ def test_one_channel_is_the_luma_of_every_file(backend):
     for case in CASES.values():
         if case.expected is None:
             with pytest.raises(BadImage) if case.name != "a NumPy array" else contextlib.nullcontext():
-                decode(case.data, backend=backend, channels=1)
+                decode(case.data, ImageReading(backend=backend, channels=1))
             continue
-        red, green, blue = np.moveaxis(decode(case.data, backend=backend).astype(np.int64), -1, 0)
+        red, green, blue = np.moveaxis(decode(case.data, ImageReading(backend=backend)).astype(np.int64), -1, 0)
         luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-        np.testing.assert_array_equal(decode(case.data, backend=backend, channels=1)[..., 0], luma, err_msg=case.name)
+        np.testing.assert_array_equal(decode(case.data, ImageReading(backend=backend, channels=1))[..., 0], luma, err_msg=case.name)
 
 
 WEIGH = """
 import pathlib, resource, sys, time
-from sere_jax.data.decode import BadImage, decode
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import ImageReading
 directory = pathlib.Path(sys.argv[1])
 decode((directory / "warm.tif").read_bytes())  # loads all of Pillow
 files = [path.read_bytes() for path in sorted(directory.glob("*.bomb"))]
@@ -70,7 +72,7 @@ for data in files:
     for backend in ("fast", "pil"):
         began = time.process_time()
         try:
-            decode(data, backend=backend)
+            decode(data, ImageReading(backend=backend))
             print("decoded")
         except BadImage:
             longest = max(longest, time.process_time() - began)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import ImageReading
 from tests.data.images.images import encode, gradient
 
 BACKENDS = ["fast", "pil"]
@@ -18,7 +19,7 @@ PIXELS = gradient(40, 60, blue=30)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "PPM", "TIFF"])
 def test_lossless_formats_come_out_as_they_went_in(file_format, backend):
-    out = decode(encode(PIXELS, file_format), backend=backend)
+    out = decode(encode(PIXELS, file_format), ImageReading(backend=backend))
     np.testing.assert_array_equal(out, PIXELS)
     assert out.dtype == np.uint8
 
@@ -28,7 +29,7 @@ def test_the_fast_jpeg_decoder_is_bit_identical_to_pillow():
     for pixels in (PIXELS, noise, noise[:, :, 0]):
         for options in ({"quality": 90}, {"quality": 40, "progressive": True}):
             data = encode(pixels, "JPEG", **options)
-            np.testing.assert_array_equal(decode(data, backend="fast"), decode(data, backend="pil"))
+            np.testing.assert_array_equal(decode(data, ImageReading(backend="fast")), decode(data, ImageReading(backend="pil")))
 
 
 def with_transparency():
@@ -57,7 +58,7 @@ MODES = {
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_becomes_rgb(mode, backend):
     picture, expected, tolerance = MODES[mode]
-    out = decode(encode(picture), backend=backend)
+    out = decode(encode(picture), ImageReading(backend=backend))
     assert out.shape == (40, 60, 3) and out.dtype == np.uint8
     assert np.abs(out.astype(int) - expected.astype(int)).max() <= tolerance
 
@@ -65,7 +66,7 @@ def test_every_mode_becomes_rgb(mode, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cmyk_jpeg(backend):
     data = encode(Image.fromarray(np.full((16, 16, 3), (200, 60, 30), np.uint8)).convert("CMYK"), "JPEG", quality=95)
-    assert np.abs(decode(data, backend=backend).astype(int) - (200, 60, 30)).max() < 12  # JPEG at quality 95
+    assert np.abs(decode(data, ImageReading(backend=backend)).astype(int) - (200, 60, 30)).max() < 12  # JPEG at quality 95
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -73,8 +74,8 @@ def test_cmyk_jpeg(backend):
 def test_an_exif_orientation_turns_nothing(file_format, backend):
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees"
-    turned = decode(encode(PIXELS, file_format, exif=exif), backend=backend)
-    np.testing.assert_array_equal(turned, decode(encode(PIXELS, file_format), backend=backend))
+    turned = decode(encode(PIXELS, file_format, exif=exif), ImageReading(backend=backend))
+    np.testing.assert_array_equal(turned, decode(encode(PIXELS, file_format), ImageReading(backend=backend)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -82,7 +83,7 @@ def test_an_animation_gives_its_first_frame(backend):
     frames = [Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (10, 200)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    assert (decode(buffer.getvalue(), backend=backend) == 10).all()
+    assert (decode(buffer.getvalue(), ImageReading(backend=backend)) == 10).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -92,7 +93,7 @@ def test_a_file_that_is_cut_short_is_bad(file_format, backend, kept):
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encode(noise, file_format)
     with pytest.raises(BadImage):
-        decode(data[: int(kept * len(data))], backend=backend)
+        decode(data[: int(kept * len(data))], ImageReading(backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -101,7 +102,7 @@ def test_a_file_that_is_cut_short_is_bad(file_format, backend, kept):
 )
 def test_what_is_no_image_is_bad(data, backend):
     with pytest.raises(BadImage):
-        decode(data, backend=backend)
+        decode(data, ImageReading(backend=backend))
 
 
 def png_header(width, height):
@@ -117,7 +118,7 @@ def png_header(width, height):
 @pytest.mark.parametrize("width", [8_000, 10_000, 60_000])  # 64, 100 and 3600 megapixels: below and above Pillow's own limits
 def test_too_many_pixels_are_refused_from_the_header(width, backend):
     with pytest.raises(BadImage, match="pixels"):
-        decode(png_header(width, width), backend=backend)
+        decode(png_header(width, width), ImageReading(backend=backend))
     with pytest.raises(BadImage, match="max_pixels"):
-        decode(encode(PIXELS, "JPEG"), backend=backend, max_pixels=40 * 60 - 1)
-    assert decode(encode(PIXELS, "JPEG"), backend=backend, max_pixels=40 * 60).shape == (40, 60, 3)
+        decode(encode(PIXELS, "JPEG"), ImageReading(backend=backend, max_pixels=40 * 60 - 1))
+    assert decode(encode(PIXELS, "JPEG"), ImageReading(backend=backend, max_pixels=40 * 60)).shape == (40, 60, 3)

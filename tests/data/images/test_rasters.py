@@ -10,7 +10,8 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sere_jax.data.images.decode import BACKENDS, BadImage, decode
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import BACKENDS, ImageReading
 from tests.data.images.images import encode, gradient
 
 BANDS = np.random.default_rng(0).integers(0, 256, (6, 9, 5), dtype=np.uint8)
@@ -46,7 +47,7 @@ SAME_BANDS = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SAME_BANDS)
 def test_bands_are_read_as_they_are_stored(name, backend):
-    found = decode(SAME_BANDS[name], backend=backend, channels=5)
+    found = decode(SAME_BANDS[name], ImageReading(backend=backend, channels=5))
     assert found.dtype == np.uint8 and found.flags.c_contiguous
     np.testing.assert_array_equal(found, BANDS)
 
@@ -56,11 +57,11 @@ def test_a_range_of_values_becomes_the_levels():
     # 255 (x - 0) / 200, rounded half up, clipped: 2 -> 2.55, 100 -> 127.5
     expected = np.array([[0, 0, 3], [128, 255, 255]])[..., None] * np.ones(4)
     for data in (npy(values), tiff(values, planarconfig="contig")):
-        np.testing.assert_array_equal(decode(data, channels=4, value_range=(0.0, 200.0)), expected)
+        np.testing.assert_array_equal(decode(data, ImageReading(channels=4, value_range=(0.0, 200.0))), expected)
     signed = npy(np.array([[-100, 0, 100]], np.int16))
-    np.testing.assert_array_equal(decode(signed, channels=1, value_range=(-100.0, 100.0))[..., 0], [[0, 128, 255]])
+    np.testing.assert_array_equal(decode(signed, ImageReading(channels=1, value_range=(-100.0, 100.0)))[..., 0], [[0, 128, 255]])
     coloured = tiff(np.stack([values[..., 0]] * 3, -1), planarconfig="contig")  # refused without a range
-    np.testing.assert_array_equal(decode(coloured, channels=3, value_range=(0.0, 200.0)), expected[..., :3])
+    np.testing.assert_array_equal(decode(coloured, ImageReading(channels=3, value_range=(0.0, 200.0))), expected[..., :3])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_range_of_values_becomes_the_levels():
 )
 def test_what_cannot_be_read(data, channels, message):
     with pytest.raises(BadImage, match=message):
-        decode(data, channels=channels)
+        decode(data, ImageReading(channels=channels))
 
 
 def test_samples_that_are_not_finite_are_refused():
@@ -93,14 +94,14 @@ def test_samples_that_are_not_finite_are_refused():
     holes[1, 1, 0] = np.nan
     for data in (npy(holes), tiff(holes, planarconfig="contig")):
         with pytest.raises(BadImage, match="not finite"):
-            decode(data, channels=2, value_range=(0.0, 1.0))
+            decode(data, ImageReading(channels=2, value_range=(0.0, 1.0)))
 
 
 def test_a_cut_tiff_is_refused_wherever_it_is_cut():
     data = tiff(BANDS, planarconfig="contig")
     for end in range(8, len(data) - 1, 7):
         with pytest.raises(BadImage):
-            decode(data[:end], channels=5)
+            decode(data[:end], ImageReading(channels=5))
 
 
 @given(st.sampled_from(sorted(SAME_BANDS)), st.integers(0, 400), st.integers(0, 255))
@@ -108,7 +109,7 @@ def test_any_changed_byte_gives_bands_or_a_bad_image(name, place, value):
     data = bytearray(SAME_BANDS[name])
     data[place % len(data)] = value
     try:
-        found = decode(bytes(data), channels=5, max_pixels=10_000)
+        found = decode(bytes(data), ImageReading(channels=5, max_pixels=10_000))
     except BadImage:
         return
     assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 5

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import baselines, retrieval
 from sere_jax.evals.network import EvalError
@@ -88,7 +89,7 @@ def test_protocol_prints_one_table_and_writes_it(tmp_path, capsys):
         temperature=0.07,
         size=0,
         batch_size=5,
-        max_pixels=10_000,
+        reading=ImageReading(max_pixels=10_000),
         baselines=True,
         seed=0,
     )
