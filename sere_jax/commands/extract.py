@@ -29,7 +29,7 @@ from sere_jax.commands.feature_files import FORMATS, Shards
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
-from sere_jax.data.sources.example import Example, Source
+from sere_jax.data.sources.example import Entry, Example, Source
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.interop.files import FileError
 from sere_jax.interop.tables import InteropError
@@ -54,7 +54,7 @@ class Extracted(NamedTuple):
     unreadable: int
 
 
-class _Named:
+class _Named(Source):
     """A source that remembers the names of what was read from it: batches carry only positions."""
 
     def __init__(self, source: Source) -> None:
@@ -69,6 +69,10 @@ class _Named:
         example = self._source[index]
         self.names[index] = example.name
         return example
+
+    def listing(self) -> Iterator[Entry]:
+        """That of the source."""
+        return self._source.listing()
 
 
 def extract(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -26,7 +27,7 @@ from jaxtyping import Float, UInt8
 
 from sere_jax.data.images.decode import decode
 from sere_jax.data.images.reading import ImageReading
-from sere_jax.data.sources.example import Example, SourceError
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError
 
 SPLITS = ("train", "gallery", "query")
 REGIONS_PER_PHOTOGRAPH = {"train": 64, "gallery": 20, "query": 20}
@@ -86,7 +87,7 @@ class Region(NamedTuple):
     side: int
 
 
-class BundledSource:
+class BundledSource(Source):
     """Regions of the bundled photographs as encoded (PPM, lossless) images; a photograph is decoded once a process.
 
     Item i is a region of photograph i mod len(PHOTOGRAPHS), so that any leading part is balanced. Raises SourceError for an unknown
@@ -111,9 +112,21 @@ class BundledSource:
         pixels = _photograph_pixels(label)[top : top + side, left : left + side]
         if self.split == "query":
             pixels = colour_jitter(pixels, _generator("jitter", index))
-        name = f"{self.classes[label]}@{left},{top},{side}"
-        # A portable pixmap is the cheapest lossless file: a short header, then the pixels.
-        return Example(name, b"P6 %d %d 255\n" % (side, side) + np.ascontiguousarray(pixels).tobytes(), label)
+        return Example(self._name(index), _header(side) + np.ascontiguousarray(pixels).tobytes(), label)
+
+    def listing(self) -> Iterator[Entry]:
+        """An entry a region, with the size of its encoded image."""
+        for index, region in enumerate(self.regions):
+            yield Entry(self._name(index), len(_header(region.side)) + 3 * region.side**2, region.label)
+
+    def _name(self, index: int) -> str:
+        label, left, top, side = self.regions[index]
+        return f"{self.classes[label]}@{left},{top},{side}"
+
+
+def _header(side: int) -> bytes:
+    """A portable pixmap is the cheapest lossless file: a short header, then the pixels."""
+    return b"P6 %d %d 255\n" % (side, side)
 
 
 def regions(split: str) -> tuple[Region, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -21,12 +24,30 @@ class Example(NamedTuple):
     label: int
 
 
+class Entry(NamedTuple):
+    """One line of a source's listing: an image that was not read, or a file of many images.
+
+    `name` does not say where the source lies. `size` is in bytes, -1 where the file is missing. `label` is -1 where there is none.
+    """
+
+    name: str
+    size: int
+    label: int
+
+
+class Fingerprint(NamedTuple):
+    """What tells two states of a source apart: the number of its examples, and the SHA-256 of its listing in hexadecimal."""
+
+    count: int  # type: ignore[assignment]  # hides tuple.count, which a record needs not
+    digest: str
+
+
 @runtime_checkable
 class Source(Protocol):
     """Random access to encoded images. Picklable, because worker processes get a copy.
 
-    `spec` is the text that the source was opened with; `classes[label]` is the name of a label, and `classes` is empty
-    when the source has no labels.
+    `spec` is the text that the source was opened with. `classes[label]` is the name of a label in NFC; `classes` is empty
+    when the source has no labels. Sources inherit from this class; what it implements is the same for all of them.
     """
 
     spec: str
@@ -35,3 +56,41 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def listing(self) -> Iterator[Entry]:
+        """What the source consists of, in order, without reading any image: an entry an image, or an entry a file of many images.
+
+        The same files give the same entries wherever they lie. The size of each file is asked of the file system at every call.
+        """
+        ...
+
+    def fingerprint(self) -> Fingerprint:
+        """Number of examples and digest of the listing and the classes: equal for the same files at another path."""
+        return fingerprint(len(self), self.listing(), self.classes)
+
+
+def fingerprint(count: int, entries: Iterable[Entry], classes: Iterable[str]) -> Fingerprint:
+    """The fingerprint of `count` examples with these entries and names of classes.
+
+    For who needs the entries as well: `fingerprint(len(source), entries := list(source.listing()), source.classes)`.
+
+    >>> fingerprint(1, [Entry("cat/1.jpg", 2048, 0)], ["cat"]) == fingerprint(1, [Entry("cat/1.jpg", 2049, 0)], ["cat"])
+    False
+    """
+    digest = hashlib.sha256()
+    for name in classes:
+        digest.update(f"{nfc(name)}\0".encode(errors="surrogateescape"))
+    for name, size, label in entries:
+        digest.update(f"\n{name}\0{size}\0{label}".encode(errors="surrogateescape"))
+    return Fingerprint(count, digest.hexdigest())
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode's composed form (NFC), in which names of files and classes are compared.
+
+    Some file systems of macOS store decomposed names: an e and an accent where other systems have one letter.
+
+    >>> nfc("cafe\u0301") == "caf\u00e9"
+    True
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import difflib
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Int
 
-from sere_jax.data.sources.example import Example, SourceError
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
 ARRAYS = frozenset({".npy"})
 MAX_BYTES = 1 << 30
+_CHUNK = 1000  # files whose sizes a thread asks for in one go
 _ALIKE = 0.7  # share of letters: imagnet is like imagenet (0.93), nope is not like opt (0.57) or snap (0.5)
 
 
-class FolderSource:
+class FolderSource(Source):
     """Image files under a directory, sorted by path.
 
     Arrays (`.npy`) are listed where there is no other image; beside images they are taken for something else.
@@ -35,7 +38,7 @@ class FolderSource:
         self._paths = _list(spec, self.directory)
         if not self._paths:
             raise SourceError(f"{spec!r}: no image files under {self.directory} (extensions looked for: {' '.join(sorted(EXTENSIONS))})")
-        tops = [path.partition(os.sep)[0] if os.sep in path else "" for path in self._paths]
+        tops = [nfc(path.partition(os.sep)[0]) if os.sep in path else "" for path in self._paths]
         if "" in tops and any(tops):
             loose, nested = tops.count(""), len(tops) - tops.count("")
             raise SourceError(
@@ -58,6 +61,12 @@ class FolderSource:
         path = self._paths[index]
         return Example(path, read_file(os.path.join(self.directory, path)), self._labels[index])
 
+    def listing(self) -> Iterator[Entry]:
+        """An entry an image."""
+        sizes = file_sizes(os.path.join(self.directory, path) for path in self._paths)
+        for path, size, label in zip(self._paths, sizes, self._labels, strict=True):
+            yield Entry(nfc(path.replace(os.sep, "/")), size, label)
+
     def describe(self, index: int) -> tuple[str, str, int]:
         """Name, path and label of an item, without reading it."""
         path = self._paths[index]
@@ -74,6 +83,26 @@ def read_file(path: str) -> bytes:
         if status.st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than an image may have ({MAX_BYTES})", path)
         return file.read()
+
+
+def file_sizes(paths: Iterable[str]) -> Iterator[int]:
+    """The size of each file in bytes, -1 where there is none; asked by several threads, because network file systems answer late."""
+
+    def ask(chunk: tuple[str, ...]) -> list[int]:
+        return [_size(path) for path in chunk]
+
+    remaining = iter(paths)
+    chunks = iter(lambda: tuple(itertools.islice(remaining, _CHUNK)), ())
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        for sizes in threads.map(ask, chunks):
+            yield from sizes
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # ValueError: a name with a NUL, which no file has
+        return -1
 
 
 def _list(spec: str, root: str) -> list[str]:
@@ -93,7 +122,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def image_paths(root: str, extensions: frozenset[str] = EXTENSIONS) -> Iterator[str]:
-    """Relative paths of the image files under `root`, in the order of their path components."""
+    """Relative paths of the image files under `root`, in the order of their path components (in NFC): the same on every file system."""
 
     def walk(directory: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
         status = os.stat(directory)
@@ -101,8 +130,8 @@ def image_paths(root: str, extensions: frozenset[str] = EXTENSIONS) -> Iterator[
         if identity in ancestors:  # a link back to a directory above would never end
             return
         with os.scandir(directory) as entries:
-            listing = sorted((entry.name, _is_directory(entry)) for entry in entries if not entry.name.startswith("."))
-        for name, is_directory in listing:
+            listing = sorted((nfc(entry.name), entry.name, _is_directory(entry)) for entry in entries if not entry.name.startswith("."))
+        for _, name, is_directory in listing:
             if is_directory:
                 yield from walk(os.path.join(directory, name), os.path.join(prefix, name), ancestors | {identity})
             elif os.path.splitext(name)[1].lower() in extensions:

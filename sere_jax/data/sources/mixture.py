@@ -6,19 +6,19 @@ import bisect
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from sere_jax.data.batches.order import Shares
-from sere_jax.data.sources.example import Example, Source, SourceError
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError
 from sere_jax.data.sources.subset import Labelled
 
 FORM = "mix:WEIGHT*SOURCE|WEIGHT*SOURCE..."
 
 
-class Mixture:
+class Mixture(Source):
     """The examples of all parts, one part after the other: an index belongs to one image and to no other.
 
     `shares` tells the pipeline how often to draw from each part. Labels go by the classes' names: the classes are the sorted names of
@@ -41,8 +41,17 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         part = bisect.bisect_right(self._ends, index)
-        found = self._parts[part][index - (self._ends[part - 1] if part else 0)]
-        return found._replace(label=int(self._tables[part][found.label]) if self.classes and found.label >= 0 else -1)
+        example = self._parts[part][index - (self._ends[part - 1] if part else 0)]
+        return example._replace(label=self._label(part, example.label))
+
+    def listing(self) -> Iterator[Entry]:
+        """The entries of all parts; a name begins with the number of its part."""
+        for number, part in enumerate(self._parts):
+            for entry in part.listing():
+                yield Entry(f"{number}:{entry.name}", entry.size, self._label(number, entry.label))
+
+    def _label(self, part: int, label: int) -> int:
+        return int(self._tables[part][label]) if self.classes and label >= 0 else -1
 
     def labels(self) -> Int[np.ndarray, " n"]:
         """The class of every example, -1 where there are none."""

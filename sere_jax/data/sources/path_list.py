@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
 
-from sere_jax.data.sources.example import Example, SourceError
-from sere_jax.data.sources.folder import read_file
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
+from sere_jax.data.sources.folder import file_sizes, read_file
 
 
-class PathListSource:
+class PathListSource(Source):
     """The files that a list names, in its order. A relative path starts at the list's own directory.
 
     A line is a path, or a path, a tab and the name of its class; all lines have one or none has. Empty lines and lines that begin
@@ -42,6 +43,15 @@ class PathListSource:
         path = self._paths[index]
         return Example(path, read_file(os.path.join(self._directory, path)), int(self._labels[index]))
 
+    def listing(self) -> Iterator[Entry]:
+        """An entry a file, by its path in the list; absolute paths are told from the deepest directory that holds all of them."""
+        directories = [os.path.dirname(path) for path in self._paths if os.path.isabs(path)]
+        shared = os.path.commonpath(directories) if directories else ""
+        sizes = file_sizes(os.path.join(self._directory, path) for path in self._paths)
+        for path, size, label in zip(self._paths, sizes, self._labels, strict=True):
+            name = os.path.relpath(path, shared) if os.path.isabs(path) else path
+            yield Entry(nfc(name.replace(os.sep, "/")), size, int(label))
+
 
 def _read(spec: str, file: str) -> tuple[list[str], list[str]]:
     """The paths of a list and the names of their classes, [] where there are none."""
@@ -63,4 +73,4 @@ def _read(spec: str, file: str) -> tuple[list[str], list[str]]:
         seen: set[str] = set()
         twice = next(path for path in paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]
         raise SourceError(f"{spec!r}: {file} names {twice!r} more than once")
-    return paths, [row[1] for row in rows] if named else []
+    return paths, [nfc(row[1]) for row in rows] if named else []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from sere_jax.data.sources.example import Example, Source, SourceError
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
 
 
 @runtime_checkable
@@ -19,7 +20,7 @@ class Labelled(Protocol):
     def labels(self) -> Int[np.ndarray, " n"]: ...
 
 
-class ClassSubset:
+class ClassSubset(Source):
     """The examples of `source` whose class stands in a text file, one name a line; labels count in the file's order.
 
     Empty lines and those that begin with # are skipped; of a line only the first word counts, as in ImageNet's lists. Raises
@@ -50,11 +51,20 @@ class ClassSubset:
         """The class of every example."""
         return self._labels
 
+    def listing(self) -> Iterator[Entry]:
+        """The entries of the images that belong to a listed class; of a source of packed files all entries, as they hold any class."""
+        entries = list(self._source.listing())
+        if len(entries) != len(self._source):
+            yield from entries
+            return
+        for index, label in zip(self._index, self._labels, strict=True):
+            yield entries[index]._replace(label=int(label))
+
 
 def _names(spec: str, file: str) -> tuple[str, ...]:
     try:
         with open(os.path.expanduser(file), encoding="utf-8") as lines:
-            words = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
+            words = [nfc(line.split()[0]) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{spec!r}: the list of classes {file!r} cannot be read: {error}") from error
     if not words:

@@ -6,19 +6,21 @@ import difflib
 import logging
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from sere_jax.data.sources.example import Example, SourceError
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
+from sere_jax.data.sources.folder import file_sizes
 
 _log = logging.getLogger(__name__)
 
 # tensorflow_datasets is imported inside the functions: it takes a second, and most runs read a folder.
 
 
-class TfdsSource:
+class TfdsSource(Source):
     """`NAME[/CONFIG][:VERSION]:SPLIT` of TFDS, e.g. `imagenet2012:train`, `cifar10:train[:50%]`, or `DIR:SPLIT` of a prepared directory.
 
     DIR holds a `dataset_info.json`, as `python -m sere_jax prepare` writes it; an absolute path is always one. For a NAME
@@ -65,6 +67,16 @@ class TfdsSource:
         label = feature[self._label].int64_list.value[0] if self._label else -1
         name = feature[self._file_name].bytes_list.value[0].decode() if self._file_name else f"{self.spec}[{index}]"
         return Example(name, feature[self._image].bytes_list.value[0], label)
+
+    def listing(self) -> Iterator[Entry]:
+        """An entry a shard, with the records of it that the split takes."""
+        import tensorflow_datasets as tfds
+
+        splits = tfds.builder_from_directory(self._data_dir).info.splits
+        for part in splits[self._split].file_instructions:
+            name = os.path.basename(part.filename)
+            last = part.skip + part.take
+            yield Entry(f"{name}[{part.skip}:{last}]", next(file_sizes([part.filename])), -1)
 
     def labels(self) -> Int[np.ndarray, " n"]:
         """The class of every example. The first time all records are read; the answer is kept beside the data where that can be written."""
@@ -184,5 +196,5 @@ def _label_feature(features: Any) -> tuple[str | None, tuple[str, ...]]:
     import tensorflow_datasets as tfds
 
     if "label" in features and isinstance(features["label"], tfds.features.ClassLabel):
-        return "label", tuple(features["label"].names)
+        return "label", tuple(map(nfc, features["label"].names))
     return None, ()

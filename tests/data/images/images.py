@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from sere_jax.data.sources.example import Example
+from sere_jax.data.sources.example import Entry, Example, Source
 
 
 def encode(pixels, file_format="PNG", **options):
@@ -22,7 +22,7 @@ def gradient(height, width, blue=0):
     return np.stack([columns * 255 // max(1, width - 1), rows * 255 // max(1, height - 1), np.full_like(rows, blue)], -1).astype(np.uint8)
 
 
-class MemorySource:
+class MemorySource(Source):
     """`count` images of different sizes whose blue channel is their number; those in `bad` hold damaged bytes."""
 
     spec = "memory"
@@ -43,3 +43,6 @@ class MemorySource:
         if index in self._missing:
             raise FileNotFoundError(f"no file {index}")
         return Example(f"image {index}", self._items[index], -1)
+
+    def listing(self):
+        return (Entry(f"image {index}", len(item), -1) for index, item in enumerate(self._items))

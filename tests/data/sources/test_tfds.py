@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -78,6 +80,19 @@ def test_it_survives_pickling_and_a_changed_environment(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/nowhere")
     again = pickle.loads(data)
     assert [again[i] for i in range(7)] == [source[i] for i in range(7)]
+
+
+def test_the_fingerprint_is_that_of_the_shards_wherever_they_lie(tmp_path, data_dir):
+    shutil.copytree(data_dir / "tiny_photos" / "plain" / "1.2.0", tmp_path / "copy")
+    prints = {split: open_source(f"tfds:tiny_photos/plain:{split}").fingerprint() for split in ("train", "validation", "train[:3]")}
+    assert len(set(prints.values())) == 3 and prints["train[:3]"].count == 3
+    for split, there in prints.items():
+        assert open_source(f"tfds:{tmp_path / 'copy'}:{split}").fingerprint() == there
+    assert [entry.name for entry in open_source(f"tfds:{tmp_path / 'copy'}:train[2:4]").listing()] == [
+        "tiny_photos-train.array_record-00000-of-00001[2:4]"
+    ]
+    os.truncate(tmp_path / "copy" / "tiny_photos-train.array_record-00000-of-00001", 10)
+    assert open_source(f"tfds:{tmp_path / 'copy'}:validation").fingerprint() == prints["validation"]
 
 
 def test_it_feeds_the_pipeline():
