@@ -89,7 +89,7 @@ def check(
 def _look(source: Source, reading: ImageReading, index: int) -> Checked:
     name, label, size = f"item {index}", -1, 0
     try:
-        name, data, label = source[index]
+        name, data, label, _ = source[index]
         size = len(data)
         height, width = decode(data, reading).shape[:2]
     except (BadImage, OSError) as error:

@@ -138,7 +138,7 @@ class BatchMaker:
     def _decode(self, index: int) -> np.ndarray:
         name = f"item {index}"
         try:
-            name, data, _ = self.source[index]
+            name, data, *_ = self.source[index]
             return decode(data, self.reading, reuse=True)
         except (BadImage, OSError) as error:
             if index not in self._reported:

@@ -69,7 +69,7 @@ def _load_row(source: Source, batch: EvalBatch, row: int, index: int, *, reading
     batch.index[row] = index
     name = f"item {index}"
     try:
-        name, data, batch.labels[row] = source[index]
+        name, data, batch.labels[row], _ = source[index]
         image = decode(data, reading)
     except (BadImage, OSError) as error:
         _log.warning("%s: %s cannot be read and is left out: %s", source.spec, ascii(name), error)

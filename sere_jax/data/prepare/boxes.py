@@ -8,7 +8,8 @@ import re
 import xml.etree.ElementTree
 from typing import Any
 
-from sere_jax.data.prepare.records import Layout, Place, Record, Thing
+from sere_jax.data.prepare.records import Layout, Place, Record
+from sere_jax.data.sources.annotation import Instance
 from sere_jax.data.sources.example import SourceError
 
 VOC_CLASSES = (
@@ -59,29 +60,38 @@ def voc(directory: str) -> Layout:
             names = [os.path.splitext(os.path.basename(line.split()[0]))[0] for line in lines if line.strip()]
         folder = "SegmentationClassAug" if augmented else "SegmentationClass"
         splits[split] = [_voc_record(root, name, folder) for name in names]
-    return Layout("voc", splits, thing_classes=VOC_CLASSES, mask_classes=("background", *VOC_CLASSES), has_masks=True)
+    return Layout("voc", splits, object_classes=VOC_CLASSES, map_classes=("background", *VOC_CLASSES))
 
 
 def _voc_record(root: str, name: str, folder: str) -> Record:
-    mask = os.path.join(root, folder, f"{name}.png")
-    if not os.path.isfile(mask):
-        raise SourceError(f"{mask}: missing; {name} is in a list of ImageSets/Segmentation")
-    described = os.path.join(root, "Annotations", f"{name}.xml")
-    things = _voc_things(described) if os.path.isfile(described) else ()
-    return Record(f"{name}.jpg", Place(os.path.join(root, "JPEGImages", f"{name}.jpg")), mask=Place(mask), things=things)
+    label_map = os.path.join(root, folder, f"{name}.png")
+    if not os.path.isfile(label_map):
+        raise SourceError(f"{label_map}: missing; {name} is in a list of ImageSets/Segmentation")
+    description = os.path.join(root, "Annotations", f"{name}.xml")
+    instances = _voc_instances(description) if os.path.isfile(description) else ()
+    image = Place(os.path.join(root, "JPEGImages", f"{name}.jpg"))
+    return Record(f"{name}.jpg", image, label_map=Place(label_map), instances=instances)
 
 
-def _voc_things(path: str) -> tuple[Thing, ...]:
-    """Boxes count pixels from 1 and include the last one."""
-    found: list[Thing] = []
-    for thing in xml.etree.ElementTree.parse(path).iter("object"):
-        name = thing.findtext("name", "")
-        left, top, right, bottom = (float(thing.findtext(f"bndbox/{side}", "nan")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        difficult = thing.findtext("difficult", "0").strip() == "1"
+def _voc_instances(path: str) -> tuple[Instance, ...]:
+    """The file counts pixels from 1, and its right and lower edges are inclusive."""
+    instances: list[Instance] = []
+    try:
+        elements = list(xml.etree.ElementTree.parse(path).iter("object"))
+    except xml.etree.ElementTree.ParseError as error:
+        raise SourceError(f"{path}: cannot be read as XML: {error}") from error
+    for element in elements:
+        name = element.findtext("name", "")
+        if name not in VOC_CLASSES:
+            raise SourceError(f"{path}: found the class {name!r}, expected one of {', '.join(VOC_CLASSES)}")
+        left, top, right, bottom = (float(element.findtext(f"bndbox/{side}", "nan")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        if not left <= right or not top <= bottom:
+            raise SourceError(f"{path}: found a bndbox from ({left}, {top}) to ({right}, {bottom}), expected rising numbers")
+        difficult = element.findtext("difficult", "0").strip() == "1"
         box = (left - 1, top - 1, right, bottom)
         area = (right - left + 1) * (bottom - top + 1)
-        found.append(Thing(VOC_CLASSES.index(name), box, id=len(found), area=area, is_difficult=difficult))
-    return tuple(found)
+        instances.append(Instance(VOC_CLASSES.index(name), box, id=len(instances), area=area, is_difficult=difficult))
+    return tuple(instances)
 
 
 def coco(directory: str) -> Layout:
@@ -96,57 +106,56 @@ def coco(directory: str) -> Layout:
     tables = {split: _load(path) for split, (path, _) in files.items()}
     categories = sorted(next(iter(tables.values()))["categories"], key=lambda category: category["id"])
     number = {category["id"]: index for index, category in enumerate(categories)}
-    masks = os.path.join(directory, "semantic")
-    splits = {split: _coco_records(tables[split], files[split][1], masks, number) for split in files}
-    has_masks = any(record.mask for records in splits.values() for record in records)
+    maps = os.path.join(directory, "semantic")
+    splits = {split: _coco_records(tables[split], files[split][1], maps, number) for split in files}
+    has_maps = any(record.label_map for records in splits.values() for record in records)
     names = tuple(str(category["name"]) for category in categories)
-    return Layout("coco", splits, thing_classes=names, has_masks=has_masks, has_ids=True)
+    return Layout("coco", splits, object_classes=names, map_classes=() if has_maps else None, has_ids=True)
 
 
 def _coco_files(directory: str) -> dict[str, tuple[str, str]]:
     """split -> (JSON, directory of images)."""
-    found: dict[str, tuple[str, str]] = {}
+    files: dict[str, tuple[str, str]] = {}
     annotations = os.path.join(directory, "annotations")
     for name in sorted(os.listdir(annotations)) if os.path.isdir(annotations) else ():
         match = re.fullmatch(r"instances_((train|val)?\w*)\.json", name)
         if match:
             split = {"train": "train", "val": "validation"}.get(match.group(2), match.group(1))
-            found[split] = (os.path.join(annotations, name), os.path.join(directory, match.group(1)))
+            files[split] = (os.path.join(annotations, name), os.path.join(directory, match.group(1)))
     single = os.path.join(directory, "instances.json")
-    if not found and os.path.isfile(single):
-        found["train"] = (single, os.path.join(directory, "images"))
-    return found
+    if not files and os.path.isfile(single):
+        files["train"] = (single, os.path.join(directory, "images"))
+    return files
 
 
 def _load(path: str) -> Any:
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             table = json.load(file)
         return {key: table[key] for key in ("images", "annotations", "categories")}
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"{path}: cannot be read as COCO's JSON: {error!r}") from error
 
 
-def _coco_records(table: Any, images: str, masks: str, number: dict[int, int]) -> list[Record]:
-    things: dict[int, list[Thing]] = {}
-    for one in sorted(table["annotations"], key=lambda one: one["id"]):
-        left, top, width, height = one["bbox"]
-        segmentation = json.dumps(one["segmentation"], separators=(",", ":")) if one.get("segmentation") else ""
-        thing = Thing(
-            number[one["category_id"]],
+def _coco_records(table: Any, images: str, maps: str, number: dict[int, int]) -> list[Record]:
+    instances: dict[int, list[Instance]] = {}
+    for annotation in sorted(table["annotations"], key=lambda annotation: annotation["id"]):
+        left, top, width, height = annotation["bbox"]
+        segmentation = json.dumps(annotation["segmentation"], separators=(",", ":")) if annotation.get("segmentation") else ""
+        instance = Instance(
+            number[annotation["category_id"]],
             (left, top, left + width, top + height),
-            id=one["id"],
-            area=float(one.get("area", width * height)),
-            is_crowd=bool(one.get("iscrowd", 0)),
+            id=annotation["id"],
+            area=float(annotation.get("area", width * height)),
+            is_crowd=bool(annotation.get("iscrowd", 0)),
             segmentation=segmentation,
         )
-        things.setdefault(one["image_id"], []).append(thing)
+        instances.setdefault(annotation["image_id"], []).append(instance)
     records = []
     for image in sorted(table["images"], key=lambda image: image["id"]):
-        name = image["file_name"]
-        mask = os.path.join(masks, os.path.splitext(name)[0] + ".png")
-        place = Place(mask) if os.path.isfile(mask) else None
-        records.append(
-            Record(name, Place(os.path.join(images, name)), mask=place, things=tuple(things.get(image["id"], ())), id=image["id"])
-        )
+        name, image_id = image["file_name"], image["id"]
+        path = os.path.join(maps, os.path.splitext(name)[0] + ".png")
+        label_map = Place(path) if os.path.isfile(path) else None
+        place = Place(os.path.join(images, name))
+        records.append(Record(name, place, label_map=label_map, instances=tuple(instances.get(image_id, ())), id=image_id))
     return records

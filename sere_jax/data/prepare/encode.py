@@ -14,7 +14,8 @@ from PIL import Image
 
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
-from sere_jax.data.prepare.records import Layout, Record, Thing
+from sere_jax.data.prepare.records import Layout, Record
+from sere_jax.data.sources.annotation import Instance, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +40,23 @@ class Encoder:
 
     def __call__(self, record: Record) -> bytes:
         """Raises BadImage or OSError where the image or its label map cannot be read."""
-        data, shown, original = shrink(record.image.read(), self._sizes)
+        data, stored, original = shrink(record.image.read(), self._sizes)
+        # Of a set that was shrunk before: the size that its boxes and segmentations are measured in. (1, 1) are shares.
+        frame = original if record.frame in (None, (1, 1)) else record.frame
         example: dict[str, Any] = {
             "image": io.BytesIO(data),
             "file_name": printable(record.name),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "original_size": np.array(original, np.int32),
+            "original_size": np.array(frame, np.int32),
         }
         if self._layout.classes:
             example["label"] = record.label
         if self._layout.has_ids:
             example["image_id"] = record.id
-        if self._layout.has_masks:
-            example["segmentation"] = io.BytesIO(label_map(record, original, shown))
-        if self._layout.thing_classes:
-            example["objects"] = things(record.things, original)
+        if self._layout.map_classes is not None:
+            example["segmentation"] = io.BytesIO(label_map(record, original, stored))
+        if self._layout.object_classes is not None:
+            example["objects"] = objects(record.instances, record.frame or original)
         return self._serializer.serialize_example(self.features.encode_example(example))
 
 
@@ -71,13 +74,14 @@ def features(layout: Layout) -> Any:
         kinds["label"] = tfds.features.ClassLabel(names=[printable(name) for name in layout.classes])
     if layout.has_ids:
         kinds["image_id"] = np.int64
-    if layout.has_masks:
-        kinds["segmentation"] = tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png")
-    if layout.thing_classes:
+    if layout.map_classes is not None:
+        names = [printable(name) for name in layout.map_classes] or None
+        kinds["segmentation"] = tfds.features.LabeledImage(labels=names, shape=(None, None, 1), dtype=np.uint16, encoding_format="png")
+    if layout.object_classes is not None:
         kinds["objects"] = tfds.features.Sequence(
             {
                 "bbox": tfds.features.BBoxFeature(),
-                "label": tfds.features.ClassLabel(names=list(layout.thing_classes)),
+                "label": tfds.features.ClassLabel(names=[printable(name) for name in layout.object_classes]),
                 "id": np.int64,
                 "area": np.float32,
                 "is_crowd": np.bool_,
@@ -124,42 +128,42 @@ def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return encoded.tobytes()
 
 
-def label_map(record: Record, original: tuple[int, int], shown: tuple[int, int]) -> bytes:
+def label_map(record: Record, original: Size, stored: Size) -> bytes:
     """The label map as a 16-bit PNG of one channel, in the size of the stored image, nearest neighbours; all 65535 where there is none.
 
     Palette images give their indices, RGB images R + 256 G (ImageNet-S). Raises BadImage where its size is not the image's.
     """
-    if record.mask is None:
+    if record.label_map is None:
         classes = np.full(original, 65535, np.uint16)
     else:
-        with Image.open(io.BytesIO(record.mask.read()), formats=("PNG",)) as picture:
+        with Image.open(io.BytesIO(record.label_map.read()), formats=("PNG",)) as picture:
             values = np.asarray(picture).astype(np.uint16)
         classes = values if values.ndim == 2 else values[:, :, 0] + 256 * values[:, :, 1]
     if classes.shape != tuple(original):
         raise BadImage(f"its label map has {classes.shape[1]} x {classes.shape[0]} pixels, the image {original[1]} x {original[0]}")
     rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1) for new, old in zip(shown, original, strict=True)
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1) for new, old in zip(stored, original, strict=True)
     )
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(classes[np.ix_(rows, columns)])).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def things(found: tuple[Thing, ...], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Objects with boxes as shares (top, left, bottom, right) of the image, cut at its edges."""
+def objects(instances: tuple[Instance, ...], frame: Size) -> list[dict[str, Any]]:
+    """Objects with boxes as shares (top, left, bottom, right) of `frame` (height, width), cut at its edges."""
     import tensorflow_datasets as tfds
 
-    height, width = size
+    height, width = frame
 
     def share(value: float, whole: int) -> float:
         return min(1.0, max(0.0, value / whole))
 
     rows = []
-    for thing in found:
-        left, top, right, bottom = thing.box
+    for instance in instances:
+        left, top, right, bottom = instance.box
         box = tfds.features.BBox(share(top, height), share(left, width), share(bottom, height), share(right, width))
-        kept = {key: value for key, value in thing._asdict().items() if key != "box"}
-        rows.append({"bbox": box} | kept)
+        others = {key: value for key, value in instance._asdict().items() if key != "box"}
+        rows.append({"bbox": box} | others)
     return rows
 
 

@@ -118,13 +118,13 @@ def imagenet_s(directory: str) -> Layout:
     splits = {
         split: [
             record._replace(
-                mask=_existing(os.path.join(directory, f"{found[split]}-segmentation", os.path.splitext(record.name)[0] + ".png"))
+                label_map=_existing(os.path.join(directory, f"{found[split]}-segmentation", os.path.splitext(record.name)[0] + ".png"))
             )
             for record in records
         ]
         for split, records in plain.splits.items()
     }
-    return Layout("imagenet_s", splits, plain.classes, has_masks=True)
+    return Layout("imagenet_s", splits, plain.classes, map_classes=("other", *plain.classes))
 
 
 def ade20k(directory: str) -> Layout:
@@ -136,12 +136,12 @@ def ade20k(directory: str) -> Layout:
         root = os.path.join(directory, "images", folder)
         if os.path.isdir(root):
             splits[split] = [
-                Record(path, Place(os.path.join(root, path)), mask=_existing(_png(directory, "annotations", folder, path)))
+                Record(path, Place(os.path.join(root, path)), label_map=_existing(_png(directory, "annotations", folder, path)))
                 for path in image_paths(root)
             ]
     if not splits:
         raise SourceError(f"{directory}: expected images/training and annotations/training, as in ADEChallengeData2016")
-    return Layout("ade20k", splits, mask_classes=("other", *_object_names(directory)), has_masks=True)
+    return Layout("ade20k", splits, map_classes=("other", *_object_names(directory)))
 
 
 def _object_names(directory: str) -> list[str]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from sere_jax.data.sources.annotation import Instance, Size
 from sere_jax.data.sources.example import Source, SourceError
 from sere_jax.data.sources.folder import FolderSource, read_file
 
@@ -45,39 +46,34 @@ class Held(NamedTuple):
         return self.data
 
 
-class Thing(NamedTuple):
-    """An object in an image: `box` is (left, top, right, bottom) in pixels; `segmentation` is COCO's, as JSON text."""
-
-    label: int
-    box: tuple[float, float, float, float]
-    id: int = 0
-    area: float = 0.0
-    is_crowd: bool = False
-    is_difficult: bool = False
-    segmentation: str = ""
-
-
 class Record(NamedTuple):
-    """One image and what is known of it. `mask` is an image whose pixels are class numbers."""
+    """One image and what is known of it.
+
+    `label_map` is an image whose pixels are class numbers. Boxes and segmentations of `instances` are in pixels of an image of `frame`
+    (height, width), the image itself where that is None.
+    """
 
     name: str
     image: Bytes
     label: int = -1
-    mask: Bytes | None = None
-    things: tuple[Thing, ...] = ()
+    label_map: Bytes | None = None
+    instances: tuple[Instance, ...] = ()
+    frame: Size | None = None
     id: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A data set: `classes` name the labels of images, `thing_classes` those of objects, `mask_classes` those of pixels."""
+    """A data set: `classes` are the names of images' labels, `object_classes` those of objects' labels, `map_classes` those of pixels.
+
+    The latter two are None where the data set does not annotate these, and () where the names are not known.
+    """
 
     name: str
     splits: Mapping[str, Sequence[Record]]
     classes: tuple[str, ...] = ()
-    thing_classes: tuple[str, ...] = ()
-    mask_classes: tuple[str, ...] = ()
-    has_masks: bool = False
+    object_classes: tuple[str, ...] | None = None
+    map_classes: tuple[str, ...] | None = None
     has_ids: bool = False
 
     def fields(self) -> dict[str, Any]:
@@ -95,8 +91,11 @@ class SourceRecords(Sequence[Record]):
         return len(self.source)
 
     def __getitem__(self, index: Any) -> Any:
-        name, data, label = self.source[index]
-        return Record(name, Held(data), label)
+        name, data, label, annotation = self.source[index]
+        if annotation is None:
+            return Record(name, Held(data), label)
+        label_map = None if annotation.label_map is None else Held(annotation.label_map)
+        return Record(name, Held(data), label, label_map, annotation.instances or (), annotation.frame, annotation.image_id)
 
 
 def from_source(source: Source, name: str, split: str) -> Layout:
@@ -104,7 +103,8 @@ def from_source(source: Source, name: str, split: str) -> Layout:
     if isinstance(source, FolderSource):
         described = (source.describe(index) for index in range(len(source)))
         return Layout(name, {split: [Record(path, Place(full), label) for path, full, label in described]}, source.classes)
-    return Layout(name, {split: SourceRecords(source)}, source.classes)
+    records = SourceRecords(source)
+    return Layout(name, {split: records}, source.classes, object_classes=source.object_classes, map_classes=source.map_classes)
 
 
 def subset(layout: Layout, *, classes: str = "", images: str = "") -> Layout:

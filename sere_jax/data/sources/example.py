@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from sere_jax.data.sources.annotation import Annotation
+
 
 class SourceError(ValueError):
     """A source that cannot be opened. The message names what was asked for, what was found, and what to do."""
@@ -17,22 +19,32 @@ class BadImage(ValueError):
 
 
 class Example(NamedTuple):
-    """One image as it is stored: `data` are the bytes of an image file, not pixels. `label` is -1 where there is none."""
+    """One image as it is stored, and what is known of it.
+
+    Attributes:
+      name: the path below the source's directory, or what else names the image.
+      data: the bytes of an image file, not pixels.
+      label: the class, a position in the source's `classes`; -1 where there is none.
+      annotation: classes of pixels and objects, not decoded; None where the source has neither.
+    """
 
     name: str
     data: bytes
     label: int
+    annotation: Annotation | None = None
 
 
 class Entry(NamedTuple):
     """One line of a source's listing: an image that was not read, or a file of many images.
 
     `name` does not say where the source lies. `size` is in bytes, -1 where the file is missing. `label` is -1 where there is none.
+    `annotation_size` is the size in bytes of the file that holds the image's annotation, -1 where there is none.
     """
 
     name: str
     size: int
     label: int
+    annotation_size: int = -1
 
 
 class Fingerprint(NamedTuple):
@@ -47,11 +59,15 @@ class Source(Protocol):
     """Random access to encoded images. Picklable, because worker processes get a copy.
 
     `spec` is the text that the source was opened with. `classes[label]` is the name of a label in NFC; `classes` is empty
-    when the source has no labels. Sources inherit from this class; what it implements is the same for all of them.
+    when the source has no labels. `map_classes` names the values of label maps and `object_classes` the labels of instances: None where
+    the source has no such annotations, () where it does not know their names. Sources inherit from this class; what it implements is the
+    same for all of them.
     """
 
     spec: str
     classes: tuple[str, ...]
+    map_classes: tuple[str, ...] | None = None
+    object_classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int: ...
 
@@ -80,8 +96,8 @@ def fingerprint(count: int, entries: Iterable[Entry], classes: Iterable[str]) ->
     digest = hashlib.sha256()
     for name in classes:
         digest.update(f"{nfc(name)}\0".encode(errors="surrogateescape"))
-    for name, size, label in entries:
-        digest.update(f"\n{name}\0{size}\0{label}".encode(errors="surrogateescape"))
+    for name, *numbers in entries:
+        digest.update(f"\n{name}\0{numbers}".encode(errors="surrogateescape"))
     return Fingerprint(count, digest.hexdigest())
 
 

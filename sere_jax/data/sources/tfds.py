@@ -6,14 +6,15 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError
 from sere_jax.data.sources.folder import file_sizes
+from sere_jax.data.sources.tfds_features import annotation, read_features
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ class TfdsSource(Source):
             raise SourceError(f"{spec!r}: expected tfds:NAME[/CONFIG]:SPLIT, e.g. 'tfds:imagenet2012:train', or tfds:DIR:SPLIT")
         builder = _directory_builder(spec, self._set) if _is_directory(self._set) else _prepared_builder(spec, self._set)
         self._data_dir = str(builder.data_dir)  # workers open exactly these files, whatever their environment says
-        self._image = _image_feature(spec, builder.info.features)
-        self._label, self.classes = _label_feature(builder.info.features)
-        self._file_name = "file_name" if "file_name" in builder.info.features else None
+        self._features = read_features(spec, builder.info.features)
+        self.classes, self.map_classes = self._features.classes, self._features.map_classes
+        self.object_classes = self._features.object_classes
         self._data: Any = self._open(builder)
 
     def __len__(self) -> int:
@@ -53,20 +54,11 @@ class TfdsSource(Source):
             raise
         except Exception as error:  # the reader of ArrayRecord raises what its C++ happens to say
             raise OSError(f"{self.spec}[{index}] cannot be read: {error}") from error
-        if isinstance(record, bytes):
-            return self._parse(record, index)
-        label = int(record[self._label]) if self._label else -1
-        name = record[self._file_name].decode() if self._file_name else f"{self.spec}[{index}]"
-        return Example(name, record[self._image], label)
-
-    def _parse(self, record: bytes, index: int) -> Example:
-        """TFDS's own way from the record to these three takes longer than reading it."""
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        feature = tf_example_pb2.Example.FromString(record).features.feature
-        label = feature[self._label].int64_list.value[0] if self._label else -1
-        name = feature[self._file_name].bytes_list.value[0].decode() if self._file_name else f"{self.spec}[{index}]"
-        return Example(name, feature[self._image].bytes_list.value[0], label)
+        values = _Values(record) if isinstance(record, bytes) else _of_dict(record)
+        features = self._features
+        label = int(values[features.label][0]) if features.label else -1
+        name = values[features.file_name][0].decode() if features.file_name else f"{self.spec}[{index}]"
+        return Example(name, values[features.image][0], label, annotation(features, values) if features.annotated else None)
 
     def listing(self) -> Iterator[Entry]:
         """An entry a shard, with the records of it that the split takes."""
@@ -112,7 +104,8 @@ class TfdsSource(Source):
         try:
             if builder.info.file_format.value == "array_record":
                 return builder.as_data_source(self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-            return builder.as_data_source(self._split, decoders={self._image: tfds.decode.SkipDecoding()})
+            images = filter(None, (self._features.image, self._features.label_map))
+            return builder.as_data_source(self._split, decoders={name: tfds.decode.SkipDecoding() for name in images})
         except NotImplementedError as error:
             raise SourceError(
                 f"{self.spec!r}: {self._data_dir} is prepared in a format without random access "
@@ -123,6 +116,41 @@ class TfdsSource(Source):
             near = difflib.get_close_matches(self._split.partition("[")[0], splits, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise SourceError(f"{self.spec!r}: cannot read split {self._split!r}; expected one of {', '.join(splits)}{hint}") from error
+
+
+class _Values(Mapping[str, Sequence[Any]]):
+    """The features of a serialised record as flat lists. TFDS's own way to these takes longer than reading the record."""
+
+    def __init__(self, record: bytes) -> None:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        self._features = tf_example_pb2.Example.FromString(record).features.feature
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        feature = self._features[name]
+        kind = feature.WhichOneof("kind")
+        return getattr(feature, kind).value if kind else ()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._features)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+
+def _of_dict(record: Mapping[str, Any], prefix: str = "") -> dict[str, Sequence[Any]]:
+    """The features of a deserialised record as flat lists, `objects/label` for those of a part."""
+    values: dict[str, Sequence[Any]] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            values |= _of_dict(value, f"{prefix}{name}/")
+        elif isinstance(value, (bytes, str)):
+            values[prefix + name] = [value]
+        elif isinstance(value, list):
+            values[prefix + name] = value
+        else:
+            values[prefix + name] = np.ravel(value).tolist()
+    return values
 
 
 def _divide(rest: str) -> tuple[str, str, str]:
@@ -177,24 +205,3 @@ def _prepared_builder(spec: str, name: str) -> Any:
 
 def _command(name: str) -> str:
     return f"tfds build {name} --file_format=array_record"
-
-
-def _image_feature(spec: str, features: Any) -> str:
-    import tensorflow_datasets as tfds
-
-    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    if "image" in images:
-        return "image"
-    if len(images) != 1:
-        raise SourceError(
-            f"{spec!r}: expected a feature 'image' or exactly one image feature, found {images or 'none'} in {list(features)}"
-        )
-    return images[0]
-
-
-def _label_feature(features: Any) -> tuple[str | None, tuple[str, ...]]:
-    import tensorflow_datasets as tfds
-
-    if "label" in features and isinstance(features["label"], tfds.features.ClassLabel):
-        return "label", tuple(map(nfc, features["label"].names))
-    return None, ()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sere_jax.data.images.decode import decode
-from sere_jax.data.prepare.encode import Sizes, label_map, shrink, things
+from sere_jax.data.prepare.encode import Sizes, label_map, objects, shrink
 from sere_jax.data.prepare.layouts import LAYOUTS, open_layout
 from sere_jax.data.prepare.records import subset
 from sere_jax.data.sources.example import SourceError
@@ -48,7 +48,7 @@ def test_imagenet_in_tar_files_is_the_same(opened, tmp_path_factory):
 
 @pytest.mark.parametrize("opened", ["imagenet_s"], indirect=True)
 def test_imagenet_s(opened):
-    assert list(opened.splits) == ["train_semi", "validation"] and opened.has_masks
+    assert list(opened.splits) == ["train_semi", "validation"] and opened.map_classes == ("other", *opened.classes)
     record = opened.splits["train_semi"][2]
     assert record.name == "n01443537/n01443537_0.JPEG" and record.label == 1
     classes = decode_map(label_map(record, (24, 40), (24, 40)))
@@ -62,29 +62,29 @@ def test_voc(opened):
         "train_aug": ["2007_000001.jpg", "2008_000003.jpg"],
         "validation": ["2007_000002.jpg"],
     }
-    assert len(opened.thing_classes) == 20 and len(opened.mask_classes) == 21
+    assert len(opened.object_classes) == 20 and len(opened.map_classes) == 21
     record = opened.splits["validation"][0]
     np.testing.assert_array_equal(decode_map(label_map(record, (24, 40), (24, 40))), layouts.label_map())  # indices of a palette
-    cat, dog = record.things
-    assert (opened.thing_classes[cat.label], cat.box, cat.is_difficult) == ("cat", (0, 0, 20, 12), False)
-    assert (opened.thing_classes[dog.label], dog.box, dog.is_difficult) == ("dog", (10, 6, 40, 24), True)
-    assert not opened.splits["train_aug"][1].things
+    cat, dog = record.instances
+    assert (opened.object_classes[cat.label], cat.box, cat.is_difficult) == ("cat", (0, 0, 20, 12), False)
+    assert (opened.object_classes[dog.label], dog.box, dog.is_difficult) == ("dog", (10, 6, 40, 24), True)
+    assert not opened.splits["train_aug"][1].instances
 
 
 @pytest.mark.parametrize("opened", ["coco"], indirect=True)
 def test_coco(opened):
-    assert opened.thing_classes == ("person", "toothbrush") and list(opened.splits) == ["train"]
+    assert opened.object_classes == ("person", "toothbrush") and list(opened.splits) == ["train"]
     first, second, third = opened.splits["train"]
-    assert [r.id for r in (first, second, third)] == [3, 5, 7] and not second.things
-    person, crowd = first.things
+    assert [r.id for r in (first, second, third)] == [3, 5, 7] and not second.instances
+    person, crowd = first.instances
     assert (person.id, person.label, person.area, crowd.is_crowd) == (130, 0, 220.0, True)
     assert json.loads(crowd.segmentation) == {"counts": [1, 2], "size": [24, 40]}
-    assert third.things[0].box == (4, 6, 24, 18) and third.things[0].label == 1 and blue(third) == 0
+    assert third.instances[0].box == (4, 6, 24, 18) and third.instances[0].label == 1 and blue(third) == 0
 
 
 @pytest.mark.parametrize("opened", ["ade20k"], indirect=True)
 def test_ade20k(opened):
-    assert opened.mask_classes == ("other", "wall", "building, edifice") and not opened.classes
+    assert opened.map_classes == ("other", "wall", "building, edifice") and not opened.classes
     assert [len(records) for records in opened.splits.values()] == [2, 2]
     np.testing.assert_array_equal(decode_map(label_map(opened.splits["train"][1], (24, 40), (24, 40))), layouts.label_map())
 
@@ -135,7 +135,7 @@ def test_shrinking_an_image_its_map_and_its_boxes_together(tmp_path):
     assert (shown, original) == ((12, 20), (24, 40)) and decode(data).shape == (12, 20, 3)
     small = decode_map(label_map(record, original, shown))
     np.testing.assert_array_equal(small, layouts.label_map()[1::2, 1::2])  # the nearest to the middle of 2 x 2, rounded up
-    np.testing.assert_allclose(things(record.things, original)[1]["bbox"], (6 / 24, 10 / 40, 1, 1))
+    np.testing.assert_allclose(objects(record.instances, original)[1]["bbox"], (6 / 24, 10 / 40, 1, 1))
 
 
 def test_what_shrinking_keeps_and_changes():

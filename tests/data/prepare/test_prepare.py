@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sere_jax.commands import prepare as program
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.decode import decode
+from sere_jax.data.prepare.layouts import open_layout
 from sere_jax.data.prepare.shards import Output
 from sere_jax.data.sources.open import SourceError, open_source
 from tests.data.prepare import layouts
@@ -137,6 +140,53 @@ def test_every_layout_becomes_a_tfds_set(kind, tmp_path):
         things = builder.as_data_source("train")[0]["objects"]
         np.testing.assert_allclose(things["bbox"], [[0, 0, 10 / 24, 1], [5 / 24, 5 / 40, 10 / 24, 10 / 40]], atol=1e-6)
         assert things["id"] == [130, 131] and things["is_crowd"] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco", "ade20k", "imagenet_s"])
+@pytest.mark.parametrize("options", [(), ("--max_side=20",)])
+def test_annotations_are_read_back(kind, options, tmp_path):
+    (tmp_path / "in").mkdir()
+    getattr(layouts, kind)(tmp_path / "in")
+    assert run(f"{kind}:{tmp_path / 'in'}", tmp_path / "out", *options) == 0
+    split = "train_semi" if kind == "imagenet_s" else "train"
+    layout, source = open_layout(f"{kind}:{tmp_path / 'in'}"), open_source(f"tfds:{tmp_path / 'out'}:{split}")
+    assert (source.map_classes, source.object_classes) == (layout.map_classes, layout.object_classes)
+    for index, record in enumerate(layout.splits[split]):
+        check_annotation(source[index].annotation, record, layout, step=2 if options else 1)
+
+
+def check_annotation(annotation, record, layout, step):
+    """`step`: every which pixel of the label map was stored."""
+    assert annotation.image_id == record.id
+    if layout.map_classes is None:
+        assert annotation.label_map is None
+    else:
+        written = np.asarray(Image.open(io.BytesIO(annotation.label_map)))
+        factor = 100 if layout.name == "imagenet_s" else 1
+        np.testing.assert_array_equal(written, layouts.label_map()[step // 2 :: step, step // 2 :: step].astype(int) * factor)
+    if layout.object_classes is None:
+        assert annotation.instances is None and annotation.frame is None
+        return
+    assert annotation.frame == (24, 40)  # boxes stay in pixels of the original, as segmentations do
+    assert [i._replace(box=None, area=0) for i in annotation.instances] == [i._replace(box=None, area=0) for i in record.instances]
+    for read, made in zip(annotation.instances, record.instances, strict=True):
+        left, top, right, bottom = made.box
+        cut = (left, top, min(right, 40), min(bottom, 24))  # COCO's first box leaves the image
+        np.testing.assert_allclose(read.box, cut, atol=1e-5)  # float32 shares of at most 40 pixels
+        assert read.area == pytest.approx(made.area)
+
+
+def test_a_prepared_set_with_annotations_can_be_prepared_again(tmp_path):
+    (tmp_path / "in").mkdir()
+    layouts.voc(tmp_path / "in")
+    assert run(f"voc:{tmp_path / 'in'}", tmp_path / "a", "--max_side=20") == 0
+    assert run(f"tfds:{tmp_path / 'a'}:validation", tmp_path / "b", "--max_side=10") == 0
+    one, two = (open_source(f"tfds:{tmp_path / name}:validation") for name in ("a", "b"))
+    assert (two.map_classes, two.object_classes) == (one.map_classes, one.object_classes)
+    assert two[0].annotation.frame == (24, 40)
+    for a, b in zip(one[0].annotation.instances, two[0].annotation.instances, strict=True):
+        np.testing.assert_allclose(a.box, b.box, atol=1e-5)
+    assert decode(two[0].data).shape == (6, 10, 3) == (*Image.open(io.BytesIO(two[0].annotation.label_map)).size[::-1], 3)
 
 
 def test_each_record_holds_the_digest_of_its_image(photographs, tmp_path):

@@ -68,7 +68,7 @@ def test_names_tell_what_differs(tmp_path):
     (tmp_path / "ant" / "0.jpg").write_bytes(b"")
     after = list(open_source(f"folder:{tmp_path}").listing())
     assert [entry.name for entry in after if entry.name not in {e.name for e in before}] == ["ant/0.jpg"]
-    assert before[2] == ("bee/caf\u00e9.png", 12, 1)
+    assert before[2] == Entry("bee/caf\u00e9.png", 12, 1)
 
 
 def test_a_vanished_file_has_no_size(tmp_path):
