@@ -9,13 +9,10 @@ from configs.common import pretrain
 
 def views(config: ConfigDict, smallest: float) -> None:
     """Two crops. MoCo v3 mirrors them last, after the colours; colours and mirroring commute, so here the crop is mirrored."""
-    config.views.update({"global_scale": (smallest, 1.0), "local_count": 0, "flip_prob": 0.5})
-    config.photometry.update({"jitter_prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "gray_prob": 0.2})
-    config.photometry.update({"blur_prob": (1.0, 0.1, 0.0), "solarize_prob": (0.0, 0.2, 0.0)})
+    config.views.update({"global_scale": (smallest, 1.0), "local_count": 0})
     # Cosine over the run; the teacher moves before its keys are made.
-    config.teacher.update({"ema_momentum": 0.99, "ema_momentum_end": 1.0})
+    config.teacher.ema_momentum = 0.99
     config.model.drop_path = 0.0
-    config.optimizer.freeze_last_layer_epochs = 0  # there are no prototypes
 
 
 def vit(recipe: str) -> ConfigDict:
@@ -24,12 +21,9 @@ def vit(recipe: str) -> ConfigDict:
     config.recipe = recipe
     config.data.batch_size = 256
     views(config, smallest=0.08)
-    config.model.update({"variant": "vits", "heads": 12, "patch_size": 16})
-    config.model.update({"init": "mocov3", "positions": "sincos_rows", "freeze_patch_embed": True})
-    config.mocov3.update({"temperature": 0.2, "projector_layers": 3, "hidden": 4096, "width": 256, "predictor_last_norm": True})
+    config.model.update({"heads": 12, "init": "mocov3", "positions": "sincos_rows", "freeze_patch_embed": True})
     # Weight decay reaches every parameter, biases and scales too.
-    config.optimizer.update({"base_lr": 1.5e-4, "min_lr": 0.0, "warmup_epochs": 10, "warmup": "exclusive"})
+    config.optimizer.update({"base_lr": 1.5e-4, "min_lr": 0.0, "warmup": "exclusive"})
     config.optimizer.update({"weight_decay": 0.1, "weight_decay_end": 0.1, "decay_bias": True, "decay_scale": True, "clip_grad": 0.0})
-    config.schedule.epochs = 100
     config.run.checkpoint_every_steps = 1000
     return config

@@ -17,16 +17,8 @@ def s300(recipe: str) -> ConfigDict:
     config.recipe = recipe
     config.data.batch_size = 256
     config.views.update({"global_scale": (0.14, 1.0), "local_count": 0})
-    config.model.update({"variant": "vits", "patch_size": 16, "drop_path": 0.1})
-    config.head.update({"prototypes": 65536, "norm_last_layer": True})
-    config.dino.update({"teacher_temp": 0.04, "warmup_teacher_temp": 0.04, "warmup_teacher_temp_epochs": 0})
-    config.patch.update({"patch_weight": 1.0, "teacher_patch_temp": 0.04, "warmup_teacher_patch_temp": 0.04})
-    # Six heads are the ViT-S's; said here so that they stay six when the model is made smaller.
-    config.relation.update({"alpha": 1.0, "beta": 1.0, "heads": 6})
-    config.optimizer.update({"base_lr": 5e-4, "min_lr": 1e-6, "warmup_epochs": 10, "weight_decay": 0.04, "weight_decay_end": 0.4})
-    config.optimizer.update({"clip_grad": 3.0, "freeze_last_layer_epochs": 1, "decay_bias": False})
-    config.teacher.update({"ema_momentum": 0.996, "ema_momentum_end": 1.0})
-    config.schedule.epochs = 100
+    # The six heads of the ViT-S, which stay six when the model is made smaller.
+    config.relation.heads = 6
     config.run.checkpoint_every_steps = 1000
     if recipe.startswith("ibot"):
         _ibot(config)
@@ -34,9 +26,9 @@ def s300(recipe: str) -> ConfigDict:
 
 
 def _ibot(config: ConfigDict) -> None:
-    config.masking.update({"kind": "block", "ratio": (0.0, 0.3), "ratio_var": (0.0, 0.2), "prob": 0.5})
+    config.masking.kind = "block"
     config.head.update({"prototypes": 8192, "norm_last_layer": False})
-    config.dino.update({"teacher_temp": 0.07, "warmup_teacher_temp": 0.04, "warmup_teacher_temp_epochs": 30})
-    config.patch.update({"teacher_patch_temp": 0.07, "warmup_teacher_patch_temp": 0.04})
+    config.dino.update({"teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30})
+    config.patch.teacher_patch_temp = 0.07
     config.relation.update({"alpha": 0.2, "beta": 0.5})
     config.optimizer.clip_grad = 0.3

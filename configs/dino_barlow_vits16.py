@@ -21,6 +21,4 @@ from configs.common_s300 import s300
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = s300("dino_barlow")
-    config.barlow.update({"barlow_weight": 0.024, "off_diagonal": 0.0051, "embedding": "patches", "projector": "relation"})
-    return arguments(config, arg)
+    return arguments(s300("dino_barlow"), arg)

@@ -22,5 +22,5 @@ from configs.common_resnet import dino
 
 def get_config(arg: str = "") -> ConfigDict:
     config = dino("dino_sere")
-    config.relation.update({"alpha": 1.0, "beta": 1.0, "heads": 8})
+    config.relation.heads = 8
     return arguments(config, arg)

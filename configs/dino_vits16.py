@@ -21,15 +21,5 @@ from configs.common import arguments, pretrain
 def get_config(arg: str = "") -> ConfigDict:
     config = pretrain()
     config.recipe = "dino"
-    config.data.batch_size = 512
-    config.views.update({"global_scale": (0.35, 1.0), "local_scale": (0.05, 0.35), "local_count": 4})
-    config.model.update({"variant": "vits", "patch_size": 16, "drop_path": 0.1})
-    config.head.update({"prototypes": 65536, "norm_last_layer": True})
-    config.dino.update({"teacher_temp": 0.04, "warmup_teacher_temp": 0.04, "warmup_teacher_temp_epochs": 0})
-    # The peak, 1e-3 at 512 images, is the paper's.
-    config.optimizer.update({"base_lr": 5e-4, "min_lr": 1e-6, "warmup_epochs": 10, "weight_decay": 0.04, "weight_decay_end": 0.4})
-    config.optimizer.update({"clip_grad": 3.0, "freeze_last_layer_epochs": 1, "decay_bias": False})
-    config.teacher.update({"ema_momentum": 0.996, "ema_momentum_end": 1.0})
-    config.schedule.epochs = 100
     config.run.checkpoint_every_steps = 1000
     return arguments(config, arg)

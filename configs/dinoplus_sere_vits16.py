@@ -20,7 +20,4 @@ from configs.common_s300 import s300
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = s300("dinoplus_sere")
-    config.patch.update({"patch_weight": 1.0, "teacher_patch_temp": 0.04, "warmup_teacher_patch_temp": 0.04})
-    config.relation.update({"alpha": 1.0, "beta": 1.0})
-    return arguments(config, arg)
+    return arguments(s300("dinoplus_sere"), arg)

@@ -21,6 +21,4 @@ from configs.common_s300 import s300
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = s300("dinoplus")
-    config.patch.update({"patch_weight": 1.0, "teacher_patch_temp": 0.04, "warmup_teacher_patch_temp": 0.04})
-    return arguments(config, arg)
+    return arguments(s300("dinoplus"), arg)

@@ -24,15 +24,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.recipe = "ibot_sere"
     config.data.batch_size = 1024
     config.views.update({"global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4), "local_count": 10})
-    config.masking.update({"kind": "block", "ratio": (0.0, 0.3), "ratio_var": (0.0, 0.2), "prob": 0.5})
-    config.model.update({"variant": "vits", "patch_size": 16, "drop_path": 0.1})
+    config.masking.kind = "block"
     config.head.update({"prototypes": 8192, "norm_last_layer": False})
-    config.dino.update({"teacher_temp": 0.07, "warmup_teacher_temp": 0.04, "warmup_teacher_temp_epochs": 30})
-    config.patch.update({"patch_weight": 1.0, "teacher_patch_temp": 0.07, "warmup_teacher_patch_temp": 0.04})
-    config.relation.update({"alpha": 0.2, "beta": 0.5, "student_tokens": "masked"})
-    config.optimizer.update({"base_lr": 5e-4, "min_lr": 1e-6, "warmup_epochs": 10, "weight_decay": 0.04, "weight_decay_end": 0.4})
-    config.optimizer.update({"clip_grad": 0.3, "freeze_last_layer_epochs": 1, "decay_bias": True})
-    config.teacher.update({"ema_momentum": 0.996, "ema_momentum_end": 1.0})
-    config.schedule.epochs = 100
+    config.dino.update({"teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30})
+    config.patch.teacher_patch_temp = 0.07
+    config.relation.update({"alpha": 0.2, "beta": 0.5})
+    config.optimizer.update({"clip_grad": 0.3, "decay_bias": True})
     config.run.checkpoint_every_steps = 1000
     return arguments(config, arg)

@@ -23,10 +23,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.batch_size = 4096
     views(config, smallest=0.2)
     config.model.update({"name": "resnet", "variant": "resnet50", "zero_init_residual": True})
-    config.mocov3.update({"temperature": 1.0, "projector_layers": 2, "hidden": 4096, "width": 256, "predictor_last_norm": False})
+    config.mocov3.update({"temperature": 1.0, "projector_layers": 2, "predictor_last_norm": False})
     # Peak 9.6 at 4,096 images. Biases and scales are neither decayed nor rescaled by LARS.
-    config.optimizer.update({"name": "lars", "momentum": 0.9, "trust_coefficient": 1e-3})
-    config.optimizer.update({"base_lr": 0.6, "min_lr": 0.0, "warmup_epochs": 10, "warmup": "exclusive"})
+    config.optimizer.update({"name": "lars", "base_lr": 0.6, "min_lr": 0.0, "warmup": "exclusive"})
     config.optimizer.update({"weight_decay": 1e-6, "weight_decay_end": 1e-6, "clip_grad": 0.0})
-    config.schedule.epochs = 100
     return arguments(config, arg)

@@ -21,6 +21,4 @@ from configs.common_mocov3 import vit
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = vit("mocov3_sere")
-    config.relation.update({"alpha": 1.0, "beta": 1.0, "heads": 0})
-    return arguments(config, arg)
+    return arguments(vit("mocov3_sere"), arg)

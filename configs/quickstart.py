@@ -19,7 +19,6 @@ from configs.common import arguments, pretrain
 
 def get_config(arg: str = "") -> ConfigDict:
     config = pretrain()
-    config.recipe = "dino_sere"
     config.data.update({"source": "bundled", "batch_size": 32, "workers": 0})
     # Regions of a photograph are small already: local crops smaller than a sixth of one show nothing that can be told apart.
     config.views.update({"global_size": 40, "local_size": 24, "local_count": 2})
@@ -34,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.relation.update({"global_points": 5, "local_points": 3, "sampling_impl": "separable"})
     # A short run: the teacher must follow faster than over 250,000 steps.
     config.teacher.update({"ema_momentum": 0.96, "ema_momentum_end": 0.99})
-    config.optimizer.update({"base_lr": 16e-3, "warmup_epochs": 1, "freeze_last_layer_epochs": 1})
+    config.optimizer.update({"base_lr": 16e-3, "warmup_epochs": 1})
     config.schedule.total_steps = 1400
     config.run.update({"log_every_steps": 20, "checkpoint_every_steps": 200, "eval_every_steps": 200})
     config.eval.update({"gallery": "bundled:gallery", "query": "bundled:query", "neighbours": (10, 20), "resize": 40})

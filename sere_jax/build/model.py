@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.models.decoder import PixelDecoder
 from sere_jax.models.heads import BarlowProjector, ContrastiveHead, PrototypeHead, RelationHead
-from sere_jax.models.resnet import RESNETS, WIDTH_OF_STEM, ResNet
-from sere_jax.models.vit import VARIANTS, ViT
+from sere_jax.models.resnet import ResNet
+from sere_jax.models.variants import RESNETS, VARIANTS, WIDTH_OF_STEM
+from sere_jax.models.vit import ViT
 from sere_jax.objectives.recipes import RECIPES
 
 

@@ -14,7 +14,8 @@ from sere_jax.objectives.dino import dino
 from sere_jax.objectives.mae import mae
 from sere_jax.objectives.mocov3 import mocov3
 from sere_jax.objectives.patch import aligned, patch
-from sere_jax.objectives.recipes import RECIPES, Recipe, combine
+from sere_jax.objectives.base import combine
+from sere_jax.objectives.recipes import RECIPES, Recipe
 from sere_jax.objectives.relation import Temperatures, channel, spatial
 from sere_jax.types import Objective, Schedule
 

@@ -16,8 +16,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sere_jax.config.cross import CROSS_RULES, EPOCH_KEYS
-from sere_jax.config.keys import RULES, Rule
+from sere_jax.config.keys import RULES
 from sere_jax.config.names import flatten, nearest, unknown_key
+from sere_jax.config.rule import Rule
 
 # Keys that only concern the running; every other key of a checkpoint's config must be the same on resume.
 RUN_ONLY_KEYS = ("data.workers", "data.prefetch", "data.max_bad_fraction", "run.*", "eval.*")

@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from sere_jax.config.check import check
 from sere_jax.config.cross import batch_of_processes, resize_before_crop
-from sere_jax.config.keys import RULES, Rule
+from sere_jax.config.keys import RULES
 from sere_jax.config.names import flatten, nearest
+from sere_jax.config.rule import Rule
 
 _TOKENS = Rule(str, choices=("cls", "patches", "cls+patches"), length=0)
 _SIDE = Rule(int, low=0)

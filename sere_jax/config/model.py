@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from sere_jax.config.names import divisors, multiples
-from sere_jax.models.resnet import RESNETS, WIDTH_OF_STEM
-from sere_jax.models.vit import VARIANTS
+from sere_jax.models.variants import RESNETS, VARIANTS, WIDTH_OF_STEM
 from sere_jax.objectives.recipes import RECIPES
 
 Values = Mapping[str, Any]

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sere_jax.models.variants import INITS
+
 
 def uniform(bound: float) -> Any:
     """U(-bound, bound)."""
@@ -23,7 +25,6 @@ def uniform_fan_in(fan_in: int) -> Any:
     return uniform(fan_in**-0.5)
 
 
-INITS = ("normal", "mocov3", "mae")
 _SMALL, _XAVIER = nn.initializers.normal(0.02), nn.initializers.xavier_uniform()
 
 

@@ -14,12 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from sere_jax.models.norm import BatchNorm
+from sere_jax.models.variants import EXPANSION
 from sere_jax.types import Features
-
-# Blocks of each stage, channels of the stem.
-RESNETS: dict[str, tuple[tuple[int, ...], int]] = {"resnet50": ((3, 4, 6, 3), 64)}
-EXPANSION = 4  # a block's output channels to its inner ones
-WIDTH_OF_STEM = 8 * EXPANSION  # channels of the last of four maps to those of the stem
 
 
 def _convolution(channels: int, side: int, stride: int, dtype: Any, name: str) -> nn.Conv:

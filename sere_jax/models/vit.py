@@ -21,14 +21,6 @@ from sere_jax.types import Features
 Remat = Literal["none", "dots", "full"]
 Positions = Literal["learned", "sincos_rows", "sincos_columns"]
 
-# (width, depth, heads)
-VARIANTS: dict[str, tuple[int, int, int]] = {
-    "vitti": (192, 12, 3),
-    "vits": (384, 12, 6),
-    "vitb": (768, 12, 12),
-    "vitl": (1024, 24, 16),
-}
-
 
 def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)

@@ -6,10 +6,13 @@ Every combination in the papers' tables is such a sum. The contract itself is `s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from sere_jax.objectives.recipes import Recipe
 from sere_jax.types import Metrics, Objective, Outputs, PyTree, Views
 
 Applied = tuple[jax.Array, PyTree, Metrics]  # loss, the objective's next state, metrics
@@ -39,3 +42,22 @@ def weighted_sum(terms: Mapping[str, tuple[float, Objective]]) -> Objective:
 
     references = {key: value for _, objective in terms.values() for key, value in objective.references.items()}
     return Objective(requests, init, apply, references)
+
+
+def combine(
+    recipe: Recipe,
+    parts: Mapping[str, Objective],
+    *,
+    alpha: float,
+    beta: float,
+    image_weight: Literal["code", "paper"],
+    weights: Mapping[str, float] = MappingProxyType({}),
+) -> Objective:
+    """The recipe's weighted sum: w * (image losses) + alpha * spatial + beta * channel; `weights` are factors of single losses.
+
+    w = (4 - alpha - beta) / 2 in a recipe with self-relations under `image_weight="code"` (the authors' released training),
+    else 1 (the paper's equation 6). Note that alpha = beta = 0 doubles the image loss under `code`.
+    """
+    image = (4.0 - alpha - beta) / 2.0 if image_weight == "code" and recipe.self_relation else 1.0
+    own = {"spatial": alpha, "channel": beta, **dict.fromkeys(recipe.image, image)}
+    return weighted_sum({name: (own.get(name, 1.0) * weights.get(name, 1.0), parts[name]) for name in recipe.losses})

@@ -6,12 +6,7 @@ SERE's, `batch` is Barlow's. A recipe without an image loss is a row of the pape
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal, NamedTuple
-
-from sere_jax.objectives.base import weighted_sum
-from sere_jax.types import Objective
 
 
 class Recipe(NamedTuple):
@@ -57,22 +52,3 @@ RECIPES: dict[str, Recipe] = {
     "channel": Recipe((), ("channel",)),
     "spatial_channel": Recipe((), ("spatial", "channel")),
 }
-
-
-def combine(
-    recipe: Recipe,
-    parts: Mapping[str, Objective],
-    *,
-    alpha: float,
-    beta: float,
-    image_weight: Literal["code", "paper"],
-    weights: Mapping[str, float] = MappingProxyType({}),
-) -> Objective:
-    """The recipe's weighted sum: w * (image losses) + alpha * spatial + beta * channel; `weights` are factors of single losses.
-
-    w = (4 - alpha - beta) / 2 in a recipe with self-relations under `image_weight="code"` (the authors' released training),
-    else 1 (the paper's equation 6). Note that alpha = beta = 0 doubles the image loss under `code`.
-    """
-    image = (4.0 - alpha - beta) / 2.0 if image_weight == "code" and recipe.self_relation else 1.0
-    own = {"spatial": alpha, "channel": beta, **dict.fromkeys(recipe.image, image)}
-    return weighted_sum({name: (own.get(name, 1.0) * weights.get(name, 1.0), parts[name]) for name in recipe.losses})

@@ -33,10 +33,6 @@ def _mistakes(devices: int = 1, processes: int = 1, **changes: object) -> list[s
     return rules.mistakes(_config(**changes), devices=devices, processes=processes)
 
 
-def test_every_default_has_a_rule_and_every_rule_a_default():
-    assert flatten(common.pretrain()).keys() == rules.RULES.keys()
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_are_valid_once_they_have_a_source(name):
     config = importlib.import_module(f"configs.{name}").get_config("source=bundled")

@@ -12,8 +12,9 @@ import pytest
 from sere_jax.commands.export import export
 from sere_jax.interop.files import write_tensors
 from sere_jax.interop.tables import flatten
-from sere_jax.models.resnet import RESNETS, ResNet
-from sere_jax.models.vit import VARIANTS, ViT
+from sere_jax.models.resnet import ResNet
+from sere_jax.models.variants import RESNETS, VARIANTS
+from sere_jax.models.vit import ViT
 from sere_jax.weights.read import read_weights
 from tests.interop.test_timm import _equal
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.models.init import INITS, block_init
+from sere_jax.models.init import block_init
+from sere_jax.models.variants import INITS
 from sere_jax.models.vit import ViT
 from sere_jax.ops.positions import sincos_positions
 

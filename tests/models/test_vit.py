@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sere_jax.build import pretraining
-from sere_jax.models.vit import VARIANTS, ViT
+from sere_jax.models.variants import VARIANTS
+from sere_jax.models.vit import ViT
 from tests import micro
 from tests.oracles import bicubic
 from tests.oracles import vit as oracle

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sere_jax.objectives.base import weighted_sum
-from sere_jax.objectives.recipes import RECIPES, combine
+from sere_jax.objectives.base import combine, weighted_sum
+from sere_jax.objectives.recipes import RECIPES
 from sere_jax.types import Objective, Request
 from tests import micro
 

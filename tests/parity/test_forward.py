@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sere_jax.models.vit import VARIANTS, PatchEmbed, ViT
+from sere_jax.models.variants import VARIANTS
+from sere_jax.models.vit import PatchEmbed, ViT
 from tests import micro
 from tests.deviations import Deviation
 from tests.oracles import torch_vit

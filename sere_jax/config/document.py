@@ -1,0 +1,59 @@
+"""docs/config.md, made from the table of keys: python -m sere_jax.config.document [FILE]
+
+It writes FILE, by default docs/config.md below the current directory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sere_jax.config.keys import GROUPS, Group
+
+_OPENING = """# Config keys
+
+Every key of a pre-training config. `configs/common.py` has the defaults, and each file of `configs/` changes those that make it
+its experiment. A launch changes any of them, as an argument of the config file or as an override:
+
+    python train.py --config=configs/dino_vits16.py:source=folder:PHOTOS,epochs=300 --workdir=RUN --config.optimizer.base_lr=1e-3
+
+- An argument takes the last part of a key where one key ends with it; an override takes the full path.
+- Tuples are written as `(0.2,1.0)`, truth values as `true` and `false`.
+- All mistakes are listed at once, before anything is read or compiled.
+
+This page is generated: `python -m sere_jax.config.document` writes it from `sere_jax/config/keys`, and a test checks that it is current."""
+
+
+def text() -> str:
+    """The page: a table for each group of keys."""
+    return "\n".join([_OPENING, *map(_section, GROUPS)])
+
+
+def _section(group: Group) -> str:
+    lines = ["", f"## {group.name or 'At the top'}", "", *([group.about, ""] if group.about else [])]
+    lines += ["| Key | Default | Allowed | Meaning | Since |", "|---|---|---|---|---|"]
+    for name, key in group.keys.items():
+        path = f"{group.name}.{name}" if group.name else name
+        lines.append(f"| `{path}` | `{_value(key.default)}` | {key.rule.expected()} | {key.meaning} | {key.since} |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_value, value))})"
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page to the file that the arguments name."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    place = Path(arguments[0] if arguments else "docs/config.md")
+    place.write_text(text(), encoding="utf-8")
+    print(f"wrote {place}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Keys of the run: what is trained, how long, with which optimizer, and what is logged, saved and evaluated on the way."""
+
+from __future__ import annotations
+
+from sere_jax.config.keys.key import Group, Key
+from sere_jax.config.rule import BOOL, POSITIVE, SHARE, TEXT, Rule, choice, count, number
+from sere_jax.objectives.recipes import RECIPES
+
+TOP = Group(
+    "",
+    "",
+    {
+        "seed": Key(0, Rule(int, low=0, high=2**32 - 1), "Seed of the initialisation, the order of the data and the augmentation."),
+        "recipe": Key("dino_sere", choice(*RECIPES), "The method: which losses are added up (docs/recipes.md)."),
+        "init_from": Key("", TEXT, "Weights to start from: a workdir or a file of docs/weights.md; empty = random."),
+        "init_heads": Key(True, BOOL, "The heads too start from init_from, as far as it holds them; false = the backbone alone."),
+        "init_resize": Key(False, BOOL, "Position embeddings of another size are resized; false = they are an error."),
+    },
+)
+
+_OPTIMIZER = {
+    "name": Key("adamw", choice("adamw", "sgd", "lars"), "Optimizer; AdamW has beta1 0.9 and epsilon 1e-8."),
+    "beta2": Key(0.999, number(0.0, 0.9999), "Second beta of AdamW."),
+    "momentum": Key(0.9, number(0.0, 0.9999), "Momentum of SGD and LARS."),
+    "trust_coefficient": Key(0.001, POSITIVE, "Trust coefficient of LARS."),
+    "base_lr": Key(5e-4, POSITIVE, "Learning rate for 256 images; the peak is base_lr x data.batch_size / 256."),
+    "min_lr": Key(1e-6, number(), "Learning rate at the end of the cosine; it does not scale with the batch."),
+    "warmup_epochs": Key(10, count(), "Linear warm-up of the learning rate from 0, epochs."),
+    "warmup": Key(
+        "inclusive",
+        choice("inclusive", "exclusive"),
+        "The peak is at the warm-up's last step (DINO), or at the step after it (MoCo v3, MAE).",
+    ),
+    "weight_decay": Key(0.04, number(), "Weight decay at the start."),
+    "weight_decay_end": Key(0.4, number(), "Weight decay at the end, reached by a cosine."),
+    "clip_grad": Key(3.0, number(), "Largest norm of one tensor's gradient; 0 = no clipping."),
+    "freeze_last_layer_epochs": Key(1, count(), "Epochs in which the prototypes do not move."),
+    "freeze_backbone_epochs": Key(0, count(), "Epochs in which the backbone does not move: new heads warm up on weights of init_from."),
+    "decay_bias": Key(False, BOOL, "Biases are decayed, as in the authors' iBOT + SERE code."),
+    "decay_scale": Key(False, BOOL, "Scales of normalisation layers are decayed; with decay_bias, everything is (MoCo v3)."),
+    "accumulate_steps": Key(1, count(1), "Micro-batches of a batch, which are run one after the other for one update."),
+}
+
+_TEACHER = {
+    "ema_momentum": Key(0.996, SHARE, "Momentum of the teacher at the start."),
+    "ema_momentum_end": Key(1.0, SHARE, "Momentum of the teacher at the end, reached by a cosine."),
+}
+
+_SCHEDULE = {
+    "epochs": Key(
+        100, count(), "Length of the run in epochs of floor(images / batch_size) steps; 0 = the initialisation is saved untrained."
+    ),
+    "total_steps": Key(0, count(), "Length of the run in steps; 0 = schedule.epochs counts."),
+}
+
+_RUN = {
+    "log_every_steps": Key(10, count(1), "Steps between two lines of the log."),
+    "eval_every_steps": Key(0, count(), "Steps between two k-NN evaluations of the run; 0 = none."),
+    "checkpoint_every_steps": Key(500, count(1), "Steps between two checkpoints."),
+    "keep_checkpoints": Key(2, count(1), "Newest checkpoints that are kept."),
+    "keep_every_steps": Key(0, count(), "Checkpoints of every so many steps are kept for good; 0 = none."),
+    "max_bad_steps": Key(10, count(), "Steps with a non-finite loss or gradient that are skipped before the run ends."),
+    "fsdp": Key(1, count(1), "Devices over which one copy of the state is split; 1 = each device holds a copy."),
+}
+
+_EVAL = {
+    "gallery": Key("", TEXT, "Labelled images that vote, written as data.source; empty = no evaluation."),
+    "query": Key("", TEXT, "Labelled images that are classified, written as data.source; empty = no evaluation."),
+    "neighbours": Key((10, 20, 100, 200), Rule(int, low=1, length=0), "Neighbours k; a k above the gallery's size is reduced to it."),
+    "temperature": Key(0.07, POSITIVE, "A neighbour's weight is exp(cosine / temperature)."),
+    "tokens": Key("cls", choice("cls", "patches"), "Features: the cls token, or the mean patch token."),
+    "size": Key(0, count(), "Side of the center crop, pixels; 0 = views.global_size. Later evaluations of the checkpoint take it too."),
+    "resize": Key(0, count(), "Shorter side before the crop, pixels; 0 = size x 256 / 224. Later evaluations take it too."),
+    "batch_size": Key(64, count(1), "Images in a batch of the evaluation."),
+}
+
+GROUPS = (
+    Group("optimizer", "The optimizer and its schedules.", _OPTIMIZER),
+    Group("teacher", "The teacher is an exponential moving average of the student.", _TEACHER),
+    Group("schedule", "How long is trained. A launch that gives one of the two overrides the other.", _SCHEDULE),
+    Group("run", "How it runs. Nothing here changes what is learned.", _RUN),
+    Group("eval", "The k-NN evaluation of run.eval_every_steps.", _EVAL),
+)
