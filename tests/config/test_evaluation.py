@@ -23,7 +23,7 @@ def test_shipped_configs_keep_the_rules_and_are_what_the_protocol_takes(name):
     assert isinstance(settings, evaluate.PROTOCOLS[name].settings)
     kept = set(config.keys()) & set(settings._fields) - {"views", "photometry"}
     assert {key: config[key] for key in kept} == {key: getattr(settings, key) for key in kept}
-    assert set(settings._fields) - kept <= {"views", "photometry", "feed"}
+    assert set(settings._fields) - kept <= {"views", "photometry", "feed", "reading"}
 
 
 def test_arguments_of_the_knn_config():
