@@ -29,7 +29,7 @@ def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
     import jax
 
-    from sere_jax import sharding
+    from sere_jax import distributed
     from sere_jax.commands import evaluate
     from sere_jax.config import check as rules
     from sere_jax.config import evaluation
@@ -43,16 +43,18 @@ def main(mistakes: list[str]) -> int:
     command_line.quiet()
     config = _CONFIG.value
     try:
-        sharding.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
-    except sharding.DistributedError as error:
-        mistakes.append(str(error))
+        distributed.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
+    except distributed.DistributedError as error:
+        print(rules.refusal([*mistakes, str(error)]), file=sys.stderr)
+        return 2
     mistakes += rules.workdir_mistakes(_WORKDIR.value)
     if config is not None:
         mistakes += evaluation.mistakes(config, processes=jax.process_count())
         if not _CHECKPOINT.value and config.get("protocol") not in _NEED_NO_CHECKPOINT:
             mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
-    if mistakes:
-        print(rules.refusal(mistakes), file=sys.stderr)
+    if mistakes := distributed.gather_lines(mistakes):
+        if jax.process_index() == 0:
+            print(rules.refusal(mistakes), file=sys.stderr)
         return 2
     assert config is not None and _WORKDIR.value is not None  # both are required flags
     try:

@@ -1,10 +1,17 @@
 """Pre-train a vision transformer: python train.py --config=configs/NAME.py[:key=value,...] --workdir=DIR [--config.key=value ...]
 
-The same command resumes: the newest checkpoint of the workdir is picked up. Exit code 2: the configuration has mistakes,
-all of which are listed and nothing was started. 1: the run ended because steps or images were bad.
+The same command resumes: the newest checkpoint of the workdir is picked up. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop the run
+after a step and save it (exit code 0). Exit code 2: the command line, the config, the data or the workdir cannot be used; all mistakes
+are listed and nothing was started. 1: the run ended because steps, images or the disk were bad.
 """
 
 from __future__ import annotations
+
+from sere_jax.train.signals import Interrupted, Signals
+
+_SIGNALS = Signals(ends_process=True)
+if __name__ == "__main__":
+    _SIGNALS.__enter__()  # before the other imports, which take seconds: a signal that comes meanwhile counts
 
 import sys
 from collections.abc import Callable
@@ -32,7 +39,7 @@ def main(mistakes: list[str]) -> int:
     # Imported here: the data workers import this file too, and need none of it.
     import jax
 
-    from sere_jax import sharding
+    from sere_jax import distributed
     from sere_jax.commands import pretrain
     from sere_jax.config import check as rules
     from sere_jax.data.batches.pipeline import UnreadableData
@@ -40,29 +47,48 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.evals.network import EvalError
     from sere_jax.train import fit, meter
     from sere_jax.train.checkpoint import CheckpointError
+    from sere_jax.train.lock import WorkdirError
 
     command_line.quiet()
     try:
-        sharding.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
-    except sharding.DistributedError as error:
-        mistakes.append(str(error))
-    mistakes += rules.workdir_mistakes(_WORKDIR.value)
-    if _CONFIG.value is not None:
-        mistakes += rules.mistakes(_CONFIG.value, devices=jax.device_count(), processes=jax.process_count())
+        distributed.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
+    except distributed.DistributedError as error:
+        print(rules.refusal([*mistakes, str(error)]), file=sys.stderr)
+        return 2
     try:
-        if mistakes:
-            raise rules.refusal(mistakes)
+        _SIGNALS.join(jax.process_count(), interruptible=True)
+        _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
         assert _WORKDIR.value is not None  # a required flag
-        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value))
+        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value), signals=_SIGNALS)
+    except Interrupted:
+        print(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:
-        print(stopped)
-    except (rules.ConfigError, SourceError, EvalError, CheckpointError) as error:
+        if jax.process_index() == 0:
+            print(stopped)
+    except distributed.OtherProcessError as error:
+        if jax.process_index() == 0:
+            print(error, file=sys.stderr)
+        return 2
+    except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError) as error:
         print(error, file=sys.stderr)
         return 2
     except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
+    """Raise the mistakes of the command line and the config, those of all processes, on process 0 alone."""
+    from sere_jax import distributed
+    from sere_jax.config import check as rules
+
+    mistakes = [*mistakes, *rules.workdir_mistakes(_WORKDIR.value)]
+    if _CONFIG.value is not None:
+        mistakes += rules.mistakes(_CONFIG.value, devices=devices, processes=processes)
+    with distributed.together():
+        if mistakes:
+            raise rules.refusal(mistakes)
 
 
 def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:

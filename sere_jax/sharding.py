@@ -1,4 +1,4 @@
-"""Where arrays live: distributed start, the mesh, which leaf is cut along which axis, host batches -> global arrays.
+"""Where arrays live: the mesh, which leaf is cut along which axis, host batches -> global arrays.
 
 There is one mesh with two axes, `data` and `fsdp`. A batch is cut along both; parameters, teacher and optimizer moments
 are cut along `fsdp` only. Everything is `jax.jit` with `NamedSharding`: the compiler puts in the collectives.
@@ -6,10 +6,6 @@ are cut along `fsdp` only. Everything is `jax.jit` with `NamedSharding`: the com
 
 from __future__ import annotations
 
-import glob
-import importlib.util
-import os
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,98 +16,6 @@ PyTree = Any
 
 # Smaller leaves are replicated: gathering a bias costs more time than keeping it everywhere costs memory.
 MIN_SHARDED_SIZE = 2**14
-
-_SLURM_NEEDED = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-
-
-class DistributedError(ValueError):
-    """The processes of this run cannot be told from the flags and the environment."""
-
-
-def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> bool:
-    """Join the processes of one run, before JAX touches a device; says whether there is more than one process to join.
-
-    Given explicitly (`coordinator` is HOST:PORT of process 0), these are used. Otherwise a Slurm step of several tasks
-    and a TPU slice of several hosts are recognised by themselves; anything else is a single process and nothing is
-    started. (A TPU VM whose environment does not list its hosts is asked by JAX, through the VM's metadata server.)
-
-    Raises:
-      DistributedError: only some of the three are given, or they contradict one another.
-    """
-    if jax.distributed.is_initialized():
-        return True
-    if coordinator or num_processes or process_id >= 0:
-        _check_explicit(coordinator, num_processes, process_id)
-        _order_collectives()
-        jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
-        return True
-    if _slurm_tasks(os.environ) > 1:
-        _order_collectives()
-        jax.distributed.initialize(cluster_detection_method="slurm", local_device_ids=_slurm_devices(os.environ))
-        return True
-    hosts = _tpu_hosts(os.environ)
-    if hosts > 1:
-        jax.distributed.initialize()
-        return True
-    return hosts == 0 and _has_tpu() and _start_on_tpu_vm()
-
-
-def _order_collectives() -> None:
-    """On CPUs, one collective after the other. XLA's scheduler otherwise starts several at once, in an order of each process's own;
-    between processes their data are then mixed, and losses are NaN at random. Accelerators have queues and need no such thing."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
-
-
-def _start_on_tpu_vm() -> bool:
-    try:
-        jax.distributed.initialize()
-    except ValueError:  # no cluster was recognised: one machine by itself
-        return False
-    return jax.process_count() > 1
-
-
-def _has_tpu() -> bool:
-    """TPU chips and their library are here, and JAX may use them. The library alone (to compile ahead of time) is not enough."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    allowed = not platforms or "tpu" in platforms.split(",")
-    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    return allowed and bool(chips) and importlib.util.find_spec("libtpu") is not None
-
-
-def _check_explicit(coordinator: str, num_processes: int, process_id: int) -> None:
-    given = f"coordinator={coordinator!r}, num_processes={num_processes}, process_id={process_id}"
-    host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdigit()):
-        raise DistributedError(f"found {given}; expected coordinator as HOST:PORT of process 0 whenever one of the three is given")
-    if num_processes < 1:
-        raise DistributedError(f"found {given}; expected num_processes of at least 1")
-    if not 0 <= process_id < num_processes:
-        raise DistributedError(f"found {given}; expected process_id from 0 to {num_processes - 1}")
-
-
-def _slurm_tasks(environ: Mapping[str, str]) -> int:
-    """Tasks of this Slurm step, 1 outside one. In a batch script without srun the job's variables exist, the step's do not."""
-    if not all(name in environ for name in _SLURM_NEEDED):
-        return 1
-    tasks = environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"])
-    return int(tasks) if tasks.isdigit() else 1
-
-
-def _slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
-    """All of a node's GPUs where Slurm runs one task a node. JAX alone would take one GPU a task and leave the rest idle."""
-    nodes = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or ""
-    gpus = environ.get("SLURM_GPUS_ON_NODE", "")
-    if nodes.isdigit() and gpus.isdigit() and int(nodes) == _slurm_tasks(environ) and int(gpus) > 1:
-        return list(range(int(gpus)))
-    return None
-
-
-def _tpu_hosts(environ: Mapping[str, str]) -> int:
-    """Hosts of this TPU slice times slices, as the TPU runtime's own variables list them; 0 where they say nothing."""
-    listed = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
-    slices = environ.get("MEGASCALE_NUM_SLICES", "1")
-    return len([host for host in listed.split(",") if host]) * (int(slices) if slices.isdigit() else 1)
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:

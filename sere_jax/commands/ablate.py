@@ -45,6 +45,7 @@ from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals.network import EvalError
 from sere_jax.train import checkpoint
 from sere_jax.train.fit import Stopped
+from sere_jax.train.lock import WorkdirError
 from sere_jax.train.meter import TooManyBadImages, TooManyBadSteps
 
 _BAD_RUN = (TooManyBadSteps, TooManyBadImages, UnreadableData, BadImage)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(stopped)
         return 0
-    except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, _Refused) as error:
+    except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, WorkdirError, _Refused) as error:
         print(error, file=sys.stderr)
         return 2
     return int(failed)

@@ -5,6 +5,7 @@ Reads downwards in the order in which things happen. It knows no evaluation: tho
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sere_jax import sharding
+from sere_jax import distributed, sharding
 from sere_jax.build import pretraining
 from sere_jax.config import check as rules
 from sere_jax.config.saved import completed
@@ -25,6 +26,8 @@ from sere_jax.models.norm import join_statistics
 from sere_jax.reporting.progress import Progress
 from sere_jax.train.checkpoint import Checkpoints, read_config
 from sere_jax.train.fit import Periodic, fit
+from sere_jax.train.lock import locked
+from sere_jax.train.signals import Signals
 from sere_jax.train.state import TrainState
 from sere_jax.types import PyTree, Views
 from sere_jax.weights import warm_start
@@ -34,24 +37,43 @@ from sere_jax.weights.warm_start import WarmStart
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 
-def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = ()) -> TrainState:
+def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = (), signals: Signals | None = None) -> TrainState:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; the final state.
 
     `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations` run every `run.eval_every_steps`.
+    `signals` are the program's, which listen since its start; None = listen while the steps run.
 
     Raises:
       ConfigError: the config has mistakes, does not fit the data or the weights of `init_from`, or is not the one of the
         checkpoints in `workdir`.
       SourceError: the data cannot be opened.
+      WorkdirError: another run writes to `workdir`, or nothing can be written there.
+      OtherProcessError: one of these on another process.
       Stopped: a signal ended the run after its state was saved; and what else `fit` raises.
     """
     rules.validate(config, devices=jax.device_count(), processes=jax.process_count())
     if mistakes := rules.workdir_mistakes(workdir):
         raise rules.ConfigError(mistakes)
-    source = open_source(config.data.source)
-    length = pretraining.steps(config, len(source))
-    if mistakes := rules.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
-        raise rules.ConfigError(mistakes)
+    with distributed.together():
+        source = open_source(config.data.source)
+        length = pretraining.steps(config, len(source))
+        if mistakes := rules.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
+            raise rules.ConfigError(mistakes)
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if jax.process_index() == 0:
+                stack.enter_context(locked(workdir))
+        return _train(config, workdir, evaluations, signals, source, length)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: str,
+    evaluations: Sequence[Evaluation],
+    signals: Signals | None,
+    source: Source,
+    length: pretraining.Steps,
+) -> TrainState:
     run = config.run
     checkpoints = Checkpoints(
         f"{workdir}/checkpoints", every_steps=run.checkpoint_every_steps, keep=run.keep_checkpoints, keep_every_steps=run.keep_every_steps
@@ -59,15 +81,16 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
     _check_same_run(config, checkpoints)
     start = _warm_start(config, length, checkpoints)
     references = pretraining.objective(config, length).references
-    with Progress(workdir, total_steps=length.total, steps_per_epoch=length.per_epoch, references=references) as progress:
+    shown = Progress(workdir, total_steps=length.total, steps_per_epoch=length.per_epoch, references=references)
+    with contextlib.closing(checkpoints), shown as progress:
         if jax.process_index() == 0:
             _write_config(config, workdir)
+            if signals is not None:
+                signals.say = progress.note
         mesh = sharding.make_mesh(run.fsdp)
         with progress.busy("compiling"):
             compiled = compile_step(config, length, mesh)
-        for line in describe(config, length, source, mesh, compiled):
-            progress.note(line)
-        for line in start.report if start else ():
+        for line in (*describe(config, length, source, mesh, compiled), *(start.report if start else ())):
             progress.note(line)
         state = fit(
             init=lambda: warm_start.begin(compiled.init(), start) if start else compiled.init(),
@@ -85,6 +108,7 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
             max_bad_steps=run.max_bad_steps,
             replaced=lambda views: views.replaced,
             max_bad_fraction=config.data.max_bad_fraction,
+            signals=signals,
         )
         checkpoints.close()
         progress.note(f"finished: step {length.total:,} is saved in {checkpoints.directory / str(length.total)}")

@@ -14,7 +14,7 @@ import jax
 from sere_jax.train.checkpoint import Checkpoints
 from sere_jax.train.meter import Meter, Metrics, Reporter
 from sere_jax.train.prefetch import Feed
-from sere_jax.train.signals import Interrupted, Signals
+from sere_jax.train.signals import Interrupted, Signals, listening
 
 PyTree = Any
 Batch = Any
@@ -48,6 +48,7 @@ def fit(
     max_bad_steps: int = 10,
     replaced: Callable[[Batch], jax.Array] | None = None,
     max_bad_fraction: float = 0.01,
+    signals: Signals | None = None,
 ) -> PyTree:
     """Train from the newest checkpoint, or from the start, to `total_steps`; the final state, which is saved.
 
@@ -69,6 +70,7 @@ def fit(
       max_bad_steps: that many bad steps are borne, over the whole run.
       replaced: device batch -> a boolean for each of its images, True where it stands in for an unreadable one.
       max_bad_fraction: the largest share of them that is borne, judged over at least 1000 images.
+      signals: the program's, which listen since its start; None = listen from here to the end.
 
     Raises:
       Stopped: SIGTERM or SIGINT came; the step was finished and saved. With several processes, all at the same step.
@@ -86,15 +88,16 @@ def fit(
         return state
     meter = Meter(start, images_per_step, progress, max_bad_steps, max_bad_fraction, int(getattr(state, "bad_steps", 0)))
     saver = _Saver(checkpoints, config, progress, meter)
-    with Signals() as signals, Feed(batches(start), put, total_steps - start) as feed:
+    with listening(signals) as signals, Feed(batches(start), put, total_steps - start) as feed:
+        if signals.begin():
+            saver.stop(start, total_steps, state, signals)
         for step in range(start + 1, total_steps + 1):
             batch = feed.take(meter, signals)
             if batch is None:
                 saver.stop(step - 1, total_steps, state, signals)
             state, metrics = train_step(state, batch)
-            due = step % log_every_steps == 0 or step == total_steps
-            meter.add(step, metrics, replaced(batch) if replaced else None, due)
-            stopping = signals.reached(step)
+            meter.add(step, metrics, replaced(batch) if replaced else None, due=step % log_every_steps == 0 or step == total_steps)
+            stopping = signals.reached()
             if not stopping:
                 stopping = _evaluate(state, step, total_steps, evaluations, meter, signals, progress)
             if stopping:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _SCORE = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from sere_jax import sharding
+from sere_jax import distributed, sharding
 from sere_jax.data.batches.whole_images import eval_batches
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
@@ -23,7 +23,7 @@ from sere_jax.evals.frozen import baselines, classification, knn
 from sere_jax.types import Features
 port, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if rank >= 0:
-    sharding.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
+    distributed.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
 
 def apply(params, images):
     cls = images.reshape(len(images), -1)[:, ::7] @ params['w']

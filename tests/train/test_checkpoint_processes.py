@@ -23,7 +23,7 @@ from tests.train.test_checkpoint import CONFIG, ROOT, assert_same_bits, make_sta
 
 _SAVE_AND_DIE = """
 import sys, jax, jax.numpy as jnp, numpy as np
-from sere_jax.checkpoint import Checkpoints
+from sere_jax.train.checkpoint import Checkpoints
 state = {'a': jnp.zeros((1000, 3000)), 'step': jnp.int32(0)}
 checkpoints = Checkpoints(sys.argv[1], every_steps=1, keep=2)
 last = checkpoints.latest_step() or 0
@@ -80,10 +80,10 @@ def test_repeated_kills_at_random_times(tmp_path: Path):
 
 _TWO_PROCESSES = """
 import sys, jax, jax.numpy as jnp, numpy as np
-from sere_jax import sharding
-from sere_jax.checkpoint import Checkpoints, read_state
+from sere_jax import distributed, sharding
+from sere_jax.train.checkpoint import Checkpoints, read_state
 port, rank, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-sharding.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
+distributed.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
 mesh = sharding.make_mesh(4)
 make = lambda: {'a': jnp.arange(64.).reshape(8, 8), 'b': {'c': jnp.arange(3), 'e': jnp.zeros((0, 2))}}
 cut = sharding.state_shardings(jax.eval_shape(make), mesh, min_size=8)

@@ -156,7 +156,7 @@ def test_an_error_of_the_data_and_its_end_reach_the_caller():
 
     with pytest.raises(OSError, match="the disk is gone"):
         run(None, 9, feed=broken)
-    with pytest.raises(DataEnded, match="after 3 batches of the 9"):
+    with pytest.raises(DataEnded, match="after 3 of the 9 batches"):
         run(None, 9, feed=lambda start: iter([batch for batch, _ in zip(toy_run.batches(start), range(3), strict=False)]))
     assert not [thread for thread in threading.enumerate() if thread.name == "batches"]
 

@@ -5,6 +5,8 @@ The state is a NamedTuple as the real one; batches depend on the step only, so a
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import sys
 import time
@@ -14,11 +16,18 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from sere_jax.train.signals import Interrupted, Signals
+
+SIGNALS = Signals(ends_process=True)
+if __name__ == "__main__":
+    SIGNALS.__enter__()  # before the slow imports, as train.py does
+    print("starting", flush=True)
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sere_jax import sharding
+from sere_jax import distributed, sharding
 from sere_jax.reporting.progress import Progress
 from sere_jax.train.checkpoint import Checkpoints
 from sere_jax.train.fit import Periodic, Stopped, fit
@@ -90,10 +99,19 @@ def pieces(fsdp: int = 1) -> dict[str, Any]:
     }
 
 
+def slow_pieces(seconds: float) -> dict[str, Any]:
+    """The pieces, after so many seconds that stand for a compilation: the main thread does not come back to Python."""
+    print("compiling", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", int(seconds * 1e6) + 1)  # in C, other threads run, and no signal ends it
+    return pieces()
+
+
 def main(directory: str, **given: str) -> None:
     total, delay = int(given.get("total", 40)), float(given.get("delay", 0.0))
     if "port" in given:
-        sharding.start_distributed(coordinator=f"127.0.0.1:{given['port']}", num_processes=2, process_id=int(given["rank"]))
+        distributed.start_distributed(coordinator=f"127.0.0.1:{given['port']}", num_processes=2, process_id=int(given["rank"]))
+
+    SIGNALS.join(jax.process_count(), interruptible=True)
 
     def evaluate(state: ToyState, step: int) -> Iterator[tuple[str, float]]:
         print("evaluating", step, flush=True)
@@ -105,25 +123,30 @@ def main(directory: str, **given: str) -> None:
 
     checkpoints = Checkpoints(Path(directory) / "checkpoints", every_steps=int(given.get("every", 5)))
     try:
-        with Progress(directory, total_steps=total, steps_per_epoch=10, references={"loss": 1.0}) as progress:
+        with (
+            contextlib.closing(checkpoints),
+            Progress(directory, total_steps=total, steps_per_epoch=10, references={"loss": 1.0}) as progress,
+        ):
             state = fit(
-                **pieces(),
+                **slow_pieces(float(given.get("compile", 0.0))),
                 batches=rows,
                 total_steps=total,
                 checkpoints=checkpoints,
                 progress=progress,
                 log_every_steps=2,
                 evaluations=[Periodic(int(given.get("evaluate", 0)), evaluate)],
+                signals=SIGNALS,
             )
     except Stopped as stopped:
-        checkpoints.close()
         print(stopped, flush=True)
         return
-    checkpoints.close()
     if jax.process_index() == 0 or jax.process_count() == 1:
         print("finished", int(state.step), flush=True)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    main(sys.argv[1], **dict(argument.split("=") for argument in sys.argv[2:]))
+    try:
+        main(sys.argv[1], **dict(argument.split("=") for argument in sys.argv[2:]))
+    except Interrupted:
+        print(f"stopped by {SIGNALS.name} before the first step", flush=True)

@@ -1,0 +1,197 @@
+"""Several processes as one run: how they find each other, and how they tell and agree."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_SLURM_NEEDED = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+class DistributedError(ValueError):
+    """The processes of this run cannot be started as the flags and the environment say."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process failed in a block that all enter together. Only process 0 has a message; the others stay silent."""
+
+
+def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> bool:
+    """Join the processes of one run, before JAX touches a device. Returns whether there is more than one process to join.
+
+    Explicit arguments win (`coordinator` is HOST:PORT of process 0). Without them, a Slurm step of several tasks and a TPU slice of
+    several hosts are recognised; anything else is a single process, and nothing is started. On a TPU VM whose environment lists no
+    hosts, JAX asks the VM's metadata server.
+
+    Raises:
+      DistributedError: only some of the three arguments are given, they contradict one another, the coordinator's host is unknown, or
+        its port is taken.
+    """
+    if jax.distributed.is_initialized():
+        return True
+    if coordinator or num_processes or process_id >= 0:
+        _check_explicit(coordinator, num_processes, process_id)
+        host, _, port = coordinator.rpartition(":")
+        _check_coordinator(host.strip("[]"), int(port), process_id, "--coordinator")
+        _order_collectives()
+        jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
+        return True
+    if _slurm_tasks(os.environ) > 1:
+        _check_coordinator("", _slurm_port(os.environ), int(os.environ["SLURM_PROCID"]), "the coordinator's port of this Slurm job")
+        _order_collectives()
+        jax.distributed.initialize(cluster_detection_method="slurm", local_device_ids=_slurm_devices(os.environ))
+        return True
+    hosts = _tpu_hosts(os.environ)
+    if hosts > 1:
+        jax.distributed.initialize()
+        return True
+    return hosts == 0 and _has_tpu() and _start_on_tpu_vm()
+
+
+def _order_collectives() -> None:
+    """On CPUs, let XLA run one collective after the other.
+
+    Its scheduler otherwise starts several at once, each process in an order of its own. Their data are then mixed between processes,
+    and losses are NaN at random. The flag only reaches XLA's CPU compiler, so it is set whatever the devices will be.
+    """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+
+
+def _start_on_tpu_vm() -> bool:
+    try:
+        jax.distributed.initialize()
+    except ValueError:  # no cluster was recognised: one machine by itself
+        return False
+    return jax.process_count() > 1
+
+
+def _has_tpu() -> bool:
+    """Whether TPU chips and their library are here and JAX may use them. The library alone (to compile ahead of time) is not enough."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    allowed = not platforms or "tpu" in platforms.split(",")
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return allowed and bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def _check_explicit(coordinator: str, num_processes: int, process_id: int) -> None:
+    flags = f"coordinator={coordinator!r}, num_processes={num_processes}, process_id={process_id}"
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise DistributedError(f"found {flags}; expected coordinator as HOST:PORT of process 0 whenever one of the three is given")
+    if num_processes < 1:
+        raise DistributedError(f"found {flags}; expected num_processes of at least 1")
+    if not 0 <= process_id < num_processes:
+        raise DistributedError(f"found {flags}; expected process_id from 0 to {num_processes - 1}")
+
+
+def _check_coordinator(host: str, port: int, process_id: int, name: str) -> None:
+    """Refuse a host that no name server knows, and, on process 0, a port that is taken: JAX would crash on it in C++."""
+    if host:
+        try:
+            socket.getaddrinfo(host, port)
+        except OSError as error:
+            raise DistributedError(f"{name}: found the host {host!r}, which is not known here ({error.strerror})") from error
+    if process_id != 0:
+        return
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family) as probe:
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released is free
+        try:
+            probe.bind(("", port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                return  # JAX will say what it cannot do here
+            why = "is taken by another program, another run, or a process of this one with the same process_id"
+            why = why if error.errno == errno.EADDRINUSE else "may not be used by this user"
+            raise DistributedError(f"{name}: port {port} of this machine {why}; expected a free one") from error
+
+
+def _slurm_tasks(environ: Mapping[str, str]) -> int:
+    """Tasks of this Slurm step, 1 outside one. In a batch script without srun the job's variables exist, the step's do not."""
+    if not all(name in environ for name in _SLURM_NEEDED):
+        return 1
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"])
+    return int(tasks) if tasks.isdigit() else 1
+
+
+def _slurm_port(environ: Mapping[str, str]) -> int:
+    """The port that JAX derives from a Slurm job's number, the same on all of its nodes."""
+    return 2**16 - 2**12 + int(environ["SLURM_JOB_ID"]) % 2**12
+
+
+def _slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
+    """All of a node's GPUs where Slurm runs one task a node. JAX alone would take one GPU a task and leave the rest idle."""
+    nodes = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or ""
+    gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+    if nodes.isdigit() and gpus.isdigit() and int(nodes) == _slurm_tasks(environ) and int(gpus) > 1:
+        return list(range(int(gpus)))
+    return None
+
+
+def _tpu_hosts(environ: Mapping[str, str]) -> int:
+    """Hosts of this TPU slice times slices, as the TPU runtime's own variables list them; 0 where they say nothing."""
+    listed = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
+    slices = environ.get("MEGASCALE_NUM_SLICES", "1")
+    return len([host for host in listed.split(",") if host]) * (int(slices) if slices.isdigit() else 1)
+
+
+def gather_texts(text: str) -> list[str]:
+    """One text of each process, in the order of the processes; the same list on all of them. Every process has to call it."""
+    if jax.process_count() == 1:
+        return [text]
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(encoded)))
+    padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+    padded[: len(encoded)] = encoded
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+
+
+def gather_lines(lines: list[str]) -> list[str]:
+    """The lines of all processes, each once; those that process 0 does not have say whose they are. Every process has to call it."""
+    first, *others = (text.split("\n") if text else [] for text in gather_texts("\n".join(lines)))
+    seen = {*first}
+    for process, its_lines in enumerate(others, 1):
+        new = [line for line in its_lines if line not in seen]
+        seen.update(new)
+        first += [f"process {process}: {line}" for line in new]
+    return first
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block that fails on all processes as soon as it fails on one, so that none waits for another that has gone.
+
+    Process 0 raises its own error, or `OtherProcessError` with those of the others; other processes raise `OtherProcessError`. The
+    block itself must not communicate.
+
+    Example:
+      >>> with together():
+      ...     size = len("any work that may fail on one machine")
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        if jax.process_count() == 1:
+            raise
+        error = raised
+    texts = gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+    if not any(texts):
+        return
+    if jax.process_index() == 0 and error is not None:
+        raise error
+    message = "\n".join(f"process {process}: {text}" for process, text in enumerate(texts) if text)
+    raise OtherProcessError(message) from error
