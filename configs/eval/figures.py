@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "source": "bundled",
             "which": ("crops", "attention", "relations", "pca", "channels"),
             "images": (0, 4, 6, 15),  # positions in the source; of the crops only how many: they are the first of training's first batch
-            "size": 0,  # pixels a side of the images; 0: views as trained, whole images at twice that (finer maps)
+            "size": 0,  # pixels a side of the images; 0: views as trained, whole images 480 (at most 60 patches a side)
             "views_of": "checkpoint",  # views, colours and the crops' images of the first checkpoint's own training | config: those below
             "views": defaults.views,
             "photometry": defaults.photometry,
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "mass": 0.0,  # show only the patches that hold this share of a head's attention; 0: all
             "channel_count": 6,  # chosen channels
             "backend": "fast",
-            "random": False,  # also the first network at random initialisation
+            "random": True,  # also the first network at random initialisation
             "seed": 0,
         }
     )

@@ -19,7 +19,7 @@ from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
 from sere_jax.evals.frozen import classification, relations, retrieval
-from sere_jax.evals.network import EvalError, Network
+from sere_jax.evals.network import Network
 from sere_jax.weights.backbone import load_backbone
 
 
@@ -52,7 +52,16 @@ def load(path: str, *, network: str = "", heads: int = 0) -> Network:
     place = Path(path).resolve()
     name = place.parent.name if place.name == "checkpoints" else place.stem
     sizes = (prepare.size, prepare.resize, found.module.patch_size, prepare.mean, prepare.std)
-    return Network(name, found.apply, found.params, *sizes, init=found.init, about=about, value_range=prepare.value_range)
+    return Network(
+        name,
+        found.apply,
+        found.params,
+        *sizes,
+        init=found.init,
+        about=about,
+        value_range=prepare.value_range,
+        whole_patches=bool(found.module.heads),
+    )
 
 
 def distinct(networks: Sequence[Network]) -> list[Network]:
@@ -78,12 +87,12 @@ def settings(config: ConfigDict, networks: Sequence[Network]) -> Any:
         pairs = dataclasses.replace(ViewRecipe(**recipe.views), global_count=2, global_width=0)
         found |= {"views": pairs, "photometry": pretraining.photometry(recipe)}
         if config.protocol == "figures":
-            found["feed"] = functools.partial(feed, config, training)
+            found["feed"] = functools.partial(feed, config, training, networks[0].about.get("checkpoint", "") if training else "")
     return PROTOCOLS[config.protocol].settings(**found)
 
 
-def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
-    """The batches of the run whose config is `training`, or without one those that the evaluation's config would make.
+def feed(config: ConfigDict, training: ConfigDict | None, run: str = "") -> Feed:
+    """The batches of the checkpoint `run`, whose config is `training`; without one those that the evaluation's config would make.
 
     Where the source of that run is not to be had the evaluation's takes its place, and a line says so.
     """
@@ -116,14 +125,12 @@ def feed(config: ConfigDict, training: ConfigDict | None) -> Feed:
         reading=pretraining.image_reading(training),
         masking=pretraining.mask_recipe(training, length),
         points=training.relation.global_points,
+        local_points=training.relation.local_points,
         sampling=training.relation.sampling,
+        run=run,
     )
 
 
 def run(config: ConfigDict, networks: Sequence[Network], workdir: Path) -> None:
     """Run the config's protocol on the networks; results go below `workdir`."""
-    for network in networks:
-        if len(network.mean) != 3 and config.protocol != "knn":
-            found = f"{network.name}: found a network of {len(network.mean)} channels"
-            raise EvalError(f"{found}, expected 3 for {config.protocol}; knn and `python -m sere_jax extract` take any number")
     PROTOCOLS[config.protocol].run(distinct(networks), workdir, settings(config, networks))

@@ -19,29 +19,37 @@ TOKENS = ("cls", "patches", "cls+patches")
 
 
 class Extracted(NamedTuple):
-    """Features in the order of the source, padded rows dropped, whole on every process."""
+    """Features of all images that could be read, in the order of the source; the same on every process."""
 
-    features: Mapping[str, Float[np.ndarray, "n d"]]  # by the kind of token asked for
+    features: Mapping[str, Float[np.ndarray, "n d"]]  # keyed by the kind of token
     labels: Int[np.ndarray, " n"]
     positions: Int[np.ndarray, " n"]  # in the source
+    unreadable: Int[np.ndarray, " m"]  # positions of the images that could not be read
 
 
 def pool(features: Features, tokens: str) -> Float[jax.Array, "b d"]:
-    """One vector an image: the cls token after the final norm, the mean of the patch tokens after it, or both end to end."""
+    """One vector per image: the cls token, the mean patch token, or the two concatenated; all after the final norm."""
     parts = {"cls": features.cls, "patches": jnp.mean(features.patches.astype(jnp.float32), axis=(1, 2))}
     return jnp.concatenate([parts[name].astype(jnp.float32) for name in tokens.split("+")], axis=-1)
 
 
 def normalise(images: UInt8[Any, "b H W c"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[jax.Array, "b H W c"]:
-    """(pixel / 255 - mean) / std per channel, in float32 and on the device: a quarter of the bytes travel."""
+    """(pixel / 255 - mean) / std per channel, in float32. It runs on the device, so that bytes travel there and not floats."""
     return (jnp.asarray(images).astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 class Extractor:
-    """A compiled function from parameters and batches to features; make it once, call it with every new teacher.
+    """A compiled function from parameters and batches to features. Make it once and call it with each new teacher.
 
-    Each process works on its own rows with its own devices (images split over them, parameters copied to each), and
-    the features are then gathered everywhere, so that a score is computed once on the same numbers by all.
+    Each process works on its own rows. Its devices share the images of a batch, and each holds a copy of the parameters.
+    The features are then gathered on all processes, so that all compute the same score.
+
+    Args:
+      apply: from parameters and normalised images [b, H, W, c] to `Features`.
+      mean, std: of the normalisation, for pixels in [0, 1].
+      tokens: some of `TOKENS`.
+
+    Raises EvalError for an unknown kind of token.
     """
 
     def __init__(
@@ -66,13 +74,13 @@ class Extractor:
         self._embed = jax.jit(embed, in_shardings=(self._copies, self._split), out_shardings=self._split)
 
     def __call__(self, params: PyTree, batches: Iterable[Any]) -> Extracted:
-        """Run over `EvalBatch`es of one size. Raises EvalError where there is not one valid image."""
+        """Extract the features of an iterator of `EvalBatch`. Raises EvalError if no image can be read."""
         params = jax.device_put(to_host(params), self._copies)
         rows: list[dict[str, np.ndarray]] = []
         for batch in batches:
             images = _pad(np.asarray(batch.images), jax.local_device_count())
-            found = self._embed(params, jax.device_put(images, self._split))
-            row = {f"features/{kind}": np.asarray(value)[: len(batch.valid)] for kind, value in found.items()}
+            pooled = self._embed(params, jax.device_put(images, self._split))
+            row = {f"features/{kind}": np.asarray(value)[: len(batch.valid)] for kind, value in pooled.items()}
             rows.append(row | {"labels": batch.labels, "index": batch.index, "valid": batch.valid})
         return collect(rows, self.tokens)
 
@@ -86,13 +94,13 @@ def extract(
     std: tuple[float, ...],
     tokens: str = "cls",
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
-    """Features and labels of all valid images of `batches`, once. See `Extractor`, which compiles for repeated use."""
-    found = Extractor(apply, mean=mean, std=std, tokens=(tokens,))(params, batches)
-    return found.features[tokens], found.labels
+    """Features and labels of all readable images of `batches`. For repeated use make an `Extractor`, which compiles once."""
+    extracted = Extractor(apply, mean=mean, std=std, tokens=(tokens,))(params, batches)
+    return extracted.features[tokens], extracted.labels
 
 
 def to_host(params: PyTree) -> PyTree:
-    """Whole parameters as NumPy arrays on every process, also of parameters that are sharded over processes."""
+    """Parameters as NumPy arrays. Those that are sharded over processes are gathered, so every process must call this."""
 
     def whole(leaf: Any) -> np.ndarray:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -110,26 +118,35 @@ def _pad(images: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def collect(rows: list[dict[str, np.ndarray]], tokens: tuple[str, ...]) -> Extracted:
-    """Put batches of all processes together: "features/KIND", "labels", "index" and "valid" of each, in order of `index`.
+    """Join the batches of all processes and sort them by the position in the source.
 
-    An example that several processes worked on counts once. Raises EvalError where there is not one valid example.
+    Each row holds "features/KIND" for every kind of token, and "labels", "index" and "valid" of one `EvalBatch`. An example
+    that several processes worked on counts once. An index of -1 is padding.
+
+    Raises EvalError if no image can be read.
     """
     if not rows:
         raise EvalError("images: found none; expected a source with at least one image for each process")
-    whole = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    joined = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     if jax.process_count() > 1:
-        whole = _gather(whole)
-    valid = np.flatnonzero(whole["valid"])
+        joined = _gather(joined)
+    valid = np.flatnonzero(joined["valid"])
     if not len(valid):
         raise EvalError("images: found none that can be read; expected at least one")
-    positions, first = np.unique(whole["index"][valid], return_index=True)
+    positions, first = np.unique(joined["index"][valid], return_index=True)
     order = valid[first]
-    features = {kind: whole[f"features/{kind}"][order] for kind in tokens}
-    return Extracted(features, whole["labels"][order].astype(np.int32), positions.astype(np.int32))
+    features = {kind: joined[f"features/{kind}"][order] for kind in tokens}
+    unreadable = np.setdiff1d(joined["index"][joined["index"] >= 0], positions)
+    return Extracted(features, joined["labels"][order].astype(np.int32), positions.astype(np.int32), unreadable.astype(np.int32))
 
 
-def _gather(whole: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # Processes may have worked on different numbers of batches: agree on the longest, the rest is padding (valid = False).
-    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(whole["valid"])))))
-    padded = {key: np.concatenate([v, np.zeros((longest - len(v), *v.shape[1:]), v.dtype)]) for key, v in whole.items()}
+def _gather(joined: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # Processes may have worked on different numbers of batches: all pad to the longest with rows that are not valid.
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(joined["valid"])))))
+    padded = {key: _padded(key, value, longest) for key, value in joined.items()}
     return {key: np.asarray(value) for key, value in multihost_utils.process_allgather(padded, tiled=True).items()}
+
+
+def _padded(key: str, values: np.ndarray, length: int) -> np.ndarray:
+    filler = np.full((length - len(values), *values.shape[1:]), -1 if key == "index" else 0, values.dtype)
+    return np.concatenate([values, filler])

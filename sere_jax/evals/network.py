@@ -1,55 +1,103 @@
-"""What a protocol is given to judge: a backbone's function, its parameters and how its images are prepared."""
+"""What a protocol evaluates: the function of a backbone, its parameters, and how its images are prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sere_jax.data.images.reading import BY_TYPE, ValueRange
+from sere_jax.data.images.reading import BY_TYPE, ImageReading, ValueRange
 from sere_jax.types import Features, PyTree
 
 
 class EvalError(ValueError):
-    """A protocol cannot do what was asked; the message names the setting, what was found and what would do."""
+    """An evaluation that cannot be run. The message names the setting, what was found and what was expected."""
 
 
 class Network(NamedTuple):
-    """One thing to evaluate. Protocols know functions and parameters, never checkpoints or configs.
+    """One network to evaluate. Protocols know functions and parameters, never checkpoints or configs.
 
-    `apply(params, images, **flags) -> Features` takes float images [b, H, W, c] that were normalised with `mean` and
-    `std` (of pixels in [0, 1]); the figures call it with `attention=True` as well. `init(seed)` makes parameters of
-    the same shapes at random: every protocol can then show what the architecture alone is worth.
+    `apply(params, images, **flags) -> Features` takes float images [b, H, W, c], normalised with `mean` and `std` (of
+    pixels in [0, 1]). The figures also call it with `attention=True`. `init(seed)` makes random parameters of the same
+    shapes, so that every protocol can show what the architecture alone is worth.
     """
 
     name: str
     apply: Callable[..., Features]
     params: PyTree
-    size: int  # side of the square images it was trained on, pixels
+    size: int  # side of the square images that it was trained on, pixels
     resize: int  # the shorter side before the centre crop of `size`, pixels
     patch: int  # side of a patch, pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     init: Callable[[int], PyTree] | None = None
-    about: dict[str, Any] = {}  # where it comes from (checkpoint, step): copied into the reports
+    about: dict[str, Any] = {}  # where it comes from (checkpoint, network, step): copied into the reports
     value_range: ValueRange = BY_TYPE  # of arrays and TIFF bands: values that become the levels 0 and 255
+    whole_patches: bool = True  # a ViT sees whole patches only; False for a ResNet, which sees images of any size to their edge
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of its images."""
+        return len(self.mean)
+
+    @property
+    def origin(self) -> str:
+        """Which network of which step it is, as reports and figures say it: 'teacher, step 5'; '' where nothing is known."""
+        network, step, seed = (self.about.get(key) for key in ("network", "step", "seed"))
+        words = [network, None if step is None else f"step {step}", None if seed is None else f"seed {seed}"]
+        return ", ".join(word for word in words if word)
+
+    @property
+    def description(self) -> str:
+        """The name with all that is known of where the network comes from: 'run: runs/run, teacher, step 5'."""
+        return f"{self.name}: " + ", ".join(word for word in (self.about.get("checkpoint"), self.origin) if word)
+
+
+def size_mistake(size: int, patch: int) -> str:
+    """What is wrong with images of `size` pixels a side for a ViT with patches of `patch` pixels; '' where nothing is.
+
+    >>> size_mistake(30, 8)
+    'found 30, expected a multiple of the patch of 8 pixels, or the right and lower edges would be cut off; nearest: 24 or 32'
+    """
+    if size > 0 and size % patch == 0:
+        return ""
+    below, above = size // patch * patch, (size // patch + 1) * patch
+    near = f"{below} or {above}" if below > 0 else str(above)
+    return (
+        f"found {size}, expected a multiple of the patch of {patch} pixels, or the right and lower edges would be cut off; nearest: {near}"
+    )
 
 
 def prepared(network: Network, size: int, resize: int) -> tuple[int, int]:
     """Side of the centre crop and the shorter side before it, in pixels.
 
-    0 takes the network's own; of `resize` beside a given `size`, size x 256 / 224. Raises EvalError where the crop does not fit.
+    0 takes the network's own values. If `size` is given and `resize` is 0, the shorter side is size x 256 / 224. Raises
+    EvalError where the crop is larger than the resized image, or is no multiple of a ViT's patch.
     """
     crop, shorter = (size, size * 256 // 224) if size else (network.size, network.resize)
+    if network.whole_patches and (mistake := size_mistake(crop, network.patch)):
+        raise EvalError(f"size of {network.name}: {mistake}")
     if 0 < resize < crop:
         raise EvalError(f"resize: found {resize}, expected 0 or at least the {crop} pixels of {network.name}'s crop; nearest: {crop}")
     return crop, resize or shorter
 
 
-def untrained(network: Network, seed: int) -> Network:
-    """The same network before training.
+def shared_reading(networks: Sequence[Network], reading: ImageReading) -> ImageReading:
+    """`reading` with the channels and the range of values that all networks take.
 
-    Raises EvalError where the network does not know how to make fresh parameters.
+    Raises EvalError where these differ: the networks of a table or figure are shown the same images.
     """
+    inputs = {(network.channels, network.value_range): network.name for network in networks}
+    if len(inputs) > 1:
+        listed = ", ".join(f"{name}: {channels} channels, value_range {values}" for (channels, values), name in inputs.items())
+        raise EvalError(f"networks: found different inputs ({listed}), expected the same for all of a table or figure")
+    for channels, value_range in inputs:
+        reading = dataclasses.replace(reading, channels=channels, value_range=value_range)
+    return reading
+
+
+def untrained(network: Network, seed: int) -> Network:
+    """The same network at random initialisation. Raises EvalError where the network has no `init`."""
     if network.init is None:
         raise EvalError(f"{network.name}: cannot make its random initialisation; expected a network with an init function")
     about = {"checkpoint": "random initialisation", "seed": seed}

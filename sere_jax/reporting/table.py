@@ -1,4 +1,4 @@
-"""How protocols talk: one table, one JSON file. Only process 0 speaks and writes."""
+"""Output of the protocols: lines, a table, a JSON file. Only process 0 prints and writes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,27 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(width=160, soft_wrap=True)
 
 
+def say(text: str) -> None:
+    """Print one line, unwrapped, on process 0."""
+    if jax.process_index() == 0:
+        console().print(text, highlight=False, markup=False)
+
+
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print one table (first column left, numbers right) with its notes below; on a narrow terminal it grows downwards."""
+    """Print one table (first column left, numbers right) with its notes below."""
     if jax.process_index() != 0:
         return
     screen = console()
     screen.print(_table(title, columns, rows, screen.width))
     for note in notes:
-        screen.print(note, highlight=False)
+        screen.print(note, highlight=False, markup=False)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
-    """The table in at most `width` characters, without loss: rich alone would cut words and numbers.
+    """A table of at most `width` characters that loses nothing; rich alone would cut words and numbers.
 
-    Where it does not fit cells of several words become several lines, then the space beside the cells goes; the names in the
-    first column take what is left and are broken where it is too little.
+    If it does not fit, cells of several words become several lines; then the space beside the cells goes. The names in the
+    first column take the rest of the width and are broken into lines.
     """
     names, *values = zip(columns, *rows, strict=True)
     whole = [max(len(line) for cell in column for line in cell.split("\n")) for column in values]
@@ -53,11 +59,11 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wi
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON, whole or not at all (a temporary file is renamed over the old one)."""
+    """Write `content` as JSON. A temporary file is renamed over the old one, so that no reader sees half of it."""
     if jax.process_index() != 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
-    console().print(f"written: {path}", highlight=False)
+    say(f"written: {path}")

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sere_jax.evals.figures import attention, canvas, channels, pca, relations
+from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
 from sere_jax.evals.frozen.views import SeenPairs
 from sere_jax.ops.geometry import overlap_points
-from sere_jax.types import Features
+from sere_jax.types import Features, Views
 from tests.oracles import relations as oracle
 
 
@@ -76,7 +76,9 @@ def test_relation_rows_equal_the_naive_statement(flips, sampling, at, query):
     points = overlap_points(*sides[0], *sides[1], size=5, sampling=sampling)
     both = [Features(jnp.zeros((1, 6)), jnp.asarray(m), jnp.asarray(m)) for m in maps]
     assert relations.query_at(boxes, at) == pytest.approx(query)
-    case = relations.Case(np.zeros((60, 80, 3), np.uint8), np.zeros((2, 8, 8, 3)), boxes, np.array(flips), relations.query_at(boxes, at))
+    case = relations.Case(
+        "photo", np.zeros((60, 80, 3), np.uint8), np.zeros((2, 8, 8, 3)), boxes, np.array(flips), relations.query_at(boxes, at)
+    )
     found = relations.relation_rows(SeenPairs(jnp.zeros((1, 2, 8, 8, 3)), *both, points), case, tokens="post", temperature=0.5)
     rows = []
     for side in (0, 1):
@@ -99,25 +101,50 @@ def test_overlap_box_and_places_in_a_view():
 
 
 def test_equal_figures_are_equal_files(tmp_path):
+    caption = canvas.Caption(("network: runs/a",), (("network", "teacher, step 5"),), ("a.png", "b.png"))
+
     def drawn(name: str) -> bytes:
         rng = np.random.default_rng(0)
-        figure = pca.draw(rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), [rng.normal(size=(2, 4, 4, 5))], ["network"])
+        figure = pca.draw(rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), [rng.normal(size=(2, 4, 4, 5))], caption)
         return canvas.save(figure, tmp_path / name).read_bytes()
 
     assert drawn("a.png") == drawn("b.png")
 
 
-def test_long_names_are_broken_into_lines():
-    assert canvas._wrap("coffee@367,208,191") == "coffee@367,208,\n191"
-    assert all(len(line) <= 17 for line in canvas._wrap("n01983481_American_lobster.JPEG and averyveryverylongwordindeed").split("\n"))
+@given(st.text("ab_-. /", max_size=60), st.integers(3, 20))
+def test_names_are_broken_between_words_and_lose_nothing(text, width):
+    lines = canvas.wrap(text, width).split("\n")
+    assert all(len(line) <= width for line in lines)
+    assert "".join(lines).replace(" ", "") == "".join(text.split())
+    whole = [word for word in text.split() if len(word) <= width]
+    assert all(any(word in line for line in lines) for word in whole)
 
 
 def test_a_long_note_pushes_the_panels_down():
     """Nothing of the text above the panels may reach into them or their headings."""
     for words in (3, 200):
-        figure, axes = canvas.grid(2, 3, title="A title", note="words " * words)
-        canvas.heading(axes[0, 0], "heading")
+        figure, axes = canvas.grid(2, 3, title="A title", about=["run " * words], note="words " * words, headings=[["a heading", "", ""]])
         figure.canvas.draw()
         boxes = [text.get_window_extent() for text in (*figure.texts, axes[0, 0].title)]
         assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes)), words
         assert max(box.x1 for box in boxes) <= figure.bbox.x1 and boxes[0].y1 <= figure.bbox.y1
+
+
+def test_overlap_points_of_local_crops_lie_on_the_same_source_places():
+    """The local crop's points in source pixels, by its own box, against those of the global crop by its box."""
+    boxes = np.array([[[0, 0, 40, 30], [10, 5, 60, 50], [20, 10, 10, 8], [200, 200, 5, 5]]], np.float32)
+    flips = np.array([[True, False, True, False]])
+    pixels = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    views = Views(pixels, pixels, boxes, flips, np.array([0]), np.array([False]))
+    [shared] = crops.overlaps(views, 5, 3, "endpoints")
+    assert set(shared) == {(0, 1), (0, 2), (1, 2)}  # the second local crop lies elsewhere
+
+    def in_source(number: int, points: np.ndarray) -> np.ndarray:
+        left, top, width, height = boxes[0, number]
+        y, x = points
+        return np.stack([top + height * y, left + width * (1 - x if flips[0, number] else x)])
+
+    for (i, j), overlap in shared.items():
+        # Coordinates of some tens of pixels in float32.
+        np.testing.assert_allclose(in_source(i, overlap.first), in_source(j, overlap.second), atol=1e-4)
+    np.testing.assert_allclose(in_source(2, shared[0, 2].second)[1], [20, 25, 30], atol=1e-4)

@@ -98,7 +98,9 @@ def test_the_overlap_points_are_those_of_training(monkeypatch, tmp_path, views_o
     source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=4)}"
     training = trained(source, relation={"global_points": 5, "sampling": "centers"})
     drawn: list[tuple[int, str]] = []
-    monkeypatch.setattr(crops, "draw", lambda batch, origin, *, patch, points, sampling: drawn.append((points, sampling)) or Figure())
+    monkeypatch.setattr(
+        crops, "draw", lambda batch, origin, *, patch, points, local_points, sampling: drawn.append((points, sampling)) or Figure()
+    )
     monkeypatch.setattr(canvas, "save", lambda figure, path: path)
     monkeypatch.setattr(protocol, "first_batch", lambda feed, count: None)
     monkeypatch.setattr(protocol, "_origin", lambda feed, batch: "")
@@ -118,7 +120,11 @@ def test_a_source_that_is_gone_is_told_and_replaced_by_the_given_one(monkeypatch
 def test_views_of_the_config_come_from_it_alone(monkeypatch, tmp_path):
     source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=5)}"
     plain = {"jitter_prob": 0.0, "gray_prob": 0.0, "blur_prob": (0.0,) * 3, "solarize_prob": (0.0,) * 3}
-    changes = {"views_of": "config", "views": {**default_config().views, "global_size": 12, "local_count": 2}, "photometry": plain}
+    changes = {
+        "views_of": "config",
+        "views": {**figures_config.get_config().views, "global_size": 12, "local_count": 2},
+        "photometry": plain,
+    }
     found = shown(monkeypatch, tmp_path, trained(f"folder:{tmp_path}/gone"), source, **changes)
     assert found.views.global_views.shape == (3, 2, 12, 12, 3) and found.views.local_views.shape[1] == 2
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
-from sere_jax.evals.frozen import classification, relations
+from sere_jax.evals.frozen import classification, labelled, relations
 from sere_jax.evals.frozen.analysis import Differences
-from sere_jax.evals.frozen.views import batch_count, pairs
+from sere_jax.evals.frozen.views import batch_count, pairs, view_side
 from sere_jax.evals.network import EvalError, prepared
+from sere_jax.evals.pictures import LeftOut
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.types import Views
 from tests import micro, saved_run
@@ -89,25 +91,86 @@ def measured(source: str, directory: Path, **changes):
     relations.run([micro_network.network()], directory, relations.Settings(**{**chosen, **changes}))
 
 
-def test_knn_of_a_set_by_itself_is_right_for_the_nearest(tmp_path, capsys):
-    source = f"folder:{micro_network.photographs(tmp_path / 'photos', count=9, classes=3)}"
-    settings = classification.Settings(gallery=source, query=source, baselines=True, **KNN)
-    classification.run([micro_network.network()], tmp_path, settings)
-    found = json.loads((tmp_path / "eval" / "knn.json").read_text())
-    assert (found["classes"], found["gallery_images"]) == (3, 9)
-    for row in found["results"]:  # every query is in the gallery, at distance 0
-        assert row["accuracy"]["k1/top1"] == 1 and row["best_top1"] == 1
+def knn_of(gallery: Path, query: Path, directory: Path, **changes) -> dict[str, Any]:
+    """Run the protocol; the JSON that it writes."""
+    chosen = {"gallery": f"folder:{gallery}", "query": f"folder:{query}", "baselines": False, **KNN, **changes}
+    classification.run([micro_network.network()], directory, classification.Settings(**chosen))
+    return json.loads((directory / "eval" / "knn.json").read_text())
+
+
+def test_knn_of_a_set_by_itself_leaves_each_image_out(tmp_path, capsys):
+    """Two classes of one image each, besides one of seven: alone in its class, an image can never be right."""
+    photos = micro_network.photographs(tmp_path / "photos", count=9)
+    for number, path in enumerate(sorted(photos.iterdir())):
+        folder = photos / ("a" if number == 0 else "b" if number == 1 else "c")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    found = knn_of(photos, photos, tmp_path, neighbours=(1, 99), baselines=True)
+    assert (found["classes"], found["gallery_images"], found["query_images"], found["in_both"]) == (3, 9, 9, 9)
     assert [row["name"] for row in found["results"]] == ["raw pixels", "colour histogram", "random init", "micro"]
-    assert re.search(r" k=3 .*\n.* top1 ", capsys.readouterr().out)
+    for row in found["results"]:
+        assert set(row["accuracy"]) == {"k1/top1", "k8/top1"} and row["accuracy"]["k1/top1"] <= 7 / 9
+    text = capsys.readouterr().out
+    assert "9 of 9 query images are in the gallery too" in text and "2 query images are of a class" in text and "its 8 images" in text
+
+
+def test_an_image_in_both_sets_is_left_out_by_its_file_however_it_is_named(tmp_path):
+    photos = micro_network.photographs(tmp_path / "photos", count=4, classes=2)
+    (photos / "class0" / "link.png").symlink_to(photos / "class0" / "photo0.png")
+    (tmp_path / "list.txt").write_text("photos/class1/photo3.png\tclass1\nphotos/class0/photo0.png\tclass0\n")
+    pair = labelled.open_labelled(f"folder:{photos}", f"list:{tmp_path}/list.txt")
+    gallery, query = pair.images
+    names = [pair.gallery[i].name for i in range(5)]
+    of_query = [{names[i] for i in np.flatnonzero(gallery == number)} for number in query]
+    assert of_query == [{"class1/photo3.png"}, {"class0/photo0.png", "class0/link.png"}]
+    other = labelled.open_labelled("bundled:gallery", "bundled:query")
+    assert not set(other.images[0]) & set(other.images[1])
+
+
+def test_counts_are_of_images_that_were_read(tmp_path, capsys, caplog):
+    gallery, query = (micro_network.photographs(tmp_path / name, count=9, classes=3) for name in ("gallery", "query"))
+    (gallery / "class0" / "photo0.png").write_bytes(b"x")
+    for number in (2, 5, 8):
+        (query / "class2" / f"photo{number}.png").write_bytes(b"x")
+    found = knn_of(gallery, query, tmp_path, neighbours=(1, 9))
+    assert (found["gallery_images"], found["query_images"]) == (8, 6)
+    assert found["unreadable"] == {"gallery": ["class0/photo0.png"], "query": [f"class2/photo{n}.png" for n in (2, 5, 8)]}
+    assert set(found["results"][0]["accuracy"]) == {"k1/top1", "k8/top1"}
+    text = capsys.readouterr().out
+    assert "6 images of" in text and "3 of 9 query images cannot be read and are left out: class2/photo2.png" in text
+    assert "k = 9: more than the gallery has, clipped to its 8 images" in found["notes"]
+
+
+def test_a_query_with_some_classes_is_evaluated_and_names_compare_in_nfc(tmp_path):
+    gallery = micro_network.photographs(tmp_path / "gallery", count=6, classes=3)
+    query = micro_network.photographs(tmp_path / "query", count=3)
+    (gallery / "class0").rename(gallery / unicodedata.normalize("NFD", "caf\u00e9"))
+    (query / "caf\u00e9").mkdir()
+    for path in list(query.glob("*.png")):
+        path.rename(query / "caf\u00e9" / path.name)
+    (query / "class1").mkdir()
+    pair = labelled.open_labelled(f"folder:{gallery}", f"folder:{query}")
+    assert pair.classes == ("caf\u00e9", "class1", "class2") and pair.query_numbers.tolist() == [0]
+    found = knn_of(gallery, query, tmp_path, neighbours=(1,))
+    # Photographs are numbered alike in both folders: 0 to 2 of the query are copies of one image of each class.
+    assert found["results"][0]["accuracy"]["k1/top1"] == pytest.approx(1 / 3)
 
 
 def test_knn_sources_that_do_not_fit_are_refused(tmp_path):
     plain = f"folder:{micro_network.photographs(tmp_path / 'plain')}"
     two = f"folder:{micro_network.photographs(tmp_path / 'two', classes=2)}"
     three = f"folder:{micro_network.photographs(tmp_path / 'three', classes=3)}"
-    for gallery, query, words in (("", two, "gallery: found nothing"), (two, plain, "no labels"), (two, three, "class2")):
+    refused = (("", two, "gallery: found nothing"), (two, plain, "no labels"), (two, three, r"1 classes .*\(class2\).*classes:LIST"))
+    for gallery, query, words in refused:
         with pytest.raises(EvalError, match=words):
-            classification.open_labelled(gallery, query)
+            labelled.open_labelled(gallery, query)
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(30, "28 or 32"), (2, "4")])
+def test_a_size_that_would_cut_off_an_edge_is_refused(size, nearest):
+    with pytest.raises(EvalError, match=f"size of micro: found {size}, expected a multiple of the patch of 4 .*; nearest: {nearest}"):
+        prepared(micro_network.network(), size, 0)
+    assert prepared(micro_network.network()._replace(whole_patches=False), size, 0)[0] == size
 
 
 @pytest.mark.parametrize("asked, got", [((0, 0), (16, 18)), ((0, 16), (16, 16)), ((32, 0), (32, 36)), ((32, 40), (32, 40))])
@@ -147,8 +210,8 @@ def test_relations_of_fewer_than_two_images_are_refused(tmp_path):
     "changes, words",
     [
         ({"heads": 7}, "heads: found 7, expected a divisor of micro's width 48; nearest: 6"),
-        ({"size": 18}, "size: found 18, expected 0 or a multiple of micro's patch of 4 pixels, .*; nearest: 16"),
-        ({"size": 1}, "size: found 1, .*nearest: 4"),
+        ({"size": 18}, "size of micro: found 18, expected a multiple of the patch of 4 pixels, .*; nearest: 16 or 20"),
+        ({"size": 1}, "size of micro: found 1, .*nearest: 4"),
     ],
 )
 def test_relations_that_do_not_suit_a_network_are_refused(tmp_path, changes, words):
@@ -158,16 +221,37 @@ def test_relations_that_do_not_suit_a_network_are_refused(tmp_path, changes, wor
 
 def test_a_network_of_an_uneven_size_is_looked_at_as_far_as_its_patches_reach():
     uneven = micro_network.network()._replace(size=19)
-    assert [relations._side(uneven, size) for size in (0, 24)] == [16, 24]
+    assert [view_side(uneven, size) for size in (0, 24)] == [16, 24]
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(2, 2), (3, 2), (7, 2), (8, 3), (9, 4), (5, 32)])
 def test_no_image_is_its_own_partner(tmp_path, images, batch_size):
     source = open_source(f"folder:{micro_network.photographs(tmp_path, count=images)}")
-    found = [pair.positions for pair in pairs(source, range(images), RECIPE, seed=0, batch_size=batch_size)]
+    found = [pair.positions for pair in pairs(source, range(images), RECIPE, seed=0, batch_size=batch_size, left_out=LeftOut())]
     assert np.concatenate(found).tolist() == list(range(images))
     sizes = [len(part) for part in found]
     assert min(sizes) >= 2 and max(sizes) <= max(batch_size, 3) and len(found) == batch_count(images, batch_size)
+
+
+def test_no_unreadable_image_leaves_another_alone(tmp_path, caplog):
+    """Batches of two of which one image cannot be read: its partner joins a neighbouring batch."""
+    folder = micro_network.photographs(tmp_path, count=7)
+    for number in (1, 2, 3, 6):
+        (folder / f"photo{number}.png").write_bytes(b"x")
+    left_out = LeftOut()
+    source = open_source(f"folder:{folder}")
+    found = [pair.positions.tolist() for pair in pairs(source, range(7), RECIPE, seed=0, batch_size=2, left_out=left_out)]
+    assert [position for part in found for position in part] == [0, 4, 5] and min(map(len, found)) >= 2
+    assert left_out == {number: f"photo{number}.png" for number in (1, 2, 3, 6)} and "photo6.png" in caplog.text
+
+
+def test_relations_leave_an_unreadable_image_out_and_say_so(tmp_path, capsys):
+    folder = micro_network.photographs(tmp_path / "photos", count=5)
+    (folder / "photo1.png").write_bytes(b"x")
+    measured(f"folder:{folder}", tmp_path, tokens=("post",), random=False)
+    found = json.loads((tmp_path / "eval" / "relations.json").read_text())
+    assert found["images"] == 4 and found["unreadable"] == ["photo1.png"]
+    assert "1 of 5 images cannot be read and is left out: photo1.png" in capsys.readouterr().out
 
 
 def test_summary_counts_only_what_overlaps():
@@ -182,10 +266,13 @@ def test_summary_counts_only_what_overlaps():
         relations.summarise(Differences(*(np.float32(x) for x in (same, different, uniform)), nothing, nothing))
 
 
-def test_every_figure_is_drawn_with_random_init_beside(tmp_path):
-    source = f"folder:{micro_network.photographs(tmp_path / 'photos')}"
+def test_every_figure_is_drawn_with_random_init_beside(tmp_path, capsys):
+    folder = micro_network.photographs(tmp_path / "photos")
+    (folder / "photo1.png").write_bytes(b"x")
     networks = [micro_network.network("a")]
-    figures.run(networks, tmp_path, drawn(source, which=figures.FIGURES, images=(2,), random=True))
+    figures.run(networks, tmp_path, drawn(f"folder:{folder}", which=figures.FIGURES, images=(1, 2), random=True, size=32))
+    text = capsys.readouterr().out
+    assert "1 of 2 images cannot be read and is left out: photo1.png" in text and "figures: relations" in text
     for name in figures.FIGURES:
         pixels = np.asarray(Image.open(tmp_path / "figures" / f"{name}.png").convert("RGB"))
         assert min(pixels.shape[:2]) > 300 and pixels.std() > 20, name
@@ -232,7 +319,7 @@ def test_the_command_evaluates_a_checkpoint(tmp_path):
     rows = [(row["name"], row["step"], row["network"]) for row in results]
     assert rows == [("run [1]", saved_run.STEP, "teacher"), ("run [2]", saved_run.STEP, "teacher"), ("x", saved_run.STEP, "student")]
     assert "recognised   a DINO checkpoint; network student" in found.stdout
-    assert results[0]["accuracy"] == {"k1/top1": 1.0}
+    assert set(results[0]["accuracy"]) == {"k1/top1"} and "are in the gallery too" in found.stdout
 
 
 def test_the_command_lists_every_mistake(tmp_path):

@@ -20,12 +20,24 @@ def scores(gallery: np.ndarray, gallery_labels: np.ndarray, query: np.ndarray, k
     return totals
 
 
-def accuracy(gallery: np.ndarray, gallery_labels: np.ndarray, queries: np.ndarray, labels: np.ndarray, k: int, top: int) -> float:
-    """Share of queries whose label is among the `top` best of `scores` at temperature 0.07."""
+def accuracy(
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    queries: np.ndarray,
+    labels: np.ndarray,
+    k: int,
+    top: int,
+    own: list[set[int]] | None = None,
+) -> float:
+    """Share of queries whose label is among the `top` best of `scores` at temperature 0.07.
+
+    `own[q]` are the rows of the gallery that query q must not see.
+    """
     classes = int(max(gallery_labels.max(), labels.max())) + 1
     hits = 0
-    for query, label in zip(queries, labels, strict=True):
-        totals = scores(gallery, gallery_labels, query, k, 0.07, classes)
+    for number, (query, label) in enumerate(zip(queries, labels, strict=True)):
+        others = [row for row in range(len(gallery)) if own is None or row not in own[number]]
+        totals = scores(gallery[others], gallery_labels[others], query, k, 0.07, classes)
         ranked = sorted(range(classes), key=lambda c: -totals[c])
         hits += int(label) in [c for c in ranked[:top] if totals[c] > 0]
     return hits / len(queries)

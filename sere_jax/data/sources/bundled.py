@@ -114,6 +114,10 @@ class BundledSource(Source):
             pixels = colour_jitter(pixels, _generator("jitter", index))
         return Example(self._name(index), _header(side) + np.ascontiguousarray(pixels).tobytes(), label)
 
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The split in place of a file, and the number of the region."""
+        return ((f"bundled:{self.split}", index) for index in range(len(self.regions)))
+
     def listing(self) -> Iterator[Entry]:
         """An entry a region, with the size of its encoded image."""
         for index, region in enumerate(self.regions):

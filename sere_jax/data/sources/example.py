@@ -80,6 +80,13 @@ class Source(Protocol):
         """
         ...
 
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Where each example lies: path of the file, and number of the example in it (0 in a file of one image).
+
+        Unless a source knows better, its own text stands for the file.
+        """
+        return ((self.spec, number) for number in range(len(self)))
+
     def fingerprint(self) -> Fingerprint:
         """Number of examples and digest of the listing and the classes: equal for the same files at another path."""
         return fingerprint(len(self), self.listing(), self.classes)

@@ -61,6 +61,10 @@ class FolderSource(Source):
         path = self._paths[index]
         return Example(path, read_file(os.path.join(self.directory, path)), self._labels[index])
 
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The path of each image."""
+        return ((os.path.join(self.directory, path), 0) for path in self._paths)
+
     def listing(self) -> Iterator[Entry]:
         """An entry an image."""
         sizes = file_sizes(os.path.join(self.directory, path) for path in self._paths)

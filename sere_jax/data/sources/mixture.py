@@ -44,6 +44,10 @@ class Mixture(Source):
         example = self._parts[part][index - (self._ends[part - 1] if part else 0)]
         return example._replace(label=self._label(part, example.label))
 
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The places of all parts, one part after the other."""
+        return itertools.chain.from_iterable(part.places() for part in self._parts)
+
     def listing(self) -> Iterator[Entry]:
         """The entries of all parts; a name begins with the number of its part."""
         for number, part in enumerate(self._parts):

@@ -43,6 +43,10 @@ class PathListSource(Source):
         path = self._paths[index]
         return Example(path, read_file(os.path.join(self._directory, path)), int(self._labels[index]))
 
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The path of each file."""
+        return ((os.path.join(self._directory, path), 0) for path in self._paths)
+
     def listing(self) -> Iterator[Entry]:
         """An entry a file, by its path in the list; absolute paths are told from the deepest directory that holds all of them."""
         directories = [os.path.dirname(path) for path in self._paths if os.path.isabs(path)]

@@ -51,6 +51,11 @@ class ClassSubset(Source):
         """The class of every example."""
         return self._labels
 
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The places of the images that belong to a listed class."""
+        places = list(self._source.places())
+        return (places[index] for index in self._index)
+
     def listing(self) -> Iterator[Entry]:
         """The entries of the images that belong to a listed class; of a source of packed files all entries, as they hold any class."""
         entries = list(self._source.listing())

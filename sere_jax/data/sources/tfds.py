@@ -60,6 +60,14 @@ class TfdsSource(Source):
         name = values[features.file_name][0].decode() if features.file_name else f"{self.spec}[{index}]"
         return Example(name, values[features.image][0], label, annotation(features, values) if features.annotated else None)
 
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The shard of each record, and the record's number in it."""
+        import tensorflow_datasets as tfds
+
+        splits = tfds.builder_from_directory(self._data_dir).info.splits
+        for part in splits[self._split].file_instructions:
+            yield from ((str(part.filename), part.skip + number) for number in range(part.take))
+
     def listing(self) -> Iterator[Entry]:
         """An entry a shard, with the records of it that the split takes."""
         import tensorflow_datasets as tfds

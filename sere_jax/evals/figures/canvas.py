@@ -1,4 +1,4 @@
-"""The look that all figures share. Figures are made without pyplot: no global state, no display, nothing to close."""
+"""The look that all figures share. Figures are made without pyplot, which would keep global state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -35,29 +35,65 @@ COLOURS = (
 )
 OVERLAP = "#e8252a"
 HEAT = "magma"
-_LEFT, _TOP, _LINE, _GAP, _GROUP_GAP, _NARROWEST = 1.4, 0.54, 0.135, 0.06, 0.2, 7.5  # inches
+_LEFT, _LINE, _GAP, _GROUP_GAP, _NARROWEST = 1.4, 0.135, 0.06, 0.2, 7.5  # inches
+_TITLE, _HEADING = 0.34, 0.145  # inches from the top to the text below the title; of a line of a heading
 PAD = 3.0  # points between a heading and the panel below it
-_CHARACTERS_AN_INCH = 16  # of the note, 8 points
+_CHARACTERS_AN_INCH = 16  # of text of 8 points
+_LABEL_WIDTH = 19  # characters of a line beside a row
+BAR = 0.36  # width of a column for `colour_bar`, in panels
 
 _STYLE: Any = {"font.family": "sans-serif", "font.size": 8.0, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 8.5}
 
 
-def grid(
-    rows: int, columns: int, *, title: str, note: str, cell: float = 1.45, widths: Sequence[float] = (), group: int = 1, pad: float = PAD
-) -> tuple[Figure, np.ndarray]:
-    """An empty figure of rows x columns panels without ticks, `cell` inches high and `widths` x as wide.
+class Caption(NamedTuple):
+    """What a figure says of its origin."""
 
-    Above them stand the title and a `note` that says how to read the figure, of as many lines as it needs. A wider gap follows
-    every `group` rows, and headings stand `pad` points above the panels (see `heading`). All is laid out in inches, so that panels
-    touch the same way at any size.
+    lines: tuple[str, ...]  # above the panels: networks with their checkpoints, source and size of the images
+    networks: tuple[tuple[str, str], ...]  # names, and details such as "teacher, step 60"
+    images: tuple[str, ...]  # names
+
+    def label(self, axis: Axes, image: int, network: int) -> None:
+        """Label the row of one network among the rows of one image; the first of them names the image."""
+        row_label(axis, *self.networks[network], image=self.images[image] if network == 0 else "")
+
+
+def grid(
+    rows: int,
+    columns: int,
+    *,
+    title: str,
+    note: str,
+    about: Sequence[str] = (),
+    headings: Sequence[Sequence[str]] = (),
+    cell: float = 1.45,
+    widths: Sequence[float] = (),
+    group: int = 1,
+    pad: float = PAD,
+) -> tuple[Figure, np.ndarray]:
+    """An empty figure of rows x columns panels without ticks. Returns (figure, axes[rows, columns]).
+
+    Above the panels stand the title, the lines of `about`, and the note; long lines are broken. All is laid out in inches, so
+    that panels keep their distance at any size.
+
+    Args:
+      title: what the figure shows.
+      note: how it is to be read.
+      about: what it was made from, a line each.
+      headings: names of the columns, "" for none; the n-th sequence stands above the n-th group of rows.
+      cell: height of a panel in inches.
+      widths: of the columns, in units of `cell`; by default 1 each.
+      group: rows of a group; a wider gap follows each.
+      pad: points between a heading and the panel below it.
     """
     wide = np.asarray(widths or [1.0] * columns) * cell
     lefts = _LEFT + np.concatenate([[0.0], np.cumsum(wide + _GAP)[:-1]])
     width = max(float(lefts[-1] + wide[-1]) + 0.15, _NARROWEST)
-    lines = textwrap.wrap(note, int((width - 0.3) * _CHARACTERS_AN_INCH))
-    first = _TOP + (pad - PAD) / 72 + _LINE * len(lines)
-    tops = first + np.arange(rows) * (cell + _GAP) + (np.arange(rows) // group) * (_GROUP_GAP - _GAP) * (group > 1)
-    height = float(tops[-1]) + cell + 0.15
+    characters = int((width - 0.3) * _CHARACTERS_AN_INCH)
+    origin = [line for text in about for line in textwrap.wrap(text, characters, subsequent_indent="    ")]
+    help_lines = textwrap.wrap(note, characters)
+    names = [[wrap(text, int(w * 13)) for text, w in zip(line, wide, strict=True)] for line in headings]
+    tops = _tops(rows, _TITLE + 0.06 + _LINE * len(origin + help_lines), cell, group, [_room(line, pad) for line in names])
+    height = tops[-1] + cell + 0.15
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     with matplotlib.rc_context(_STYLE):
@@ -65,28 +101,52 @@ def grid(
             [figure.add_axes((x / width, 1 - (y + cell) / height, w / width, cell / height)) for x, w in zip(lefts, wide, strict=True)]
             for y in tops
         ]
-        figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", va="top", color=INK)
-        figure.text(0.15 / width, 1 - 0.34 / height, "\n".join(lines), fontsize=8, va="top", color=MUTED)
+        place = 0.15 / width
+        figure.text(place, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", va="top", color=INK)
+        figure.text(place, 1 - _TITLE / height, "\n".join(origin), fontsize=8, va="top", color=INK)
+        figure.text(place, 1 - (_TITLE + _LINE * len(origin)) / height, "\n".join(help_lines), fontsize=8, va="top", color=MUTED)
     axes = np.array(panels, dtype=object)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.patch.set_visible(False)
         for spine in axis.spines.values():
             spine.set_visible(False)
+    for number, line in enumerate(names):
+        for axis, text in zip(axes[number * group], line, strict=True):
+            axis.set_title(text, fontsize=8.5, pad=pad, color=INK)
     return figure, axes
 
 
-def heading(axis: Axes, text: str, pad: float = PAD) -> None:
-    """The name of a column, `pad` points above its first panel."""
-    axis.set_title(text, fontsize=8.5, pad=pad, color=INK)
+def _tops(rows: int, first: float, cell: float, group: int, rooms: Sequence[float]) -> list[float]:
+    """The distance in inches of every row of panels from the top; `rooms` are the heights of the headings of each group."""
+    tops, y = [], first
+    for row in range(rows):
+        number = row // group
+        if row % group == 0:
+            y += rooms[number] if number < len(rooms) else 0.0
+            y += _GROUP_GAP - _GAP if row and group > 1 else 0.0
+        tops.append(y)
+        y += cell + _GAP
+    return tops
 
 
-def row_label(axis: Axes, text: str, detail: str = "") -> None:
-    """The name of a row, to the left of its first panel and broken where it is long; `detail` below it in grey."""
-    name = _wrap(text)
-    axis.text(-0.07, 0.5, name, transform=axis.transAxes, ha="right", va="bottom" if detail else "center", fontsize=8, color=INK)
+def _room(headings: Sequence[str], pad: float) -> float:
+    """The height in inches of a line of headings."""
+    return pad / 72 + _HEADING * max((text.count("\n") + 1 for text in headings if text), default=0)
+
+
+def row_label(axis: Axes, text: str, detail: str = "", image: str = "") -> None:
+    """The name of a row, to the left of its first panel, with `detail` below it in grey. `image` is a name above both.
+
+    Long names are broken into lines.
+    """
+    if image:
+        axis.text(-0.07, 1.0, wrap(image, _LABEL_WIDTH), transform=axis.transAxes, ha="right", va="top", fontsize=7, fontweight="bold")
+    name = wrap(text, _LABEL_WIDTH)
+    axis.text(-0.07, 0.4, name, transform=axis.transAxes, ha="right", va="bottom" if detail else "center", fontsize=8, color=INK)
     if detail:
-        axis.text(-0.07, 0.47, _wrap(detail), transform=axis.transAxes, ha="right", va="top", fontsize=7, color=MUTED)
+        below = wrap(detail, _LABEL_WIDTH)
+        axis.text(-0.07, 0.37, below, transform=axis.transAxes, ha="right", va="top", fontsize=7, color=MUTED)
 
 
 def corner(axis: Axes, text: str, *, right: bool = False) -> None:
@@ -102,27 +162,60 @@ def cross(axis: Axes, x: float, y: float) -> None:
     axis.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.3)
 
 
-def _wrap(text: str, width: int = 17) -> str:
-    """Lines of at most `width` characters, broken at spaces, else after the marks that file names are made of."""
+def wrap(text: str, width: int) -> str:
+    """Lines of at most `width` characters, broken between words. A longer word is broken after the marks of file names.
+
+    >>> print(wrap("as the networks see it", 10))
+    as the
+    networks
+    see it
+    >>> print(wrap("n01983481_American_lobster.JPEG", 20))
+    n01983481_American_
+    lobster.JPEG
+    """
     lines = [""]
-    for word in re.findall(r"[^ @/_,.:-]*[ @/_,.:-]?", text):
-        pieces = [word[i : i + width] for i in range(0, len(word), width)]
-        for piece in pieces:
-            lines = [*lines[:-1], lines[-1] + piece] if len(lines[-1]) + len(piece.rstrip()) <= width else [*lines, piece]
-    return "\n".join(line.strip() for line in lines if line.strip())
+    for word in text.split():
+        pieces = [word] if len(word) <= width else re.findall(r"[^@/_,.:-]*[@/_,.:-]|[^@/_,.:-]+", word)
+        for number, piece in enumerate(part[i : i + width] for part in pieces for i in range(0, len(part), width)):
+            space = " " if lines[-1] and number == 0 else ""
+            if len(lines[-1]) + len(space) + len(piece) <= width:
+                lines[-1] += space + piece
+            else:
+                lines.append(piece)
+    return "\n".join(line for line in lines if line)
+
+
+def shown(pixels: Num[np.ndarray, "*b H W c"]) -> Num[np.ndarray, "*b H W 3"]:
+    """Three channels to look at: one becomes grey, two get a blue of zeros, of more the first three are red, green and blue."""
+    channels = pixels.shape[-1]
+    if channels == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    if channels == 2:
+        return np.concatenate([pixels, np.zeros_like(pixels[..., :1])], axis=-1)
+    return pixels[..., :3]
 
 
 def picture(axis: Axes, image: Num[np.ndarray, "H W c"], *, unit: bool = False) -> None:
-    """A photograph, uint8 or floats in [0, 1]. `unit`: the axes then run over crop coordinates in [0, 1], not pixels."""
-    shown = image if image.dtype == np.uint8 else np.clip(image, 0, 1)
+    """A photograph, uint8 or floats in [0, 1]. `unit`: the axes run over crop coordinates in [0, 1] instead of pixels."""
+    image = shown(image)
+    pixels = image if image.dtype == np.uint8 else np.clip(image, 0, 1)
     extent, aspect = ((0, 1, 1, 0), image.shape[0] / image.shape[1]) if unit else (None, 1.0)
-    axis.imshow(shown, interpolation="antialiased", extent=extent, aspect=aspect)
+    axis.imshow(pixels, interpolation="antialiased", extent=extent, aspect=aspect)
 
 
 def heat(axis: Axes, values: Float[np.ndarray, "h w"], *, cmap: str = HEAT, limits: tuple[float, float] | None = None) -> None:
     """A map of numbers over crop coordinates, stretched to its own range unless `limits` say otherwise; no smoothing."""
     low, high = limits or (float(values.min()), float(values.max()))
     axis.imshow(values, cmap=cmap, vmin=low, vmax=high if high > low else low + 1, interpolation="nearest", extent=(0, 1, 1, 0))
+
+
+def colour_bar(axis: Axes, limits: tuple[float, float], *, cmap: str = HEAT) -> None:
+    """A bar with the colours of `limits`, with both numbers, in a narrow panel of its own."""
+    bar = axis.inset_axes((0.0, 0.0, 0.22, 1.0))
+    bar.imshow(np.linspace(1, 0, 64)[:, None], cmap=cmap, aspect="auto", extent=(0, 1, 0, 1), interpolation="bilinear")
+    bar.set(xticks=[], yticks=[])
+    for place, value, side in ((1.0, limits[1], "top"), (0.0, limits[0], "bottom")):
+        axis.text(0.3, place, f"{value:.2g}", transform=axis.transAxes, ha="left", va=side, fontsize=7, color=INK)
 
 
 def stretch(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 
 from sere_jax.evals.figures import canvas
 
+_SIGNED = "RdBu_r"
+
 
 def relation(tokens: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
-    """F^T F / n of channels with their mean taken off and scaled to length 1: their correlation over the positions.
+    """The correlation of channels over positions: F^T F / n of channels with mean 0 and variance 1.
 
-    The loss relates raw features; correlation shows the same structure without the few channels of large norm drowning
-    the others.
+    The loss relates raw features. Correlation shows the same structure, and a few channels of large norm do not hide it.
     """
     centred = tokens.astype(np.float64) - tokens.mean(0)
     scaled = centred / np.maximum(np.sqrt(np.mean(centred**2, axis=0)), 1e-12)
@@ -23,33 +24,40 @@ def relation(tokens: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
 
 
 def choose(tokens: Float[np.ndarray, "n d"], count: int) -> Int[np.ndarray, " count"]:
-    """Channels that show different things: the strongest first, then always the one of largest strength x novelty.
+    """Numbers of channels that respond to different things: the strongest first, then those of largest strength x novelty.
 
-    Strength is the standard deviation over positions, novelty 1 - the largest |correlation| with a chosen channel.
+    Strength is the standard deviation over positions; novelty is 1 - the largest |correlation| with the channels so far.
     """
     strength, correlation = tokens.std(0), np.abs(relation(tokens))
-    chosen = [int(strength.argmax())]
-    while len(chosen) < min(count, tokens.shape[1]):
-        score = strength * (1 - correlation[:, chosen].max(1))
-        score[chosen] = -1
-        chosen.append(int(score.argmax()))
-    return np.asarray(chosen)
+    numbers = [int(strength.argmax())]
+    while len(numbers) < min(count, tokens.shape[1]):
+        score = strength * (1 - correlation[:, numbers].max(1))
+        score[numbers] = -1
+        numbers.append(int(score.argmax()))
+    return np.asarray(numbers)
 
 
 def draw(
-    images: UInt8[np.ndarray, "b H W 3"], patches: Sequence[Float[np.ndarray, "b h w d"]], names: Sequence[str], *, count: int = 6
+    images: UInt8[np.ndarray, "b H W c"], patches: Sequence[Float[np.ndarray, "b h w d"]], caption: canvas.Caption, *, count: int = 6
 ) -> Figure:
-    """A row for each image and network: photograph, relation of all channels, relation of the chosen ones, their maps."""
-    title = "Channels of the patch features and their self-relation"
-    note = "Correlation over the positions of one image: red 1, white 0, blue -1; all channels ordered by their first principal axes."
-    figure, axes = canvas.grid(len(images) * len(names), count + 3, title=title, note=note, group=len(names))
-    headings = ["image", "all channels", "chosen channels", *(f"channel {chr(65 + k)}" for k in range(count))]
-    for axis, text in zip(axes[0], headings, strict=True):
-        canvas.heading(axis, text)
+    """A row for each image and network: photograph, relation of all channels, relation of a few of them, and their maps."""
+    networks = len(caption.networks)
+    count = min(count, min(features.shape[-1] for features in patches))
+    figure, axes = canvas.grid(
+        len(images) * networks,
+        count + 4,
+        title="Channels of the patch features and their self-relation",
+        about=caption.lines,
+        note="Relation: correlation of two channels over the patches of one image, by the colours of the bar. All channels are ordered by "
+        "their first two principal axes. The maps are of channels that differ most; each has its own range, and #n is its number.",
+        headings=[["image", "all channels", "some channels", "", *(f"channel {chr(65 + k)}" for k in range(count))]],
+        widths=[1.0, 1.0, 1.0, canvas.BAR, *[1.0] * count],
+        group=networks,
+    )
     for i, image in enumerate(images):
-        for j, (name, features) in enumerate(zip(names, patches, strict=True)):
-            row = axes[i * len(names) + j]
-            canvas.row_label(row[0], name)
+        for j, features in enumerate(patches):
+            row = axes[i * networks + j]
+            caption.label(row[0], i, j)
             if j == 0:
                 canvas.picture(row[0], image)
             _draw_channels(row[1:], features[i], count)
@@ -60,22 +68,22 @@ def _draw_channels(row: np.ndarray, features: Float[np.ndarray, "h w d"], count:
     tokens = features.reshape(-1, features.shape[-1])
     correlation = relation(tokens)
     order = _order(correlation)
-    canvas.heat(row[0], correlation[order][:, order], cmap="RdBu_r", limits=(-1.0, 1.0))
-    chosen = choose(tokens, count)
-    small = correlation[chosen][:, chosen]
-    canvas.heat(row[1], small, cmap="RdBu_r", limits=(-1.0, 1.0))
+    canvas.heat(row[0], correlation[order][:, order], cmap=_SIGNED, limits=(-1.0, 1.0))
+    numbers = choose(tokens, count)
+    small = correlation[numbers][:, numbers]
+    canvas.heat(row[1], small, cmap=_SIGNED, limits=(-1.0, 1.0))
+    canvas.colour_bar(row[2], (-1.0, 1.0), cmap=_SIGNED)
     for (i, j), value in np.ndenumerate(small):
-        place = ((j + 0.5) / len(chosen), (i + 0.5) / len(chosen))
+        place = ((j + 0.5) / count, (i + 0.5) / count)
         colour = "white" if abs(value) > 0.6 else canvas.INK
-        row[1].text(
-            *place, chr(65 + i) if i == j else f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center", fontsize=6.5, color=colour
-        )
-    for axis, channel in zip(row[2:], chosen, strict=False):
+        text = chr(65 + i) if i == j else f"{value:.1f}".replace("-0.0", "0.0")
+        row[1].text(*place, text, ha="center", va="center", fontsize=6.5, color=colour)
+    for axis, channel in zip(row[3:], numbers, strict=True):
         canvas.heat(axis, features[..., channel])
         canvas.corner(axis, f"#{channel}")
 
 
 def _order(correlation: Float[np.ndarray, "d d"]) -> Int[np.ndarray, " d"]:
-    """By angle in the plane of the two largest eigenvectors: correlated channels become neighbours."""
+    """An order by the angle in the plane of the two largest eigenvectors, which makes correlated channels neighbours."""
     _, vectors = np.linalg.eigh(correlation)
     return np.argsort(np.arctan2(vectors[:, -2], vectors[:, -1]), kind="stable")

@@ -1,15 +1,16 @@
-"""A batch as training sees it: every crop's box on its source image, and the overlap's points in both views (Fig. 3).
+"""A batch as training sees it: the box of each crop on its source image, and the points of the overlaps (Fig. 3).
 
-The first thing to look at when the data is suspected: a wrong box, a lost flip or a shifted grid shows at a glance.
+Look at it first when you suspect the data: it shows a wrong box, a lost flip or a shifted grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -25,28 +26,49 @@ _HIDDEN = "#5a6068c8"
 _LOCALS = ("#f2c230", "#26d0d9", "#ff7fc4", "#c8e04a", "#b39cff", "#ff9a4d", "#7fe0a8", "#d9d9d9")
 
 
+class Overlap(NamedTuple):
+    """The points of the overlap of two crops, in crop coordinates of each: rows and columns [2, s]."""
+
+    first: Float[np.ndarray, "2 s"]
+    second: Float[np.ndarray, "2 s"]
+
+
 def view_colour(number: int, first_local: int = 2) -> str:
-    """Global crops red and blue, local crops paler colours of their own."""
+    """Red and blue for global crops, a paler colour for each local crop."""
     return (_VIEW_1, _VIEW_2)[number] if number < first_local else _LOCALS[(number - first_local) % len(_LOCALS)]
 
 
-def draw(batch: FirstBatch, origin: str, *, patch: int, points: int = 13, sampling: Sampling = "endpoints") -> Figure:
-    """Two rows an image: source with boxes and the crops; below, the crops as the networks see them. `origin` says which batch it is."""
+def draw(batch: FirstBatch, about: Sequence[str], *, patch: int, points: int = 13, local_points: int = 6, sampling: Sampling) -> Figure:
+    """Two rows an image: the source with boxes and the crops; below, the crops as the networks see them.
+
+    Args:
+      batch: rows of a batch with the images that they were made from.
+      about: lines that say which batch it is.
+      patch: side of a patch in pixels, for the centres of patches.
+      points, local_points: on a side of the overlap of two global crops, and of a global and a local one.
+      sampling: how points are laid on an overlap, see `overlap_points`.
+    """
     views = batch.views
     count, first = views.boxes.shape[1], views.global_views.shape[1]
-    title, note = "A batch of training: crops, their boxes and the overlap", " ".join([origin, *_legend(views)])
-    figure, axes = canvas.grid(2 * len(batch.sources), count + 1, title=title, note=note, group=2, pad=_PAD)
-    canvas.heading(axes[0, 0], "source", _PAD)
-    for n in range(count):
-        canvas.heading(axes[0, 1 + n], f"global {n + 1}" if n < first else f"local {n + 1 - first}", _PAD)
-    overlaps = _overlaps(views, points, sampling)
+    names = ["source", *(f"global {n + 1}" if n < first else f"local {n + 1 - first}" for n in range(count))]
+    figure, axes = canvas.grid(
+        2 * len(batch.sources),
+        count + 1,
+        title="A batch of training: crops, their boxes and the overlap",
+        about=about,
+        note=" ".join(_legend(views)),
+        headings=[names],
+        group=2,
+        pad=_PAD,
+    )
+    shared = overlaps(views, points, local_points, sampling)
     for i, source in enumerate(batch.sources):
         top, below = axes[2 * i], axes[2 * i + 1]
-        canvas.row_label(top[0], batch.names[i] + (" (replaced)" if views.replaced[i] else ""))
-        _draw_source(top[0], source, views, i, overlaps[i])
-        canvas.row_label(below[1], "as the networks see it")
+        canvas.row_label(top[0], batch.names[i], "replaces an unreadable image" if views.replaced[i] else "")
+        _draw_source(top[0], source, views, i, shared[i].get((0, 1)))
+        canvas.row_label(below[1], "network input")
         for n in range(count):
-            _draw_crop(top[1 + n], views, i, n, overlaps[i], patch)
+            _draw_crop(top[1 + n], views, i, n, shared[i], patch)
             canvas.picture(below[1 + n], batch.coloured[0][i, n] if n < first else batch.coloured[1][i, n - first], unit=True)
             if views.masks is not None and n < first:
                 _hide(below[1 + n], np.asarray(views.masks[i, n]))
@@ -54,25 +76,36 @@ def draw(batch: FirstBatch, origin: str, *, patch: int, points: int = 13, sampli
 
 
 def _legend(views: Views) -> Iterator[str]:
-    if views.global_views.shape[1] > 1:
-        yield "Green: overlap points, the same source places in both views; 1 and 2 mark the first and last of the top row."
+    first, count = views.global_views.shape[1], views.boxes.shape[1]
+    if first > 1:
+        yield "Green: points of the overlap of both global crops, the same source places in both; 1 and 2 mark the ends of the top row."
+    if first > 1 and count > first:
+        yield "Dots in local crops: points of the overlap with global 1 (red) and with global 2 (blue)."
     yield "Purple: centres of patches."
     if views.masks is not None and np.any(views.masks):
         yield "Crossed out: patches hidden from the student."
 
 
-def _overlaps(views: Views, points: int, sampling: Sampling) -> list[list[np.ndarray]]:
-    """Of each image the rows and columns [2, s] of the overlap's points in each of the two global crops; [] where there is none."""
-    if views.global_views.shape[1] < 2:
-        return [[] for _ in views.boxes]
+def overlaps(views: Views, points: int, local_points: int, sampling: Sampling) -> list[dict[tuple[int, int], Overlap]]:
+    """Of each image the overlaps of crops (i, j) that training compares: the two global ones, and each of them with each local one.
+
+    Pairs that do not overlap are missing.
+    """
+    first, count = views.global_views.shape[1], views.boxes.shape[1]
+    pairs = [(0, 1), *((i, j) for i in (0, 1) for j in range(first, count))] if first > 1 else []
     boxes, flips = jnp.asarray(views.boxes), jnp.asarray(views.flips)
-    grids = overlap_points(boxes[:, 0], flips[:, 0], boxes[:, 1], flips[:, 1], size=points, sampling=sampling)
-    sides = [np.stack([np.asarray(grid.y), np.asarray(grid.x)], axis=1) for grid in grids]
-    return [[side[i] for side in sides] if valid else [] for i, valid in enumerate(np.asarray(grids[0].valid))]
+    shared: list[dict[tuple[int, int], Overlap]] = [{} for _ in views.boxes]
+    for i, j in pairs:
+        size = points if j < first else local_points
+        grids = overlap_points(boxes[:, i], flips[:, i], boxes[:, j], flips[:, j], size=size, sampling=sampling)
+        sides = [np.stack([np.asarray(grid.y), np.asarray(grid.x)], axis=1) for grid in grids]
+        for image in np.flatnonzero(np.asarray(grids[0].valid)):
+            shared[image][i, j] = Overlap(sides[0][image], sides[1][image])
+    return shared
 
 
 def _hide(axis: Axes, mask: Bool[np.ndarray, "h w"]) -> None:
-    """Grey out and cross out the hidden patches."""
+    """Grey out and cross out the patches that are hidden from the student."""
     h, w = mask.shape
     for row, column in np.argwhere(mask):
         corner = (column / w, row / h)
@@ -80,23 +113,24 @@ def _hide(axis: Axes, mask: Bool[np.ndarray, "h w"]) -> None:
         axis.plot([corner[0], corner[0] + 1 / w], [corner[1] + 1 / h, corner[1]], color="#ffffff90", linewidth=0.4)
 
 
-def _draw_source(axis: Axes, source: np.ndarray, views: Views, i: int, sides: Sequence[np.ndarray]) -> None:
-    axis.imshow(source, interpolation="antialiased", alpha=0.75)
+def _draw_source(axis: Axes, source: np.ndarray, views: Views, i: int, overlap: Overlap | None) -> None:
+    axis.imshow(canvas.shown(source), interpolation="antialiased", alpha=0.75)
     first = views.global_views.shape[1]
     for n in reversed(range(views.boxes.shape[1])):
         left, top, width, height = views.boxes[i, n]
         line, colour = 1.8 if n < first else 1.0, view_colour(n, first)
         axis.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=line, clip_on=False))
-    if sides:
+    if overlap is not None:
         left, top, width, height = views.boxes[i, 0]
-        y, x = sides[0]
+        y, x = overlap.first
         x = 1 - x if views.flips[i, 0] else x
-        _scatter(axis, top + height * y, left + width * x)
+        _scatter(axis, top + height * y, left + width * x, _POINT)
+        _ends(axis, top + height * y, left + width * x)
     axis.set_xlim(0, source.shape[1])
     axis.set_ylim(source.shape[0], 0)
 
 
-def _draw_crop(axis: Axes, views: Views, i: int, n: int, sides: Sequence[np.ndarray], patch: int) -> None:
+def _draw_crop(axis: Axes, views: Views, i: int, n: int, shared: Mapping[tuple[int, int], Overlap], patch: int) -> None:
     first = views.global_views.shape[1]
     pixels = views.global_views[i, n] if n < first else views.local_views[i, n - first]
     canvas.picture(axis, np.asarray(pixels), unit=True)
@@ -105,25 +139,30 @@ def _draw_crop(axis: Axes, views: Views, i: int, n: int, sides: Sequence[np.ndar
     if n < first:
         y, x = ((np.arange(side // patch) + 0.5) / (side // patch) for side in pixels.shape[:2])
         axis.plot(*(g.ravel() for g in np.meshgrid(x, y)), "o", color=_PATCH, markersize=1.9, markeredgewidth=0)
-        if sides:
-            _scatter(axis, *sides[n])
+        if (0, 1) in shared:
+            y, x = shared[0, 1][n]
+            _scatter(axis, y, x, _POINT)
+            _ends(axis, y, x)
+    for other in (0, 1):
+        if n >= first and (other, n) in shared:
+            y, x = shared[other, n].second
+            _scatter(axis, y, x, view_colour(other))
     if views.flips[i, n]:
         canvas.corner(axis, "mirrored", right=True)
     axis.set_xlim(0, 1)
     axis.set_ylim(1, 0)
 
 
-def _scatter(axis: Axes, y: np.ndarray, x: np.ndarray) -> None:
+def _scatter(axis: Axes, y: np.ndarray, x: np.ndarray, colour: str) -> None:
+    """Dots with a dark rim, which are seen on any colour."""
     xs, ys = np.meshgrid(x, y)
-    axis.plot(xs.ravel(), ys.ravel(), "o", color=_POINT, markersize=2.1, markeredgewidth=0, clip_on=False)
+    axis.plot(
+        xs.ravel(), ys.ravel(), "o", color=colour, markersize=2.8, markeredgewidth=0.4, markeredgecolor="#101010", clip_on=False, zorder=4
+    )
+
+
+def _ends(axis: Axes, y: np.ndarray, x: np.ndarray) -> None:
+    """The numbers 1 and 2 on the first and the last point of the top row."""
     for text, column in (("1", 0), ("2", -1)):
-        axis.text(
-            x[column],
-            y[0],
-            text,
-            color="black",
-            fontsize=6,
-            ha="center",
-            va="center",
-            bbox={"boxstyle": "circle,pad=0.12", "fc": _POINT, "ec": "none"},
-        )
+        badge = {"boxstyle": "circle,pad=0.12", "fc": _POINT, "ec": "none"}
+        axis.text(x[column], y[0], text, color="black", fontsize=6, ha="center", va="center", bbox=badge)

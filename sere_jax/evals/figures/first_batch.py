@@ -1,4 +1,4 @@
-"""The first rows of the first batch that a run of training sees: the same images, crops, masks and colours, to the pixel."""
+"""The first rows of the first batch of a training run: the same images, crops, masks and colours, to the pixel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sere_jax.types import Views
 
 
 class Feed(NamedTuple):
-    """What determines the batches of a run, and the points of the overlap at which its relations are compared."""
+    """The settings of a run's batches, and of the points of the overlaps at which its relations are compared."""
 
     source: Source
     recipe: ViewRecipe
@@ -33,12 +33,14 @@ class Feed(NamedTuple):
     batch_size: int = 0  # of all processes; 0: as many as are shown
     reading: ImageReading = DEFAULT_READING
     masking: MaskRecipe | None = None
-    points: int = 13  # a side of the overlap between two global views
+    points: int = 13  # on a side of the overlap of two global crops
+    local_points: int = 6  # on a side of the overlap of a global and a local crop
     sampling: Sampling = "endpoints"
+    run: str = ""  # the checkpoint whose training it is; "": the evaluation's own config
 
 
 class FirstBatch(NamedTuple):
-    """The rows with what they were made from."""
+    """The rows, and the images that they were made from."""
 
     sources: list[UInt8[np.ndarray, "_ _ 3"]]
     names: list[str]  # of files

@@ -29,16 +29,23 @@ def principal_colours(patches: Float[np.ndarray, "b h w d"]) -> tuple[Float[np.n
     return colours.reshape(*patches.shape[:3], -1).astype(np.float32), shares[:3].astype(np.float32)
 
 
-def draw(images: UInt8[np.ndarray, "b H W 3"], patches: Sequence[Float[np.ndarray, "b h w d"]], names: Sequence[str]) -> Figure:
-    """Photographs in the first row, one row for each network below; one PCA a network, over all images shown."""
-    note = "Red, green, blue = components 1, 2, 3 over all images of a row. % = share of the variance."
-    figure, axes = canvas.grid(1 + len(names), len(images), title="Patch features: first three principal components", note=note)
+def draw(images: UInt8[np.ndarray, "b H W c"], patches: Sequence[Float[np.ndarray, "b h w d"]], caption: canvas.Caption) -> Figure:
+    """Photographs in the first row, and a row for each network below. Each network has one PCA, over all images shown."""
+    figure, axes = canvas.grid(
+        1 + len(patches),
+        len(images),
+        title="Patch features: first three principal components",
+        about=caption.lines,
+        note="Red, green, blue: components 1, 2, 3 of all images of a row. The percentages are their shares of the variance.",
+        headings=[caption.images],
+    )
     for axis, image in zip(axes[0], images, strict=True):
         canvas.picture(axis, image)
     canvas.row_label(axes[0, 0], "image")
-    for row, name, features in zip(axes[1:], names, patches, strict=True):
+    for row, (name, detail), features in zip(axes[1:], caption.networks, patches, strict=True):
         colours, shares = principal_colours(features)
-        canvas.row_label(row[0], name, " + ".join(f"{100 * share:.0f}" for share in shares) + " %")
+        percent = " + ".join(f"{100 * share:.0f}" for share in shares) + " %"
+        canvas.row_label(row[0], name, f"{detail}: {percent}" if detail else percent)
         for axis, colour in zip(row, colours, strict=True):
             axis.imshow(colour, interpolation="nearest", extent=(0, 1, 1, 0))
     return figure

@@ -1,4 +1,4 @@
-"""The figures protocol: run the networks on a few images and draw every figure that was asked for into workdir/figures."""
+"""The figures protocol: run the networks on a few images and draw the figures into workdir/figures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
@@ -22,38 +23,42 @@ from sere_jax.evals.features import normalise
 from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
 from sere_jax.evals.figures.first_batch import Feed, FirstBatch, first_batch
 from sere_jax.evals.frozen.analysis import Tokens
-from sere_jax.evals.frozen.views import pairs, read_image, see
-from sere_jax.evals.network import EvalError, Network, untrained
+from sere_jax.evals.frozen.views import Pairs, SeenPairs, pairs, see, view_side
+from sere_jax.evals.network import EvalError, Network, shared_reading, size_mistake, untrained
+from sere_jax.evals.pictures import LeftOut, Picture, left_out_note, read_pictures
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.reporting import table
-from sere_jax.types import Features
+from sere_jax.reporting.progress import track
+from sere_jax.types import Features, PyTree
 
 FIGURES = ("crops", "attention", "relations", "pca", "channels")
+WHOLE_SIDE = 480  # pixels a side of whole images by default, as in the papers' figures of attention
+_MOST_PATCHES = 60  # on a side by default: attention needs memory by their fourth power
 _NEED_NO_NETWORK = ("crops",)
 _USUAL_PATCH = 16
 _SHOWN_SIDE = 256  # pixels a side of the photographs beside the maps
 
 
 class Settings(NamedTuple):
-    """What the figures show; every figure takes the fields it needs."""
+    """What the figures show. Each figure takes the fields it needs."""
 
     source: str
     which: tuple[str, ...]  # of FIGURES
     images: tuple[int, ...]  # positions in the source
-    size: int  # side of the whole images shown to the networks, pixels; 0: each figure's habit, see `_side`
+    size: int  # side of the images shown to the networks, pixels; 0: WHOLE_SIDE for whole images, views as trained
     views: ViewRecipe  # of the pairs
     photometry: Sequence[PhotometryParams]  # of the first view of a pair and of the second
-    points: int  # a side of the overlap; of the crops the feed's
+    points: int  # on a side of the overlap; the crops show those of their feed
     sampling: Sampling
     tokens: Tokens
     temperature: float  # of the spatial relation shown
     queries: tuple[float, ...]  # down, right, down, right ...: places in the overlap as fractions of its height and width
-    mass: float  # of attention kept in a head's panel; 0: all
+    mass: float  # share of a head's attention that its panel keeps; 0: all
     channel_count: int
     random: bool  # also the first network at random initialisation
     seed: int
-    reading: ImageReading
+    reading: ImageReading  # its channels and range are the networks'
     feed: Callable[[], Feed]  # of the crops: opens its source
 
     @property
@@ -63,31 +68,36 @@ class Settings(NamedTuple):
 
 
 def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
-    """Draw and save; without a network only what needs none, and it says so."""
+    """Draw and save the figures. Without a network only the crops are drawn, and a line says so.
+
+    Raises EvalError for settings that do not fit, and where none of the images can be read.
+    """
     if jax.process_index() != 0:
         return  # one process is enough for a handful of images
-    _check(settings)
+    _check(networks, settings)
+    table.say(f"figures: opening {settings.source}")
     opened = open_source(settings.source)
     _check_positions(settings.images, len(opened), settings.source)
     wanted = [name for name in settings.which if networks or name in _NEED_NO_NETWORK]
     if len(wanted) < len(settings.which):
-        table.console().print(
-            f"without a checkpoint only {', '.join(wanted) or 'nothing'} can be drawn; give --checkpoint=DIR for the rest"
-        )
-    shown = [*networks, *([untrained(networks[0], settings.seed)] if settings.random and networks else [])]
-    studio = Studio(opened, shown, settings)
+        table.say(f"without a checkpoint only {', '.join(wanted) or 'nothing'} can be drawn; give --checkpoint=DIR for the rest")
+    networks = [*networks, *([untrained(networks[0], settings.seed)] if settings.random and networks else [])]
+    studio = Studio(opened, networks, settings)
     for name in wanted:
+        table.say(f"figures: {name}")
         for file, figure in _MAKERS[name](studio):
-            path = canvas.save(figure, workdir / "figures" / f"{file}.png")
-            table.console().print(f"written: {path}", highlight=False)
+            table.say(f"written: {canvas.save(figure, workdir / 'figures' / f'{file}.png')}")
 
 
-def _check(settings: Settings) -> None:
+def _check(networks: Sequence[Network], settings: Settings) -> None:
     unknown = [name for name in settings.which if name not in FIGURES]
     if unknown:
         raise EvalError(f"which: found {', '.join(unknown)}; expected some of {', '.join(FIGURES)}")
     if len(settings.queries) % 2 or not settings.queries:
         raise EvalError(f"queries: found {len(settings.queries)} numbers; expected pairs (down, right) of fractions of the overlap")
+    for network in networks:
+        if settings.size and (mistake := size_mistake(settings.size, network.patch)):
+            raise EvalError(f"size of {network.name}: {mistake}")
 
 
 def _check_positions(images: tuple[int, ...], count: int, source: str) -> None:
@@ -96,107 +106,160 @@ def _check_positions(images: tuple[int, ...], count: int, source: str) -> None:
         raise EvalError(f"images: found {wrong or 'none'}; expected positions from 0 to {count - 1} in {source!r}")
 
 
-def _side(network: Network, settings: Settings, factor: int) -> int:
-    """The side to show images at: `size`, or `factor` x what the network was trained on; a multiple of its patch."""
-    side = settings.size or factor * network.size
-    return max(network.patch, side // network.patch * network.patch)
+def whole_side(network: Network, size: int) -> int:
+    """The side of whole images in pixels: `size`, or WHOLE_SIDE cut to a multiple of the patch and at most 60 patches."""
+    return size or max(1, min(WHOLE_SIDE // network.patch, _MOST_PATCHES)) * network.patch
+
+
+class Maps(NamedTuple):
+    """What a network makes of the whole images."""
+
+    patches: Float[Any, "b h w d"]
+    attention: Float[Any, "b m h w"] | None  # of the cls token in the last block; None: no vision transformer
 
 
 @dataclasses.dataclass
 class Studio:
-    """What the figures are drawn from. Features of the whole images are made once, for all figures that want them."""
+    """What the figures are drawn from. Features of the whole images are computed once, for all figures that show them."""
 
     source: Source
     networks: Sequence[Network]
     settings: Settings
 
-    @property
-    def names(self) -> list[str]:
-        """Of the networks, as rows are labelled."""
-        return [network.name for network in self.networks]
-
-    def squares(self, side: int) -> UInt8[np.ndarray, "b S S 3"]:
-        """The centre squares of the chosen images."""
-        shown = [read_image(self.source, i, self.settings.reading) for i in self.settings.images]
-        return np.stack([resize_and_centre_crop(image, side, side) for image in shown])
+    @functools.cached_property
+    def reading(self) -> ImageReading:
+        """How the images are read for all networks."""
+        return shared_reading(self.networks, self.settings.reading)
 
     @functools.cached_property
-    def features(self) -> list[Features]:
-        """Of every network, with attention, at twice the size it was trained on unless told otherwise.
+    def pictures(self) -> list[Picture]:
+        """Those of the chosen images that can be read. Raises EvalError where none can."""
+        left_out = LeftOut()
+        pictures = list(read_pictures(self.source, self.settings.images, left_out, self.reading))
+        if note := left_out_note("images", list(left_out.values()), len(self.settings.images)):
+            table.say(note)
+        if not pictures:
+            raise EvalError(f"images: none of {self.settings.images} in {self.settings.source!r} can be read; expected at least one")
+        return pictures
 
-        A finer grid of patches shows outlines (the papers' tool takes 480 pixels for 224).
-        """
-        found = []
+    def squares(self, side: int) -> UInt8[np.ndarray, "b S S c"]:
+        """The centre squares of the images."""
+        return np.stack([resize_and_centre_crop(picture.pixels, side, side) for picture in self.pictures])
+
+    @functools.cached_property
+    def maps(self) -> list[Maps]:
+        """Of every network, image by image: attention on fine grids takes much memory."""
+        tokens, found = self.settings.tokens, []
         for network in self.networks:
-            images = normalise(self.squares(_side(network, self.settings, 2)), network.mean, network.std)
-            found.append(jax.device_get(jax.jit(functools.partial(network.apply, attention=True))(network.params, images)))
+            side = whole_side(network, self.settings.size)
+            look = _whole_images(network, tokens)
+            label = f"{network.name}: images of {side} x {side} pixels"
+            images = track(self.squares(side), label, len(self.pictures))
+            parts = [jax.device_get(look(network.params, image[None])) for image in images]
+            found.append(jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
         return found
 
-    @property
-    def patches(self) -> list[Float[np.ndarray, "b h w d"]]:
-        """The patch tokens that the settings ask for."""
-        kept = [f.patches if self.settings.tokens == "post" else f.patches_prenorm for f in self.features]
-        return [np.asarray(tokens, np.float32) for tokens in kept]
+    def caption(self, sizes: str, networks: Sequence[Network] | None = None) -> canvas.Caption:
+        """What a figure of these networks says of its origin; `sizes` tells how large its images are."""
+        networks = self.networks if networks is None else networks
+        lines = (*(network.description for network in networks), f"Images of {self.settings.source}, {sizes}.")
+        names = tuple(Path(picture.name).name for picture in self.pictures)
+        return canvas.Caption(lines, tuple((network.name, network.origin) for network in networks), names)
+
+    def whole_sizes(self) -> str:
+        """The sizes of the whole images as the networks see them."""
+        sides = {(whole_side(network, self.settings.size), network.patch) for network in self.networks}
+        return " or ".join(f"{side} x {side} pixels in patches of {patch}" for side, patch in sorted(sides))
+
+
+def _whole_images(network: Network, tokens: Tokens) -> Callable[[PyTree, np.ndarray], Maps]:
+    @jax.jit
+    def look(params: PyTree, images: jax.Array) -> Maps:
+        features: Features = network.apply(params, normalise(images, network.mean, network.std), attention=True)
+        patches = jnp.asarray(features.patches if tokens == "post" else features.patches_prenorm, jnp.float32)
+        h, w = patches.shape[1:3]
+        return Maps(patches, None if features.attention is None else attention.cls_attention(features.attention, (h, w)))
+
+    return look
 
 
 def _attention(studio: Studio) -> Iterator[tuple[str, Figure]]:
-    maps = []
-    for name, features in zip(studio.names, studio.features, strict=True):
-        if features.attention is None:
-            raise EvalError(f"{name}: gives no attention; expected a vision transformer")
-        h, w = features.patches.shape[1:3]
-        maps.append(attention.cls_attention(np.asarray(features.attention), (h, w)))
-    images = studio.squares(max(_SHOWN_SIDE, _side(studio.networks[0], studio.settings, 2)))
-    yield "attention", attention.draw(images, maps, studio.names, mass=studio.settings.mass)
+    with_attention = [(n, maps.attention) for n, maps in zip(studio.networks, studio.maps, strict=True) if maps.attention is not None]
+    without = [n.name for n, maps in zip(studio.networks, studio.maps, strict=True) if maps.attention is None]
+    if without:
+        table.say(f"attention: {', '.join(without)}: no vision transformer, hence without attention; left out")
+    if with_attention:
+        networks, maps = zip(*with_attention, strict=True)
+        side = max(_SHOWN_SIDE, *(whole_side(network, studio.settings.size) for network in networks))
+        caption = studio.caption(studio.whole_sizes(), networks)
+        yield "attention", attention.draw(studio.squares(side), maps, caption, mass=studio.settings.mass)
 
 
 def _pca(studio: Studio) -> Iterator[tuple[str, Figure]]:
-    yield "pca", pca.draw(studio.squares(_SHOWN_SIDE), studio.patches, studio.names)
+    patches = [maps.patches for maps in studio.maps]
+    yield "pca", pca.draw(studio.squares(_SHOWN_SIDE), patches, studio.caption(studio.whole_sizes()))
 
 
 def _channels(studio: Studio) -> Iterator[tuple[str, Figure]]:
-    count = studio.settings.channel_count
-    yield "channels", channels.draw(studio.squares(_SHOWN_SIDE), studio.patches, studio.names, count=count)
+    patches, caption = [maps.patches for maps in studio.maps], studio.caption(studio.whole_sizes())
+    yield "channels", channels.draw(studio.squares(_SHOWN_SIDE), patches, caption, count=studio.settings.channel_count)
 
 
 def _relations(studio: Studio) -> Iterator[tuple[str, Figure]]:
-    source, networks, settings = studio.source, studio.networks, studio.settings
-    seen = []
-    for network in networks:
-        recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings, 1))
-        [pair] = pairs(source, settings.images, recipe, seed=settings.seed, batch_size=len(settings.images), reading=settings.reading)
-        look = see(network, pair, settings.photometry[:2], seed=settings.seed, size=settings.points, sampling=settings.sampling)
-        seen.append((pair, look))
+    networks, settings = studio.networks, studio.settings
+    seen = [_look_at_pairs(studio, network) for network in networks]
     pair, look = seen[0]
     pixels = np.asarray(look.views) * np.asarray(networks[0].std) + np.asarray(networks[0].mean)
+    names = {picture.position: picture for picture in studio.pictures}
     cases: list[relations.Case] = []
     rows: list[list[relations.Rows]] = [[] for _ in networks]
     for i in np.flatnonzero(np.asarray(look.points[0].valid)):
-        image = read_image(source, int(pair.positions[i]), settings.reading)
+        picture = names[int(pair.positions[i])]
         for at in settings.places:
-            case = relations.Case(image, pixels[i], pair.boxes[i], pair.flips[i], relations.query_at(pair.boxes[i], at))
+            query = relations.query_at(pair.boxes[i], at)
+            case = relations.Case(Path(picture.name).name, picture.pixels, pixels[i], pair.boxes[i], pair.flips[i], query)
             cases.append(case)
-            for found, (_, one) in zip(rows, seen, strict=True):
+            for of_network, (_, one) in zip(rows, seen, strict=True):
                 alone = jax.tree.map(lambda x, i=i: x[i : i + 1], one)
-                found.append(relations.relation_rows(alone, case, tokens=settings.tokens, temperature=settings.temperature))
+                of_network.append(relations.relation_rows(alone, case, tokens=settings.tokens, temperature=settings.temperature))
     if not cases:
         raise EvalError("views.global_scale: no two views overlap; expected larger crops or other images")
-    yield "relations", relations.draw(cases, rows, [n.name for n in networks], temperature=settings.temperature)
+    if missing := int(np.sum(~np.asarray(look.points[0].valid))):
+        table.say(f"relations: the two views of {missing} of {len(studio.pictures)} images do not overlap; left out")
+    sides = sorted({view_side(network, settings.size) for network in networks})
+    caption = studio.caption(f"views of {' or '.join(map(str, sides))} pixels a side, seed {settings.seed}")
+    yield "relations", relations.draw(cases, rows, caption, temperature=settings.temperature)
+
+
+def _look_at_pairs(studio: Studio, network: Network) -> tuple[Pairs, SeenPairs]:
+    """The same pair of views of each image for every network, in one batch."""
+    settings, positions = studio.settings, [picture.position for picture in studio.pictures]
+    recipe = dataclasses.replace(settings.views, local_count=0, global_size=view_side(network, settings.size))
+    batches = pairs(
+        studio.source, positions, recipe, seed=settings.seed, batch_size=len(positions), left_out=LeftOut(), reading=studio.reading
+    )
+    [pair] = track(batches, f"{network.name}: two views each of {len(positions)} images", 1)
+    return pair, see(network, pair, settings.photometry[:2], seed=settings.seed, size=settings.points, sampling=settings.sampling)
 
 
 def _crops(studio: Studio) -> Iterator[tuple[str, Figure]]:
     settings = studio.settings
     feed, patch = settings.feed(), studio.networks[0].patch if studio.networks else _USUAL_PATCH
+    table.say(f"crops: reading the first batch of {feed.source.spec}")
     batch = first_batch(feed, len(settings.images))
-    yield "crops", crops.draw(batch, _origin(feed, batch), patch=patch, points=feed.points, sampling=feed.sampling)
+    figure = crops.draw(
+        batch, _origin(feed, batch), patch=patch, points=feed.points, local_points=feed.local_points, sampling=feed.sampling
+    )
+    yield "crops", figure
 
 
-def _origin(feed: Feed, batch: FirstBatch) -> str:
+def _origin(feed: Feed, batch: FirstBatch) -> list[str]:
     """Which batch it is, and why no patch is hidden where the method hides some."""
-    text = f"First images of step 0 from {feed.source.spec}, seed {feed.seed}."
+    views = f"of the training of {feed.run}" if feed.run else "by the evaluation's own config"
+    lines = [f"Crops {views}.", f"The first images of step 0 from {feed.source.spec}, seed {feed.seed}."]
     if feed.masking is not None and batch.views.masks is not None and not np.any(batch.views.masks):
-        text += f" No patch is hidden: masks begin at step {feed.masking.start_step}, and some images have none."
-    return text
+        lines.append(f"No patch is hidden: masks begin at step {feed.masking.start_step}, and some images have none.")
+    return lines
 
 
 _MAKERS: dict[str, Callable[[Studio], Iterator[tuple[str, Figure]]]] = {

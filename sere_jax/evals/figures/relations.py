@@ -1,4 +1,4 @@
-"""How one patch relates to all others, in two views of an image, and where the two disagree (Fig. 5 of the TPAMI paper)."""
+"""The relation of one patch to all others in two views of an image, and its difference (Fig. 5 of the TPAMI paper)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from sere_jax.evals.frozen.analysis import Tokens
 from sere_jax.evals.frozen.views import SeenPairs
 from sere_jax.ops.geometry import Points, sample
 
-_GROUPS_A_LINE = 3
+_CASES_A_LINE = 2
+_BLOCK = (1.0, 1.0, canvas.BAR, 1.0, canvas.BAR, 0.06)  # widths: views 1 and 2 with a bar, difference with a bar, gap
 
 
 class Rows(NamedTuple):
     """The relation of one source point of an image."""
 
     maps: tuple[Float[np.ndarray, "1 h w"], Float[np.ndarray, "1 h w"]]  # to every patch of each view; a map sums to 1
-    difference: Float[np.ndarray, "1 s s"]  # |difference| over the aligned points of the overlap, in source orientation
+    difference: Float[np.ndarray, "1 s s"]  # |difference| over the points of the overlap, in the orientation of the source
 
 
 class Case(NamedTuple):
-    """What a group of three columns shows: an image, its two views, and the point that is asked about."""
+    """What a group of columns shows: an image, its two views, and the query point."""
 
-    source: UInt8[np.ndarray, "H W 3"]
-    views: Float[np.ndarray, "2 S S 3"]  # in [0, 1]
+    name: str  # of the image
+    source: UInt8[np.ndarray, "H W c"]
+    views: Float[np.ndarray, "2 S S c"]  # in [0, 1]
     boxes: Float[np.ndarray, "2 4"]
     flips: Bool[np.ndarray, " 2"]
     query: tuple[float, float]  # (y, x) in source pixels
@@ -45,9 +47,10 @@ def query_at(boxes: Float[np.ndarray, "2 4"], at: tuple[float, float]) -> tuple[
 
 
 def relation_rows(seen: SeenPairs, case: Case, *, tokens: Tokens, temperature: float) -> Rows:
-    """softmax_j(<f_query, f_j> / (sqrt(d) temperature)) with j over all patches of a view, and over the overlap's points.
+    """softmax_j(<f_query, f_j> / (sqrt(d) temperature)), with j over all patches of a view and over the points of the overlap.
 
-    `seen` holds the case's image alone. Features between patches are sampled bilinearly with border padding, as in the analysis.
+    `seen` holds the features of the case's image alone. Features between patches are sampled bilinearly with border padding, as
+    in the analysis.
     """
     maps, aligned = [], []
     for side, (features, points) in enumerate(zip((seen.first, seen.second), seen.points, strict=True)):
@@ -81,51 +84,74 @@ def overlap_box(boxes: Float[np.ndarray, "2 4"]) -> tuple[float, float, float, f
     return float(left), float(top), float(right), float(bottom)
 
 
-def draw(cases: Sequence[Case], rows: Sequence[Sequence[Rows]], names: Sequence[str], *, temperature: float) -> Figure:
-    """Three columns a case (view 1, view 2, difference); a row with the views and one row for each network.
+def draw(cases: Sequence[Case], rows: Sequence[Sequence[Rows]], caption: canvas.Caption, *, temperature: float) -> Figure:
+    """Two views, their relation and its difference for each case: a row with the views, and a row for each network.
 
     `rows[network][case]` holds arrays with b = 1.
     """
-    lines = -(-len(cases) // _GROUPS_A_LINE)
-    groups = -(-len(cases) // lines)  # lines of equal length
-    height = 1 + len(names)
-    widths = ([1.0, 1.0, 1.0, 0.12] * groups)[:-1]
-    note = (
-        f"Brighter = more related to the marked point (t = {temperature:g}); every panel stretched to its own range. "
-        "Red: overlap of the views. Below the source: |difference| over the overlap, as the source lies; its sum L1 is between 0 and 2."
+    lines = -(-len(cases) // _CASES_A_LINE)
+    columns = -(-len(cases) // lines)  # lines of equal length
+    height = 1 + len(caption.networks)
+    headings = [["view 1", "view 2", "", f"source: {case.name}", "", ""] for case in cases]
+    headings += [[""] * 6] * (lines * columns - len(cases))
+    figure, axes = canvas.grid(
+        lines * height,
+        len(_BLOCK) * columns - 1,
+        title="Spatial self-relation of one point in two views",
+        about=caption.lines,
+        note=_note(temperature),
+        headings=[[text for case in headings[k * columns : (k + 1) * columns] for text in case][:-1] for k in range(lines)],
+        widths=(list(_BLOCK) * columns)[:-1],
+        group=height,
     )
-    title = "Spatial self-relation of one point in two views"
-    figure, axes = canvas.grid(lines * height, len(widths), title=title, note=note, widths=widths, group=height)
     for number, case in enumerate(cases):
-        line, group = divmod(number, groups)
-        block = axes[line * height : (line + 1) * height, group * 4 : group * 4 + 3]
-        _draw_case(block, case, [network[number] for network in rows], names if group == 0 else [""] * len(names))
-        canvas.row_label(block[0, 0], "views" if group == 0 else "")
+        line, column = divmod(number, columns)
+        block = axes[line * height : (line + 1) * height, column * len(_BLOCK) :][:, :5]
+        _draw_views(block[0], case)
+        for i, network in enumerate(rows):
+            _draw_network(block[1 + i], case, network[number])
+        if column == 0:
+            canvas.row_label(block[0, 0], "views")
+            for row, (name, detail) in zip(block[1:, 0], caption.networks, strict=True):
+                canvas.row_label(row, name, detail)
     return figure
 
 
-def _draw_case(block: np.ndarray, case: Case, rows: Sequence[Rows], names: Sequence[str]) -> None:
-    left, top, right, bottom = overlap_box(case.boxes)
-    for axis, title in zip(block[0], ("view 1", "view 2", "source"), strict=True):
-        canvas.heading(axis, title)
+def _note(temperature: float) -> str:
+    return (
+        f"Left: how the marked point relates to every patch, softmax at t = {temperature:g} in units of the uniform relation (1: as to an "
+        "average patch). Both views of a pair share the scale of the bar. Red: overlap of the views; white: view 1, dashed: view 2. "
+        "Right: difference of the two relations over the points of the overlap, in the orientation of the source and in units of the "
+        "uniform relation. L1 is the sum of the differences of probabilities, between 0 and 2."
+    )
+
+
+def _draw_views(row: np.ndarray, case: Case) -> None:
     for side in (0, 1):
-        canvas.picture(block[0, side], case.views[side], unit=True)
-        _mark(block[0, side], case, side)
-    _draw_source(block[0, 2], case)
-    for i, (row, name) in enumerate(zip(rows, names, strict=True), 1):
-        canvas.row_label(block[i, 0], name)
-        for side in (0, 1):
-            canvas.heat(block[i, side], row.maps[side][0])
-            _mark(block[i, side], case, side)
-        difference = row.difference[0]
-        canvas.heat(block[i, 2], difference)
-        place = ((case.query[1] - left) / (right - left), (case.query[0] - top) / (bottom - top))
-        canvas.cross(block[i, 2], *place)
-        canvas.corner(block[i, 2], f"L1 {difference.sum():.2f}")
+        canvas.picture(row[side], case.views[side], unit=True)
+        _mark(row[side], case, side)
+    _draw_source(row[3], case)
+
+
+def _draw_network(row: np.ndarray, case: Case, relation: Rows) -> None:
+    """The relation in both views by one scale, and the difference; each with its bar."""
+    scaled = [values[0] * values[0].size for values in relation.maps]
+    limits = 0.0, max(float(values.max()) for values in scaled)
+    for side in (0, 1):
+        canvas.heat(row[side], scaled[side], limits=limits)
+        _mark(row[side], case, side)
+    canvas.colour_bar(row[2], limits)
+    difference = relation.difference[0]
+    limits = 0.0, float(difference.max()) * difference.size
+    canvas.heat(row[3], difference * difference.size, limits=limits)
+    canvas.colour_bar(row[4], limits)
+    left, top, right, bottom = overlap_box(case.boxes)
+    canvas.cross(row[3], (case.query[1] - left) / (right - left), (case.query[0] - top) / (bottom - top))
+    canvas.corner(row[3], f"L1 {difference.sum():.2f}")
 
 
 def _mark(axis: Axes, case: Case, side: int) -> None:
-    """The overlap and the asked point in one view."""
+    """Draw the overlap and the query point in one view."""
     left, top, right, bottom = overlap_box(case.boxes)
     corners = [in_view(point, case.boxes[side], bool(case.flips[side])) for point in ((top, left), (bottom, right))]
     (y0, x0), (y1, x1) = corners

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
-from sere_jax.data.images.reading import DEFAULT_READING, ImageReading, ValueRange
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
-from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import comparison, knn
 from sere_jax.evals.frozen.comparison import ImageSet
-from sere_jax.evals.network import EvalError, Network
+from sere_jax.evals.frozen.labelled import LabelledPair, open_labelled
+from sere_jax.evals.network import Network, shared_reading
+from sere_jax.evals.pictures import left_out_note, names
+from sere_jax.reporting import table
 from sere_jax.types import Features, PyTree
 
 
 def image_set(
-    name: str,
-    source: Source,
-    *,
-    batch_size: int,
-    reading: ImageReading,
-    workers: int,
+    name: str, source: Source, *, batch_size: int, reading: ImageReading, workers: int, numbers: Int[np.ndarray, " c"] | None = None
 ) -> ImageSet:
-    """This process's rows of a source: the shorter side resized, then the centre square."""
+    """This process's rows of a source: the shorter side resized, then the centre square.
+
+    `numbers[label]` are the labels of the batches; by default those of the source.
+    """
 
     def batches(size: int, resize: int) -> Iterator[EvalBatch]:
-        return eval_batches(
+        loaded = eval_batches(
             source,
             size=size,
             resize=resize,
@@ -40,42 +41,14 @@ def image_set(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        for batch in loaded:
+            yield batch if numbers is None else batch._replace(labels=np.where(batch.labels < 0, -1, numbers[batch.labels]))
 
-    return ImageSet(name, batches, -(-len(source) // batch_size))
-
-
-def open_labelled(gallery: str, query: str) -> tuple[Source, Source]:
-    """Both sources of a k-NN. Raises EvalError where one has no labels or their classes differ."""
-    found = []
-    for key, spec in (("gallery", gallery), ("query", query)):
-        if not spec:
-            raise EvalError(f"{key}: found nothing, expected bundled:{key}, folder:DIR or tfds:NAME:SPLIT")
-        source = open_source(spec)
-        if not source.classes:
-            raise EvalError(
-                f"{key}: {spec!r} has no labels; expected a source with classes, or --config=configs/eval/retrieval.py, which needs none"
-            )
-        found.append(source)
-    if found[0].classes != found[1].classes:
-        only = sorted(set(found[1].classes) ^ set(found[0].classes))[:5]
-        raise EvalError(
-            f"gallery and query: found other classes in {gallery!r} than in {query!r} (such as {', '.join(only)}); expected the same"
-        )
-    return found[0], found[1]
-
-
-def _inputs(networks: Sequence[Network]) -> tuple[int, ValueRange]:
-    """Channels and range of values of the images that all networks take. Raises EvalError where these differ: a table shares images."""
-    found = {(len(network.mean), tuple(network.value_range)): network.name for network in networks}
-    if len(found) > 1:
-        told = ", ".join(f"{name}: {channels} channels, value_range {values}" for (channels, values), name in found.items())
-        raise EvalError(f"networks: found different inputs ({told}), expected the same for all of a table")
-    channels, (low, high) = next(iter(found))
-    return channels, (low, high)
+    return ImageSet(name, batches, len(source), batch_size)
 
 
 class Settings(NamedTuple):
-    """Which images, how they are prepared, and how k-NN counts."""
+    """Which images, how they are prepared, and how the k-NN votes."""
 
     gallery: str
     query: str
@@ -83,7 +56,7 @@ class Settings(NamedTuple):
     neighbours: tuple[int, ...]
     temperature: float
     size: int  # pixels of the centre crop; 0: each network's own
-    resize: int  # pixels of the shorter side before it; 0: the same
+    resize: int  # pixels of the shorter side before it; 0: each network's own, or size x 256 / 224
     batch_size: int
     workers: int
     reading: ImageReading  # its channels and range are the networks'
@@ -93,39 +66,62 @@ class Settings(NamedTuple):
 
 def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     """Print the table and write workdir/eval/knn.json."""
-    names = (settings.gallery, settings.query)
-    sources = open_labelled(*names)
-    channels, value_range = _inputs(networks)
-    reading = dataclasses.replace(settings.reading, channels=channels, value_range=value_range)
-    sets = [
-        image_set(
-            name,
-            s,
-            batch_size=settings.batch_size,
-            reading=reading,
-            workers=settings.workers,
-        )
-        for name, s in zip(("gallery", "query"), sources, strict=True)
-    ]
-    classes, images = len(sources[0].classes), [len(source) for source in sources]
-    counting = comparison.Settings(settings.size, settings.resize, settings.neighbours, settings.temperature, classes)
-    rows = comparison.compare(
-        networks, *sets, tokens=settings.tokens, with_baselines=settings.baselines, seed=settings.seed, settings=counting
+    reading = shared_reading(networks, settings.reading)
+    table.say(f"k-NN: opening {settings.gallery} and {settings.query}")
+    pair = open_labelled(settings.gallery, settings.query)
+    counting = comparison.Settings(
+        settings.size, settings.resize, settings.neighbours, settings.temperature, len(pair.classes), pair.images
     )
+    rows = comparison.compare(
+        networks,
+        *_sets(pair, settings.batch_size, reading, settings.workers),
+        tokens=settings.tokens,
+        with_baselines=settings.baselines,
+        seed=settings.seed,
+        settings=counting,
+    )
+    read = rows[0].read
+    unreadable = {"gallery": names(pair.gallery, read.gallery_unreadable), "query": names(pair.query, read.query_unreadable)}
     details = {
         "protocol": "knn",
-        "gallery": names[0],
-        "query": names[1],
-        "gallery_images": images[0],
-        "query_images": images[1],
-        "classes": classes,
+        "gallery": settings.gallery,
+        "query": settings.query,
+        "gallery_images": read.gallery,
+        "query_images": read.query,
+        "unreadable": unreadable,
+        "in_both": read.in_both,
+        "classes": len(pair.classes),
         "temperature": settings.temperature,
         "size": settings.size,
         "seed": settings.seed,
     }
-    title = f"k-NN: {images[1]} images of {names[1]} by {images[0]} of {names[0]}, {classes} classes"
-    path = workdir / "eval" / "knn.json"
-    comparison.publish(rows, title=title, path=path, details=details, gallery_images=images[0], neighbours=settings.neighbours)
+    comparison.publish(
+        rows,
+        title=f"k-NN: {read.query:,} images of {settings.query} by {read.gallery:,} of {settings.gallery}, {len(pair.classes):,} classes",
+        path=workdir / "eval" / "knn.json",
+        details=details,
+        neighbours=settings.neighbours,
+        notes=list(_notes(read, unreadable)),
+    )
+
+
+def _sets(pair: LabelledPair, batch_size: int, reading: ImageReading, workers: int) -> tuple[ImageSet, ImageSet]:
+    shared: dict[str, Any] = {"batch_size": batch_size, "reading": reading, "workers": workers}
+    return (
+        image_set("gallery", pair.gallery, numbers=pair.gallery_numbers, **shared),
+        image_set("query", pair.query, numbers=pair.query_numbers, **shared),
+    )
+
+
+def _notes(read: comparison.Read, unreadable: dict[str, list[str]]) -> Iterator[str]:
+    """What a reader of the scores has to know of the images that they are of."""
+    for name, count in (("gallery", read.gallery), ("query", read.query)):
+        if note := left_out_note(f"{name} images", unreadable[name], count + len(unreadable[name])):
+            yield note
+    if read.in_both:
+        yield f"{read.in_both:,} of {read.query:,} query images are in the gallery too: none votes on itself (leave-one-out)"
+    if read.without_class:
+        yield f"{read.without_class:,} query images are of a class of which the gallery has no other image: they count as wrong"
 
 
 def periodic(
@@ -144,22 +140,12 @@ def periodic(
     reading: ImageReading = DEFAULT_READING,
     workers: int = 0,
 ) -> knn.KnnEvaluation:
-    """The k-NN of a training run, from source texts; call the answer with the teacher's backbone parameters.
+    """The k-NN of a training run, from the texts of its sources. Call it with the parameters of the teacher's backbone.
 
-    Raises EvalError or SourceError before training starts rather than at the first
-    evaluation.
+    Raises EvalError or SourceError before training starts, not at the first evaluation.
     """
-    sources = open_labelled(gallery, query)
-    sets = [
-        image_set(
-            name,
-            s,
-            batch_size=batch_size,
-            reading=reading,
-            workers=workers,
-        )
-        for name, s in zip(("gallery", "query"), sources, strict=True)
-    ]
+    pair = open_labelled(gallery, query)
+    sets = _sets(pair, batch_size, reading, workers)
     return knn.KnnEvaluation(
         apply,
         lambda: sets[0].batches(size, resize),
@@ -169,5 +155,6 @@ def periodic(
         neighbours=neighbours,
         temperature=temperature,
         tokens=tokens,
-        classes=len(sources[0].classes),
+        classes=len(pair.classes),
+        images=pair.images,
     )

@@ -1,4 +1,4 @@
-"""Networks and baselines judged by k-NN on the same images, side by side in one table."""
+"""Networks and baselines, compared by k-NN on the same images in one table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sere_jax.evals.features import Extractor
+import numpy as np
+from jaxtyping import Int
+
+from sere_jax.evals.features import Extracted, Extractor
 from sere_jax.evals.frozen import baselines, knn
 from sere_jax.evals.network import Network, prepared, untrained
 from sere_jax.reporting import table
@@ -14,24 +17,43 @@ from sere_jax.reporting.progress import track
 
 
 class ImageSet(NamedTuple):
-    """Labelled images at any size, as often as asked for, in the same order."""
+    """Labelled images at any size, in the same order at every call."""
 
-    name: str
+    name: str  # gallery | query
     batches: Callable[[int, int], Iterable[Any]]  # side of the crop, shorter side before it -> iterator of EvalBatch
-    steps: int  # number of batches, for the progress bar
+    images: int  # how many are to be read, for the progress
+    batch_size: int
+
+    def read(self, sides: tuple[int, int], reader: str) -> Iterable[Any]:
+        """The batches for `reader` (a network or baseline), with a display of the progress."""
+        label = f"{reader}: {self.name}, {self.images:,} images in batches of {self.batch_size}"
+        return track(self.batches(*sides), label, -(-self.images // self.batch_size))
+
+
+class Read(NamedTuple):
+    """Which images a score is of: all counts are of images that could be read."""
+
+    gallery: int
+    query: int
+    gallery_unreadable: tuple[int, ...]  # positions in the source
+    query_unreadable: tuple[int, ...]
+    in_both: int  # queries that are images of the gallery too, which do not vote on themselves
+    without_class: int  # queries whose class no other image of the gallery has: they count as wrong
+    voters: int  # images of the gallery that can vote on any query
 
 
 class Row(NamedTuple):
     """One line of the table."""
 
     name: str
-    tokens: str  # "" for a baseline that knows no tokens
+    tokens: str  # "" for a baseline, which has no tokens
     accuracy: dict[str, float]  # "k10/top1" -> share
     about: dict[str, Any]
+    read: Read
 
     @property
     def best(self) -> float:
-        """Top-1 accuracy at the k that serves this row best."""
+        """Top-1 accuracy at the k that is best for this row."""
         return max(value for name, value in self.accuracy.items() if name.endswith("/top1"))
 
 
@@ -43,37 +65,47 @@ class Settings(NamedTuple):
     neighbours: Sequence[int] = knn.KS
     temperature: float = knn.TEMPERATURE
     classes: int = 0
+    images: tuple[Int[np.ndarray, " g"], Int[np.ndarray, " q"]] | None = None  # numbers of the images at all positions of both sources
 
 
 def network_rows(network: Network, gallery: ImageSet, query: ImageSet, tokens: tuple[str, ...], settings: Settings) -> list[Row]:
-    """One row a kind of token, from a single pass over the images."""
+    """One row for each kind of token, from a single pass over the images."""
+    sides = prepared(network, settings.size, settings.resize)
     extract = Extractor(network.apply, mean=network.mean, std=network.std, tokens=tokens)
-    found = []
-    for images in (gallery, query):
-        sides = prepared(network, settings.size, settings.resize)
-        batches = track(images.batches(*sides), f"{network.name}: {images.name}", images.steps)
-        found.append(extract(network.params, batches))
-    rows = []
-    for kind in tokens:
-        sets = [knn.Labelled(one.features[kind], one.labels) for one in found]
-        rows.append(Row(network.name, kind, _accuracy(sets[0], sets[1], settings), network.about))
-    return rows
+    extracted = [extract(network.params, images.read(sides, network.name)) for images in (gallery, query)]
+    return [_row(network.name, kind, network.about, extracted, kind, settings) for kind in tokens]
 
 
 def baseline_rows(network: Network, gallery: ImageSet, query: ImageSet, seed: int, settings: Settings) -> list[Row]:
-    """Raw pixels, the colour histogram, and the network at random initialisation (the better of cls and mean patch)."""
+    """Raw pixels, the colour histogram for RGB images, and the random network (the better of cls and mean patch)."""
     sides = prepared(network, settings.size, settings.resize)
     rows = []
-    for name, function in baselines.BASELINES.items():
-        sets = [baselines.describe(function, track(s.batches(*sides), f"{name}: {s.name}", s.steps)) for s in (gallery, query)]
-        rows.append(Row(name, "", _accuracy(sets[0], sets[1], settings), {}))
+    for name, function in baselines.of_channels(network.channels).items():
+        described = [baselines.describe(function, images.read(sides, name)) for images in (gallery, query)]
+        rows.append(_row(name, "", {}, described, "baseline", settings))
     both = network_rows(untrained(network, seed), gallery, query, ("cls", "patches"), settings)
     return [*rows, max(both, key=lambda row: row.best)]
 
 
-def _accuracy(gallery: knn.Labelled, query: knn.Labelled, settings: Settings) -> dict[str, float]:
-    found = knn.evaluate(gallery, query, neighbours=settings.neighbours, temperature=settings.temperature, classes=settings.classes)
-    return dict(found)
+def _row(name: str, tokens: str, about: dict[str, Any], sets: Sequence[Extracted], kind: str, settings: Settings) -> Row:
+    numbers = settings.images or (None, None)
+    gallery, query = (knn.labelled(extracted, kind, images) for extracted, images in zip(sets, numbers, strict=True))
+    accuracy = knn.evaluate(gallery, query, neighbours=settings.neighbours, temperature=settings.temperature, classes=settings.classes)
+    return Row(name, tokens, dict(accuracy), about, _read(gallery, query, sets))
+
+
+def _read(gallery: knn.Labelled, query: knn.Labelled, sets: Sequence[Extracted]) -> Read:
+    own = knn.copies(gallery, query)
+    of_class = np.bincount(gallery.labels, minlength=int(query.labels.max()) + 1)[query.labels]
+    return Read(
+        gallery=len(gallery.labels),
+        query=len(query.labels),
+        gallery_unreadable=tuple(sets[0].unreadable.tolist()),
+        query_unreadable=tuple(sets[1].unreadable.tolist()),
+        in_both=int((own > 0).sum()),
+        without_class=int((of_class - own < 1).sum()),
+        voters=knn.voters(gallery, query),
+    )
 
 
 def compare(
@@ -86,7 +118,12 @@ def compare(
     seed: int,
     settings: Settings,
 ) -> list[Row]:
-    """All rows of the table: the baselines first, if wanted (the random network is of the first network's shape)."""
+    """All rows of the table, baselines first. The random network has the first network's architecture.
+
+    Raises EvalError, before any image is read, where the size of the images does not suit one of the networks.
+    """
+    for network in networks:
+        prepared(network, settings.size, settings.resize)
     rows = baseline_rows(networks[0], gallery, query, seed, settings) if with_baselines else []
     for network in networks:
         rows += network_rows(network, gallery, query, tokens, settings)
@@ -94,11 +131,11 @@ def compare(
 
 
 def publish(
-    rows: Sequence[Row], *, title: str, path: Path, details: dict[str, Any], gallery_images: int, neighbours: Sequence[int]
+    rows: Sequence[Row], *, title: str, path: Path, details: dict[str, Any], neighbours: Sequence[int], notes: Sequence[str] = ()
 ) -> None:
-    """Print the table with the notes and write everything as JSON to `path`."""
-    _, notes = knn.clip_ks(neighbours, gallery_images)
-    notes = (*notes, *_origins(rows), *_verdicts(rows))
+    """Print the table with its notes and write everything as JSON to `path`."""
+    _, clipped = knn.clip_ks(neighbours, rows[0].read.voters)
+    notes = (*notes, *clipped, *_uneven(rows), *_origins(rows), *_verdicts(rows))
     names = list(rows[0].accuracy)
     cells = [[_label(row), *(f"{100 * row.accuracy[name]:.1f}" for name in names)] for row in rows]
     columns = ["accuracy, %", *(name.replace("k", "k=").replace("/", "\n") for name in names)]
@@ -111,14 +148,23 @@ def _label(row: Row) -> str:
     return row.name + (f" ({row.tokens.replace('patches', 'mean patch')})" if row.tokens else "")
 
 
+def _uneven(rows: Sequence[Row]) -> list[str]:
+    """Files may appear or vanish between the passes of two rows: then their scores are of different images."""
+    different = [row for row in rows if row.read != rows[0].read]
+    return [
+        f"{_label(row)}: is of other images than the first row ({row.read.query} query, {row.read.gallery} gallery images)"
+        for row in different
+    ]
+
+
 def _origins(rows: Sequence[Row]) -> list[str]:
-    """Which network of which step a row is, where that is known; once a checkpoint."""
+    """Which network of which step a row is, where that is known; once for each checkpoint."""
     lines = [f"{row.name}: {row.about['network']} of step {row.about['step']}" for row in rows if row.about.get("step") is not None]
     return list(dict.fromkeys(lines))
 
 
 def _verdicts(rows: Sequence[Row]) -> list[str]:
-    """A trained network's error beside that of the best baseline, each at its own best k."""
+    """The error of each trained network over that of the best baseline, each at its own best k."""
     base = [row for row in rows if _is_baseline(row)]
     if not base:
         return []

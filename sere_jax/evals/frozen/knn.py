@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features: how good is the network before anything is fitted?
+"""Weighted k-nearest-neighbour classification of frozen features: a score of a network that needs no training.
 
 Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination" (2018), section 3.4, with
 the settings of the DINO evaluation (temperature 0.07; k = 10, 20, 100, 200).
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sere_jax.evals import scores
-from sere_jax.evals.features import Extractor
+from sere_jax.evals.features import Extracted, Extractor
 from sere_jax.evals.network import EvalError
 from sere_jax.types import Features, PyTree
 
@@ -32,10 +32,16 @@ class Labelled(NamedTuple):
 
     features: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
+    images: Int[np.ndarray, " n"] | None = None  # equal numbers in gallery and query are the same image; None: no image is in both
+
+
+def labelled(extracted: Extracted, kind: str, images: Int[np.ndarray, " m"] | None = None) -> Labelled:
+    """Extracted features of one kind of token; `images` has a number for each position of the source (see `Labelled.images`)."""
+    return Labelled(extracted.features[kind], extracted.labels, None if images is None else images[extracted.positions])
 
 
 def unit(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Scale every row to length 1, in float32; a row of zeros stays zero (and is equally far from everything)."""
+    """Scale every row to length 1, in float32. A row of zeros stays zero; its cosine with every other row is 0."""
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
@@ -45,8 +51,8 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """The k gallery rows with the largest inner product with each query, best first: (similarities, row numbers).
 
-    Works through both sets in chunks, keeping the k best so far, so that memory is query_chunk x gallery_chunk floats
-    whatever the size of the gallery (ImageNet's 1.28 M rows need 64 MB here, not 250 GB).
+    Both sets are worked through in chunks, and the k best so far are kept. Memory is query_chunk x gallery_chunk floats
+    for a gallery of any size: 64 MB for ImageNet's 1.28 M rows, where one product would take 250 GB.
     """
     rows = [jnp.asarray(queries[start : start + query_chunk]) for start in range(0, len(queries), query_chunk)]
     best = [(jnp.full((len(r), k), -jnp.inf), jnp.zeros((len(r), k), jnp.int32)) for r in rows]
@@ -78,35 +84,77 @@ def votes(
 
 
 def clip_ks(ks: Sequence[int], gallery: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The neighbour counts that a gallery of this size allows, and a note for those that had to be clipped."""
+    """The numbers of neighbours that a gallery of `gallery` images allows, and a note if some had to be clipped.
+
+    >>> clip_ks((1, 10, 200), 18)
+    ((1, 10, 18), ('k = 200: more than the gallery has, clipped to its 18 images',))
+
+    Raises EvalError for an empty gallery and for numbers below 1.
+    """
     if gallery < 1:
-        raise EvalError("gallery: found no images; expected at least one")
+        raise EvalError("gallery: found no images besides the query itself; expected at least one")
     if not ks or min(ks) < 1:
         raise EvalError(f"neighbours: found {tuple(ks)}; expected positive numbers of neighbours")
     large = [k for k in ks if k > gallery]
-    notes = (f"k = {', '.join(map(str, large))}: more than the gallery holds, clipped to its {gallery} images",) if large else ()
+    notes = (f"k = {', '.join(map(str, large))}: more than the gallery has, clipped to its {gallery} images",) if large else ()
     return tuple(sorted({min(k, gallery) for k in ks})), notes
+
+
+def copies(gallery: Labelled, query: Labelled) -> Int[np.ndarray, " q"]:
+    """How many rows of the gallery hold each query's own image."""
+    if gallery.images is None or query.images is None:
+        return np.zeros(len(query.labels), np.int64)
+    highest = int(max(gallery.images.max(initial=0), query.images.max(initial=0)))
+    return np.bincount(gallery.images, minlength=highest + 1)[query.images]
+
+
+def voters(gallery: Labelled, query: Labelled) -> int:
+    """How many images of the gallery can vote on any query: its own image does not."""
+    return len(gallery.labels) - int(copies(gallery, query).max(initial=0))
 
 
 def evaluate(
     gallery: Labelled, query: Labelled, *, neighbours: Sequence[int] = KS, temperature: float = TEMPERATURE, classes: int = 0
 ) -> Iterator[tuple[str, float]]:
-    """Yield ('k10/top1', accuracy) and so on for every k; 'k10/top5' too where there are more than five classes.
+    """Yield ('k10/top1', accuracy) for every k, and 'k10/top5' where there are more than five classes.
 
-    A query's class is argmax_c sum_{i in its k nearest} [label_i = c] exp(cos(query, gallery_i) / temperature).
-    A k above the size of the gallery is clipped to it (`clip_ks` has a note on it). `classes` = 0 takes the largest label + 1.
-    Raises EvalError for unlabelled examples.
+    The class of a query is argmax_c sum_{i in its k nearest} [label_i = c] exp(cos(query, gallery_i) / temperature). Rows of
+    the gallery that hold the query's own image (equal numbers in `Labelled.images`) are left out: leave-one-out.
+
+    Args:
+      neighbours: the values of k; `clip_ks` clips them to the images that can vote.
+      classes: number of classes; 0 takes the largest label + 1.
+
+    Raises EvalError for unlabelled examples and for a gallery without other images than the query.
+
+    >>> images = Labelled(np.eye(3)[[0, 0, 1, 1]], np.array([0, 0, 1, 1]))
+    >>> dict(evaluate(images, images, neighbours=(1,)))
+    {'k1/top1': 1.0}
     """
     _check_labels(gallery, "gallery")
     _check_labels(query, "query")
-    clipped, _ = clip_ks(neighbours, len(gallery.labels))
+    clipped, _ = clip_ks(neighbours, voters(gallery, query))
     classes = classes or int(max(gallery.labels.max(), query.labels.max())) + 1
-    similarity, rows = nearest(unit(query.features), unit(gallery.features), clipped[-1])
+    similarity, rows = nearest_others(gallery, query, clipped[-1])
     near = gallery.labels[rows]
     for k in clipped:
         table = votes(similarity[:, :k], near[:, :k], classes, temperature)
         for name, value in scores.accuracies(table, query.labels):
             yield f"k{k}/{name}", value
+
+
+def nearest_others(gallery: Labelled, query: Labelled, k: int) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+    """The k nearest rows of the gallery for each query, best first, without those that hold the query's own image.
+
+    Returns (cosines, rows). `k` is at most `voters`.
+    """
+    most = int(copies(gallery, query).max(initial=0))
+    similarity, rows = nearest(unit(query.features), unit(gallery.features), k + most)
+    if not most or gallery.images is None or query.images is None:
+        return similarity, rows
+    # At most `most` of the k + most rows are the query itself: moved to the end, they leave the k nearest others in front.
+    order = np.argsort(gallery.images[rows] == query.images[:, None], axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def _check_labels(examples: Labelled, name: str) -> None:
@@ -115,16 +163,24 @@ def _check_labels(examples: Labelled, name: str) -> None:
     if examples.labels.min() < 0:
         raise EvalError(
             f"{name}: found images without a label; expected a labelled source (bundled:{name}, folder:DIR with a sub-folder "
-            "per class, tfds:...), or --config=configs/eval/retrieval.py, which needs no labels"
+            "for each class, tfds:...), or --config=configs/eval/retrieval.py, which needs no labels"
         )
 
 
 class KnnEvaluation:
-    """The k-NN of a training run: call it with the teacher's parameters, again and again.
+    """The k-NN of a training run. Call it with the teacher's parameters, again and again.
 
-    Compiles once. Decoded images are kept while both sets fit in `cache_bytes` of host memory (a process holds only its
-    own rows), so that later calls cost the forward passes alone. `gallery` and `query` make iterators of `EvalBatch`;
-    on several processes each makes its own rows.
+    It compiles once. Decoded images are kept in memory while both sets fit in `cache_bytes`, so that later calls cost the
+    forward passes alone. On several processes each reads, and keeps, its own rows.
+
+    Args:
+      apply, mean, std: of the network, as `Extractor` takes them.
+      gallery, query: functions that make an iterator of `EvalBatch`.
+      neighbours, temperature, classes: as `evaluate` takes them.
+      tokens: one of `features.TOKENS`.
+      images: the numbers of the images at all positions of the gallery and of the query, as `Labelled.images`.
+      prefix: of the names that are yielded.
+      cache_bytes: host memory of this process for the decoded images.
     """
 
     def __init__(
@@ -139,43 +195,51 @@ class KnnEvaluation:
         temperature: float = TEMPERATURE,
         tokens: str = "cls",
         classes: int = 0,
+        images: tuple[Int[np.ndarray, " g"], Int[np.ndarray, " q"]] | None = None,
         prefix: str = "knn/",
         cache_bytes: int = 2 << 30,
     ) -> None:
         self._extract = Extractor(apply, mean=mean, std=std, tokens=(tokens,))
         self._sets = (_Cached(gallery, cache_bytes // 2), _Cached(query, cache_bytes // 2))
-        self._tokens, self._prefix = tokens, prefix
-        self._neighbours, self._told = neighbours, False
+        self._tokens, self._prefix, self._neighbours, self._images = tokens, prefix, neighbours, images
+        self._notes: tuple[str, ...] = ()
         self._vote = functools.partial(evaluate, neighbours=neighbours, temperature=temperature, classes=classes)
 
     def __call__(self, params: PyTree) -> Iterator[tuple[str, float]]:
         """Yield ('knn/k10/top1', accuracy) and so on."""
-        found = [self._extract(params, batches) for batches in self._sets]
-        gallery, query = (Labelled(one.features[self._tokens], one.labels) for one in found)
-        if not self._told:
-            for note in clip_ks(self._neighbours, len(gallery.labels))[1]:
-                _log.warning("k-NN during training: %s", note)
-            self._told = True
+        sets = [self._extract(params, batches) for batches in self._sets]
+        numbers = self._images or (None, None)
+        gallery, query = (labelled(extracted, self._tokens, images) for extracted, images in zip(sets, numbers, strict=True))
+        notes = clip_ks(self._neighbours, voters(gallery, query))[1]
+        for name, extracted in zip(("gallery", "query"), sets, strict=True):
+            if missing := len(extracted.unreadable):
+                notes += (f"{missing:,} of {missing + len(extracted.labels):,} {name} images cannot be read and are left out",)
+        for note in set(notes) - set(self._notes):
+            _log.warning("k-NN during training: %s", note)
+        self._notes = notes
         for name, value in self._vote(gallery, query):
             yield self._prefix + name, value
 
 
 class _Cached:
-    """Iterate over what `make()` yields; remember it from the first complete pass on if it is small enough."""
+    """Iterates over the batches that `make()` yields. Keeps them from the first complete pass on if they fit in `limit` bytes."""
 
     def __init__(self, make: Callable[[], Iterable[Any]], limit: int) -> None:
         self._make, self._limit = make, limit
-        self._kept: list[Any] | None = None
+        self._batches: list[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        if self._kept is not None:
-            yield from self._kept
+        if self._batches is not None:
+            yield from self._batches
             return
-        kept: list[Any] | None = []
+        batches: list[Any] = []
         size = 0
         for batch in self._make():
             size += np.asarray(batch.images).nbytes
-            if kept is not None:
-                kept = [*kept, batch] if size <= self._limit else None
+            if size <= self._limit:
+                batches.append(batch)
+            else:
+                batches.clear()
             yield batch
-        self._kept = kept
+        if size <= self._limit:
+            self._batches = batches

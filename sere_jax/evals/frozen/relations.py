@@ -1,9 +1,9 @@
-"""The protocol of Fig. 6: how invariant are the self-relations of each network to augmentation? See `analysis`."""
+"""The protocol of Fig. 6: how much the self-relations of each network change under augmentation. See `analysis`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,12 @@ import numpy as np
 
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
+from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen.analysis import Differences, Tokens, Variant, compare_views
-from sere_jax.evals.frozen.views import batch_count, compiled_look, pairs, view_keys
-from sere_jax.evals.network import EvalError, Network, untrained
+from sere_jax.evals.frozen.views import batch_count, compiled_look, pairs, view_keys, view_side
+from sere_jax.evals.network import EvalError, Network, shared_reading, size_mistake, untrained
+from sere_jax.evals.pictures import LeftOut, left_out_note
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.reporting import table
@@ -25,7 +27,7 @@ KINDS = ("spatial", "channel")
 
 
 class Summary(NamedTuple):
-    """What one network's relations of one kind do, averaged over images."""
+    """The differences of one network's relations of one kind, averaged over images."""
 
     same: float
     different: float
@@ -35,15 +37,15 @@ class Summary(NamedTuple):
     images: int
 
 
-def summarise(found: Differences) -> Summary:
-    """Means over the images that count; the error of the ratio by linearisation, std(same - ratio x different) / (mean sqrt n).
+def summarise(differences: Differences) -> Summary:
+    """Means over the images that count. The ratio's error by linearisation is std(same - ratio x different) / (mean sqrt n).
 
-    Raises EvalError where not one pair of views overlaps.
+    Raises EvalError where no pair of views overlaps.
     """
-    valid, pair = np.asarray(found.valid), np.asarray(found.valid_pair)
+    valid, pair = np.asarray(differences.valid), np.asarray(differences.valid_pair)
     if not valid.any() or not pair.any():
         raise EvalError("views.global_scale: the two views of hardly any image overlap; expected larger crops or more images")
-    same, different, uniform = (np.asarray(x, np.float64) for x in (found.same, found.different, found.uniform))
+    same, different, uniform = (np.asarray(x, np.float64) for x in (differences.same, differences.different, differences.uniform))
     scale = max(float(different[pair].mean()), 1e-12)
     ratio = float(same[valid].mean()) / scale
     residual = (same - ratio * different)[valid & pair]
@@ -52,57 +54,58 @@ def summarise(found: Differences) -> Summary:
 
 
 class Settings(NamedTuple):
-    """On which images, views and variants networks are compared; every network sees the same pixels."""
+    """The images, views and variants of the comparison. Every network sees the same pixels."""
 
     source: str
-    images: int  # the first so many; 0: all
+    images: int  # how many of the first; 0: all
     views: ViewRecipe
     photometry: Sequence[PhotometryParams]  # of the first view and of the second
     tokens: Sequence[Tokens]
     spatial_temperatures: Sequence[float]  # variants: the k-th of each ...
     channel_temperatures: Sequence[float]  # ... together
     heads: int
-    points: int  # a side, on the overlap
+    points: int  # on a side of the overlap
     sampling: Sampling
     size: int  # pixels of a view; 0: what each network was trained on
     batch_size: int
-    reading: ImageReading
+    reading: ImageReading  # its channels and range are the networks'
     random: bool  # also the first network at random initialisation
     seed: int
 
     @property
     def variants(self) -> list[Variant]:
-        """Every kind of token at every pair of temperatures. Raises EvalError where these are no pairs."""
+        """Every kind of token at every pair of temperatures. Raises EvalError where their numbers differ."""
         spatial, channel = self.spatial_temperatures, self.channel_temperatures
         if len(spatial) != len(channel):
             raise EvalError(f"channel_temperatures: found {len(channel)}, expected {len(spatial)}, one for each of spatial_temperatures")
         return [Variant(kind, s, c, self.heads) for kind in self.tokens for s, c in zip(spatial, channel, strict=True)]
 
 
-def _side(network: Network, size: int) -> int:
-    """The side of a view in pixels: `size`, or what the network was trained on as far as its patches reach."""
-    return size or max(network.patch, network.size // network.patch * network.patch)
-
-
 def _check(networks: Sequence[Network], settings: Settings) -> None:
-    """Raises EvalError where a network's grid of patches would not span the views, or its width has no such groups."""
+    """Raises EvalError where the patches of a network would not span the views, or its width has no such groups."""
     for network in networks:
-        side, patch = _side(network, settings.size), network.patch
-        if side % patch:
-            nearest = max(patch, round(side / patch) * patch)
-            expected = f"a multiple of {network.name}'s patch of {patch} pixels, or places on the overlap would shift"
-            raise EvalError(f"size: found {side}, expected 0 or {expected}; nearest: {nearest}")
-        images = jax.ShapeDtypeStruct((1, side, side, len(network.mean)), np.float32)
+        side = view_side(network, settings.size)
+        if mistake := size_mistake(side, network.patch):
+            raise EvalError(f"size of {network.name}: {mistake}")
+        images = jax.ShapeDtypeStruct((1, side, side, network.channels), np.float32)
         width, heads = jax.eval_shape(network.apply, network.params, images).patches.shape[-1], settings.heads
         if width % heads:
             nearest = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))
             raise EvalError(f"heads: found {heads}, expected a divisor of {network.name}'s width {width}; nearest: {nearest}")
 
 
-def measure(network: Network, settings: Settings) -> dict[str, dict[str, Summary]]:
-    """{variant label: {"spatial": Summary, "channel": Summary}}, from one pass over the images.
+class Measured(NamedTuple):
+    """The relations of one network, and which images they are of."""
 
-    Raises EvalError where heads or size do not suit the network, or there are fewer than two images.
+    variants: dict[str, dict[str, Summary]]  # label of the variant -> spatial | channel -> summary
+    images: int  # that could be read
+    left_out: LeftOut
+
+
+def measure(network: Network, source: Source, settings: Settings) -> Measured:
+    """Measure all variants in one pass over the images.
+
+    Raises EvalError where heads or size do not suit the network, or fewer than two images can be read.
     """
     _check([network], settings)
     look = compiled_look(network, settings.photometry[:2], settings.points, settings.sampling)
@@ -113,50 +116,91 @@ def measure(network: Network, settings: Settings) -> dict[str, dict[str, Summary
         seen = look(params, views, boxes, flips, keys)
         return {variant.label: compare_views(seen.first, seen.second, *seen.points, variant) for variant in variants}
 
-    source, size = open_source(settings.source), settings.batch_size
+    size, left_out = settings.batch_size, LeftOut()
     positions = range(min(len(source), settings.images or len(source)))
     if len(positions) < 2 or size < 2:
         raise EvalError(f"images: found {len(positions)} in batches of {size}; expected at least 2, an image is compared with the next")
-    recipe = dataclasses.replace(settings.views, local_count=0, global_size=_side(network, settings.size))
-    batches = pairs(source, positions, recipe, seed=settings.seed, batch_size=size, reading=settings.reading)
-    found = []
-    for pair in track(batches, f"{network.name}: relations", batch_count(len(positions), size)):
+    recipe = dataclasses.replace(settings.views, local_count=0, global_size=view_side(network, settings.size))
+    reading = shared_reading([network], settings.reading)
+    batches = pairs(source, positions, recipe, seed=settings.seed, batch_size=size, left_out=left_out, reading=reading)
+    label = f"{network.name}: two views each of {len(positions):,} images in batches of {size}"
+    parts, images = [], 0
+    for pair in track(batches, label, batch_count(len(positions), size)):
+        images += len(pair.positions)
+        if images < 2:
+            break
         keys = view_keys(settings.seed, pair.positions)
-        found.append(jax.device_get(compare(network.params, pair.views, pair.boxes, pair.flips, keys)))
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-    return {label: {kind: summarise(kinds[kind]) for kind in KINDS} for label, kinds in joined.items()}
+        parts.append(jax.device_get(compare(network.params, pair.views, pair.boxes, pair.flips, keys)))
+    if images < 2:
+        raise EvalError(f"images: {images} of {len(positions)} in {source.spec!r} can be read; expected at least 2")
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    summaries = {label: {kind: summarise(kinds[kind]) for kind in KINDS} for label, kinds in joined.items()}
+    return Measured(summaries, images, left_out)
 
 
 def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
-    """Print one table a variant and write workdir/eval/relations.json. Of several processes the first does all the work."""
+    """Print one table for each variant and write workdir/eval/relations.json. The first process does all the work."""
     if jax.process_index() != 0:
         return
     variants = settings.variants
     _check(networks, settings)  # all of them before the first is worked on
-    shown = [*networks, *([untrained(networks[0], settings.seed)] if settings.random else [])]
-    results = {network.name: measure(network, settings) for network in shown}
+    shared_reading(networks, settings.reading)
+    table.say(f"relations: opening {settings.source}")
+    source = open_source(settings.source)
+    compared = [*networks, *([untrained(networks[0], settings.seed)] if settings.random else [])]
+    results = {network.name: measure(network, source, settings) for network in compared}
+    first = next(iter(results.values()))
+    notes = [_RATIO, *_notes(first, settings.source)]
     for variant in variants:
-        _show(variant, {name: found[variant.label] for name, found in results.items()}, last=variant == variants[-1])
-    views = dataclasses.asdict(settings.views)
-    details = {"protocol": "relations", "source": settings.source, "views": views, "points": settings.points, "seed": settings.seed}
-    table.write(workdir / "eval" / "relations.json", {**details, "results": _listed(results, shown)})
+        _show(
+            variant,
+            {name: measured.variants[variant.label] for name, measured in results.items()},
+            notes if variant == variants[-1] else [],
+        )
+    details = {
+        "protocol": "relations",
+        "source": settings.source,
+        "images": first.images,
+        "unreadable": list(first.left_out.values()),
+        "views": dataclasses.asdict(settings.views),
+        "points": settings.points,
+        "seed": settings.seed,
+    }
+    table.write(workdir / "eval" / "relations.json", {**details, "results": _listed(results, compared), "notes": notes})
 
 
-def _show(variant: Variant, found: dict[str, dict[str, Summary]], *, last: bool) -> None:
+def _notes(measured: Measured, source: str) -> Iterator[str]:
+    """Which images the numbers are of."""
+    yield f"{measured.images:,} images of {source}"
+    if note := left_out_note("images", list(measured.left_out.values()), measured.images + len(measured.left_out)):
+        yield note
+    spatial = next(iter(measured.variants.values()))["spatial"].images
+    if apart := measured.images - spatial:
+        yield f"the two views of {apart:,} images do not overlap: these count for the channels only"
+
+
+_RATIO = (
+    "ratio = L1 between two views of an image (same) / between views of different images (different); uniform = L1 to the uniform relation"
+)
+
+
+def _show(variant: Variant, summaries: dict[str, dict[str, Summary]], notes: Sequence[str]) -> None:
     rows = []
-    for name, kinds in found.items():
+    for name, kinds in summaries.items():
         cells = [name]
         for kind in KINDS:
             s = kinds[kind]
             cells += [f"{s.ratio:.3f} ±{s.ratio_error:.3f}", f"{s.same:.3f}", f"{s.different:.3f}", f"{s.uniform:.3f}"]
         rows.append(cells)
     columns = ["", *(f"{kind}\n{name}" for kind in KINDS for name in ("ratio", "same", "different", "uniform"))]
-    note = "ratio = L1 between two views of an image (same) / between views of different images; uniform = L1 to a uniform relation."
-    table.show(f"Self-relation differences, {variant.label}", columns, rows, [note] if last else [])
+    table.show(f"Self-relation differences, {variant.label}", columns, rows, notes)
 
 
-def _listed(results: dict[str, dict[str, dict[str, Summary]]], networks: Sequence[Network]) -> list[dict[str, Any]]:
+def _listed(results: dict[str, Measured], networks: Sequence[Network]) -> list[dict[str, Any]]:
     def plain(kinds: dict[str, Summary]) -> dict[str, Any]:
         return {kind: summary._asdict() for kind, summary in kinds.items()}
 
-    return [{"name": n.name, **n.about, "variants": {label: plain(kinds) for label, kinds in results[n.name].items()}} for n in networks]
+    return [
+        {"name": n.name, **n.about, "variants": {label: plain(kinds) for label, kinds in results[n.name].variants.items()}}
+        for n in networks
+    ]

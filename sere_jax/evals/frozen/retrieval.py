@@ -1,11 +1,12 @@
 """Which photograph is this patch from? k-NN on photographs without labels: every photograph is its own class.
 
-Gallery regions are cut from the left part of a photograph and query regions from the right, so that no pixel is in
-both; a query's colours may be jittered, so that colour alone does not answer.
+Gallery regions are cut from the left half of a photograph and query regions from the right half, so that no pixel is in
+both. The colours of the queries may be jittered, so that colour alone is not enough.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +22,13 @@ from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import comparison
 from sere_jax.evals.frozen.comparison import ImageSet
-from sere_jax.evals.frozen.views import read_image
-from sere_jax.evals.network import EvalError, Network
+from sere_jax.evals.network import EvalError, Network, shared_reading
+from sere_jax.evals.pictures import LeftOut, left_out_note, read_pictures
+from sere_jax.reporting import table
 
 
 class Regions(NamedTuple):
-    """Which regions are cut. Everything drawn at random is a function of (seed, photograph, side, region)."""
+    """Which regions are cut. All random numbers are functions of (seed, photograph, side, region)."""
 
     per_photo: int = 8  # of each side
     scale: tuple[float, float] = (0.1, 0.4)  # area of a region as a fraction of its half of the photograph
@@ -48,54 +50,81 @@ def region_box(height: int, width: int, right: bool, scale: tuple[float, float],
     return x, y, x + side, y + side
 
 
-def jitter(image: UInt8[np.ndarray, "H W 3"], strength: float, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Scale saturation, contrast and brightness, in this order, by factors uniform in [1 - strength, 1 + strength]."""
+def jitter(image: UInt8[np.ndarray, "H W c"], strength: float, rng: np.random.Generator) -> UInt8[np.ndarray, "H W c"]:
+    """Scale saturation, contrast and brightness, in this order, by factors uniform in [1 - strength, 1 + strength].
+
+    Grey is the luma of three channels, and the mean of any other number.
+    """
     saturation, contrast, brightness = rng.uniform(1 - strength, 1 + strength, 3)
     pixels = image.astype(np.float32)
-    gray = _luma(pixels)
-    pixels = gray[..., None] + saturation * (pixels - gray[..., None])
-    level = _luma(pixels).mean()
+    grey = _grey(pixels)
+    pixels = grey[..., None] + saturation * (pixels - grey[..., None])
+    level = _grey(pixels).mean()
     pixels = brightness * (level + contrast * (pixels - level))
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def _luma(pixels: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
+def _grey(pixels: Float[np.ndarray, "H W c"]) -> Float[np.ndarray, "H W"]:
+    if pixels.shape[-1] != 3:
+        return pixels.mean(axis=-1)
     return pixels @ np.asarray([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def region_batches(
-    source: Source, *, queries: bool, size: int, regions: Regions, batch_size: int, reading: ImageReading = DEFAULT_READING
+    source: Source,
+    *,
+    queries: bool,
+    size: int,
+    regions: Regions,
+    batch_size: int,
+    left_out: LeftOut,
+    reading: ImageReading = DEFAULT_READING,
 ) -> Iterator[EvalBatch]:
-    """Regions of every photograph as `EvalBatch`es of one size, the last one padded; label = the photograph's number.
+    """Regions of every photograph as `EvalBatch`es of one size; label = the photograph's position in the source.
 
-    Raises EvalError for fewer than two photographs, and for one that cannot be decoded (a retrieval score over another
-    set than the one that was named would mislead).
+    Region n of photograph p has the index p x per_photo + n. Photographs that cannot be read, or have no two halves, are added
+    to `left_out`, and so are their regions: they have no rows. The last batch is padded with rows of index -1.
+
+    Raises EvalError for fewer than two photographs.
     """
     if len(source) < 2:
         raise EvalError(f"source: found {len(source)} photographs; expected at least 2")
-    images = np.zeros((batch_size, size, size, 3), np.uint8)
-    labels = np.full(batch_size, -1, np.int32)
-    total = len(source) * regions.per_photo
-    for position, (label, region) in enumerate(_regions(source, queries, size, regions, reading)):
-        slot = position % batch_size
-        images[slot], labels[slot] = region, label
-        if slot == batch_size - 1 or position == total - 1:
-            index = position - slot + np.arange(batch_size, dtype=np.int32)
-            yield EvalBatch(images.copy(), labels.copy(), index, np.arange(batch_size) <= slot)
+    cuts = _regions(source, queries, size, regions, left_out, reading)
+    while rows := list(itertools.islice(cuts, batch_size)):
+        images = np.zeros((batch_size, size, size, reading.channels), np.uint8)
+        labels, index = np.full(batch_size, -1, np.int32), np.full(batch_size, -1, np.int32)
+        for slot, (photo, number, pixels) in enumerate(rows):
+            images[slot], labels[slot], index[slot] = pixels, photo, photo * regions.per_photo + number
+        yield EvalBatch(images, labels, index, index >= 0)
 
 
-def _regions(source: Source, queries: bool, size: int, regions: Regions, reading: ImageReading) -> Iterator[tuple[int, np.ndarray]]:
-    for photo in range(len(source)):
-        picture = Image.fromarray(read_image(source, photo, reading))
+def _regions(
+    source: Source, queries: bool, size: int, regions: Regions, left_out: LeftOut, reading: ImageReading
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(photograph, number, pixels) of every region."""
+    for picture in read_pictures(source, range(len(source)), left_out, reading):
+        height, width = picture.pixels.shape[:2]
+        if width < 2:
+            left_out.add(source, picture.position, picture.name, f"its {width} x {height} pixels have no left and right half")
+            continue
         for number in range(regions.per_photo):
-            rng = np.random.default_rng([regions.seed, photo, int(queries), number])
-            box = region_box(picture.height, picture.width, queries, regions.scale, rng)
-            cut = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
-            yield photo, jitter(cut, regions.jitter, rng) if queries and regions.jitter else cut
+            rng = np.random.default_rng([regions.seed, picture.position, int(queries), number])
+            box = region_box(height, width, queries, regions.scale, rng)
+            cut = _resized(picture.pixels, box, size)
+            yield picture.position, number, jitter(cut, regions.jitter, rng) if queries and regions.jitter else cut
+
+
+def _resized(pixels: UInt8[np.ndarray, "H W c"], box: tuple[int, int, int, int], size: int) -> UInt8[np.ndarray, "S S c"]:
+    """The box, resized by Pillow's bicubic filter; each channel by itself where there are not three."""
+    planes = [pixels] if pixels.shape[-1] == 3 else list(np.moveaxis(pixels, -1, 0))
+    resized = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((size, size), Image.Resampling.BICUBIC, box=box)) for plane in planes
+    ]
+    return resized[0] if pixels.shape[-1] == 3 else np.stack(resized, axis=-1)
 
 
 class Settings(NamedTuple):
-    """Which photographs, how they are cut, and how k-NN counts."""
+    """Which photographs, how they are cut, and how the k-NN votes."""
 
     source: str
     regions_per_photo: int  # of each side
@@ -106,38 +135,54 @@ class Settings(NamedTuple):
     temperature: float
     size: int  # pixels of a region; 0: each network's own
     batch_size: int
-    reading: ImageReading
+    reading: ImageReading  # its channels and range are the networks'
     baselines: bool
     seed: int
 
 
 def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     """Print the table and write workdir/eval/retrieval.json."""
-    source, batch_size, neighbours = settings.source, settings.batch_size, settings.neighbours
+    source, batch_size = settings.source, settings.batch_size
     if not source:
         raise EvalError("source: found nothing, expected folder:DIR with photographs (labels are ignored)")
+    reading, left_out = shared_reading(networks, settings.reading), LeftOut()
+    table.say(f"retrieval: opening {source}")
     photographs = open_source(source)
     regions = Regions(settings.regions_per_photo, settings.region_scale, settings.jitter, settings.seed)
-    images = len(photographs) * regions.per_photo
 
     def cut(queries: bool) -> Callable[[int, int], Iterator[EvalBatch]]:
         return lambda side, _: region_batches(
-            photographs, queries=queries, size=side, regions=regions, batch_size=batch_size, reading=settings.reading
+            photographs, queries=queries, size=side, regions=regions, batch_size=batch_size, left_out=left_out, reading=reading
         )
 
-    sets = [ImageSet(name, cut(name == "query"), -(-images // batch_size)) for name in ("gallery", "query")]
-    counting = comparison.Settings(settings.size, 0, neighbours, settings.temperature, len(photographs))
+    images = len(photographs) * regions.per_photo
+    counting = comparison.Settings(settings.size, 0, settings.neighbours, settings.temperature, len(photographs))
     rows = comparison.compare(
-        networks, *sets, tokens=settings.tokens, with_baselines=settings.baselines, seed=settings.seed, settings=counting
+        networks,
+        *(ImageSet(name, cut(name == "query"), images, batch_size) for name in ("gallery", "query")),
+        tokens=settings.tokens,
+        with_baselines=settings.baselines,
+        seed=settings.seed,
+        settings=counting,
     )
+    read, count = rows[0].read, len(photographs) - len(left_out)
     details = {
         "protocol": "retrieval",
         "source": source,
-        "photographs": len(photographs),
+        "photographs": count,
+        "unreadable": list(left_out.values()),
+        "gallery_images": read.gallery,
+        "query_images": read.query,
         "regions": regions._asdict(),
         "temperature": settings.temperature,
         "size": settings.size,
     }
-    title = f"Which of {len(photographs)} photographs is this patch from? {images} query, {images} gallery regions"
-    path = workdir / "eval" / "retrieval.json"
-    comparison.publish(rows, title=title, path=path, details=details, gallery_images=images, neighbours=neighbours)
+    note = left_out_note("photographs", list(left_out.values()), len(photographs))
+    comparison.publish(
+        rows,
+        title=f"Which of {count:,} photographs is this patch from? {read.query:,} query, {read.gallery:,} gallery regions",
+        path=workdir / "eval" / "retrieval.json",
+        details=details,
+        neighbours=settings.neighbours,
+        notes=[note] if note else [],
+    )

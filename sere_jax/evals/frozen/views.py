@@ -11,80 +11,116 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from sere_jax.data.crops.views import ViewRecipe, make_views
-from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.crops.views import ImageViews, ViewRecipe, make_views
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.evals.network import EvalError, Network
+from sere_jax.evals.pictures import LeftOut, read_pictures
 from sere_jax.ops.geometry import Points, Sampling, overlap_points
 from sere_jax.ops.photometric import PhotometryParams, augment
 from sere_jax.types import Features
 
 
 class Pairs(NamedTuple):
-    """Two crops each of b images, colours still untouched."""
+    """Two crops each of b images, before any colour augmentation."""
 
-    views: UInt8[np.ndarray, "b 2 S S 3"]
+    views: UInt8[np.ndarray, "b 2 S S c"]
     boxes: Float[np.ndarray, "b 2 4"]  # left, top, width, height in source pixels
     flips: Bool[np.ndarray, "b 2"]
     positions: Int[np.ndarray, " b"]  # in the source
 
 
 class SeenPairs(NamedTuple):
-    """What a network makes of them, and where their overlap lies in each view."""
+    """The features of pairs, and the points of their overlap in each view."""
 
-    views: Float[jax.Array, "b 2 S S 3"]  # after all augmentation, normalised
+    views: Float[jax.Array, "b 2 S S c"]  # after all augmentation, normalised
     first: Features
     second: Features
     points: tuple[Points, Points]
 
 
-def read_image(source: Source, position: int, reading: ImageReading = DEFAULT_READING) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode one image of a source. Raises EvalError that names it: a result over other images than asked for misleads."""
-    example = source[position]
-    try:
-        return decode(example.data, reading)
-    except BadImage as error:
-        raise EvalError(f"source: {example.name} cannot be read ({error}); remove it or choose other images") from error
+def view_side(network: Network, size: int) -> int:
+    """The side of a view in pixels: `size`, or the side that the network was trained on, cut to whole patches."""
+    return size or max(network.patch, network.size // network.patch * network.patch)
 
 
 def batch_count(images: int, batch_size: int) -> int:
-    """How many batches `pairs` makes: none has one image alone where there are more, since its partner would be itself."""
+    """How many batches `pairs` makes of readable images: none holds one image alone, whose partner would be itself."""
     return max(1, min(-(-images // batch_size), images // 2))
 
 
 def pairs(
-    source: Source, positions: Sequence[int], recipe: ViewRecipe, *, seed: int, batch_size: int, reading: ImageReading = DEFAULT_READING
+    source: Source,
+    positions: Sequence[int],
+    recipe: ViewRecipe,
+    *,
+    seed: int,
+    batch_size: int,
+    left_out: LeftOut,
+    reading: ImageReading = DEFAULT_READING,
 ) -> Iterator[Pairs]:
-    """Batches of about equal size, none above `batch_size` (but for one of three where batches of two would leave one image over).
+    """Batches of about `batch_size` pairs, each of at least two images unless only one can be read.
 
-    A pair is a function of (seed, its position in the source).
+    Images that cannot be read are added to `left_out`, and a batch that they leave with one image is joined with the next or
+    the one before. A batch of three is made where batches of two would leave one image over. A pair is a function of the
+    seed and its position in the source.
     """
+    waiting: list[tuple[int, ImageViews]] = []
     for part in np.array_split(np.asarray(positions, np.int32), batch_count(len(positions), batch_size)):
         made = [
-            make_views(read_image(source, int(i), reading), recipe, np.random.default_rng([seed, int(i)]), reading.backend) for i in part
+            (picture.position, _two_views(picture.pixels, recipe, seed, picture.position, reading))
+            for picture in read_pictures(source, part.tolist(), left_out, reading)
         ]
-        yield Pairs(
-            np.stack([m.global_views for m in made]), np.stack([m.boxes[:2] for m in made]), np.stack([m.flips[:2] for m in made]), part
-        )
+        if len(waiting) > 1 and len(made) > 1:
+            yield _stacked(waiting)
+            waiting = made
+        else:
+            waiting = waiting + made
+    if waiting:
+        yield _stacked(waiting)
+
+
+def _two_views(pixels: np.ndarray, recipe: ViewRecipe, seed: int, position: int, reading: ImageReading) -> ImageViews:
+    return make_views(pixels, recipe, np.random.default_rng([seed, position]), reading.backend)
+
+
+def _stacked(made: Sequence[tuple[int, ImageViews]]) -> Pairs:
+    views = [one for _, one in made]
+    return Pairs(
+        np.stack([one.global_views for one in views]),
+        np.stack([one.boxes[:2] for one in views]),
+        np.stack([one.flips[:2] for one in views]),
+        np.array([position for position, _ in made], np.int32),
+    )
 
 
 def see(
     network: Network, pair: Pairs, photometry: Sequence[PhotometryParams], *, seed: int, size: int, sampling: Sampling = "endpoints"
 ) -> SeenPairs:
-    """Augment both views on the device (keys folded from seed and position), run the network, lay points on the overlap."""
+    """Augment both views on the device, run the network, and lay size x size points on the overlap.
+
+    The keys of the augmentation are folded from the seed and the image's position. Raises EvalError as `compiled_look`.
+    """
     look = compiled_look(network, photometry, size, sampling)
     return look(network.params, pair.views, pair.boxes, pair.flips, view_keys(seed, pair.positions))
 
 
 def view_keys(seed: int, positions: Int[np.ndarray, " b"]) -> jax.Array:
-    """A typed key for each image."""
+    """A typed PRNG key for each image."""
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(positions))
 
 
 def compiled_look(network: Network, photometry: Sequence[PhotometryParams], size: int, sampling: Sampling) -> Callable[..., SeenPairs]:
-    """The jitted function behind `see`: make it once where there are many batches."""
+    """The jitted function behind `see`, for many batches.
+
+    Raises EvalError where the augmentation does not suit the network's channels.
+    """
     kinds = [_with_norm(kind, network) for kind in photometry]
+    if network.channels != 3 and any(kind.saturation > 0 or kind.hue > 0 or kind.gray_prob > 0 for kind in kinds):
+        raise EvalError(
+            f"photometry: found saturation, hue or grey for the {network.channels} channels of {network.name}; expected 3 channels, "
+            "or photometry.saturation = photometry.hue = photometry.gray_prob = 0"
+        )
 
     def look(params: object, views: jax.Array, boxes: jax.Array, flips: jax.Array, keys: jax.Array) -> SeenPairs:
         augmented = augment(views, keys, kinds)

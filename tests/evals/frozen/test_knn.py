@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sere_jax.evals import scores
 from sere_jax.evals.frozen import knn
@@ -52,6 +54,44 @@ def test_one_near_neighbour_outweighs_two_far_ones():
     query = np.array([[1, 0.2]], np.float32)
     found = dict(knn.evaluate(knn.Labelled(gallery, np.array([0, 1, 1])), knn.Labelled(query, np.array([0])), neighbours=(3,)))
     assert found == {"k3/top1": 1.0}  # exp(.98 / .07) against 2 exp(.2 / .07); no top 5 with two classes
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_a_query_never_votes_on_itself(data):
+    """Any of the queries may be in the gallery, once, several times or never; all others vote as they always did."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    gallery, query = _clusters(rng, 24, 4), _clusters(rng, 9, 4)
+    numbers = np.array(data.draw(st.lists(st.integers(0, 30), min_size=24, max_size=24)))
+    asked = np.array(data.draw(st.lists(st.integers(0, 40), min_size=9, max_size=9)))
+    own = [{row for row in range(24) if numbers[row] == number} for number in asked]
+    for number, rows in enumerate(own):  # the same image has the same features
+        gallery[0][list(rows)] = query[0][number]
+    most = max(map(len, own))
+    if most == 24:
+        return
+    wanted = (1, 5, 24)
+    found = dict(knn.evaluate(knn.Labelled(*gallery, numbers), knn.Labelled(*query, asked), neighbours=wanted))
+    assert set(found) == {f"k{min(k, 24 - most)}/top1" for k in wanted}
+    for name, value in found.items():
+        k = int(name.removeprefix("k").removesuffix("/top1"))
+        assert value == pytest.approx(oracle.accuracy(*gallery, *query, k, 1, own)), name
+
+
+def test_leaving_one_out_is_exact_among_equal_features():
+    """Four images with one feature: similarity cannot tell which of them is the query."""
+    features, labels, images = np.ones((4, 2), np.float32), np.array([0, 0, 1, 1]), np.arange(4)
+    everything = knn.Labelled(features, labels, images)
+    _, rows = knn.nearest_others(everything, everything, 3)
+    assert [sorted(row) for row in rows.tolist()] == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+    # Each sees one image of its own class and two of the other.
+    assert dict(knn.evaluate(everything, everything, neighbours=(9,))) == {"k3/top1": 0.0}
+
+
+def test_a_gallery_of_the_query_alone_is_refused():
+    alone = knn.Labelled(np.ones((1, 2), np.float32), np.array([0]), np.array([7]))
+    with pytest.raises(EvalError, match="no images besides the query itself"):
+        list(knn.evaluate(alone, alone))
 
 
 def test_more_neighbours_than_images_are_clipped_and_said():

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import baselines, retrieval
 from sere_jax.evals.network import EvalError
+from sere_jax.evals.pictures import LeftOut
 from tests.evals import micro_network
 
 
@@ -30,7 +32,9 @@ def test_batches_are_fixed_by_the_seed_and_padded(tmp_path):
     regions = retrieval.Regions(per_photo=3, seed=1)
 
     def batches(queries: bool, seed: int = 1):
-        return list(retrieval.region_batches(source, queries=queries, size=8, regions=regions._replace(seed=seed), batch_size=5))
+        return list(
+            retrieval.region_batches(source, queries=queries, size=8, regions=regions._replace(seed=seed), batch_size=5, left_out=LeftOut())
+        )
 
     first, again, other = batches(True), batches(True), batches(True, seed=2)
     labels = np.concatenate([b.labels[b.valid] for b in first])
@@ -53,14 +57,38 @@ def test_jitter_of_strength_zero_changes_nothing_and_grey_stays_grey():
     assert (found == found[..., :1]).all() and (found != grey).any()
 
 
-def test_what_cannot_be_scored_is_refused(tmp_path):
-    alone = open_source(f"folder:{micro_network.photographs(tmp_path / 'one', count=1)}")
+def test_one_photograph_is_too_few(tmp_path):
+    alone = open_source(f"folder:{micro_network.photographs(tmp_path, count=1)}")
     with pytest.raises(EvalError, match="found 1"):
-        next(retrieval.region_batches(alone, queries=False, size=8, regions=retrieval.Regions(), batch_size=2))
-    broken = micro_network.photographs(tmp_path / "two", count=2)
-    (broken / "photo1.png").write_bytes(b"no image")
-    with pytest.raises(EvalError, match=r"photo1\.png"):
-        list(retrieval.region_batches(open_source(f"folder:{broken}"), queries=False, size=8, regions=retrieval.Regions(), batch_size=2))
+        next(retrieval.region_batches(alone, queries=False, size=8, regions=retrieval.Regions(), batch_size=2, left_out=LeftOut()))
+
+
+def test_photographs_without_two_halves_or_pixels_are_left_out_by_name(tmp_path, caplog):
+    folder = micro_network.photographs(tmp_path, count=3)
+    (folder / "broken.png").write_bytes(b"no image")
+    Image.new("RGB", (1, 40)).save(folder / "narrow.png")
+    Image.new("RGB", (40, 1)).save(folder / "wide.png")
+    left_out, regions = LeftOut(), retrieval.Regions(per_photo=2)
+    source = open_source(f"folder:{folder}")
+    batches = list(retrieval.region_batches(source, queries=True, size=8, regions=regions, batch_size=4, left_out=left_out))
+    assert left_out == {0: "broken.png", 1: "narrow.png"} and "1 x 40 pixels have no left and right half" in caplog.text
+    index = np.concatenate([batch.index for batch in batches])
+    assert index.tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert np.concatenate([batch.labels for batch in batches]).tolist() == [2, 2, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_regions_of_other_channels_are_cut_channel_by_channel(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, channels), dtype=np.uint8)
+    for number in range(2):
+        np.save(tmp_path / f"{number}.npy", pixels)
+    shared = {"size": 8, "regions": retrieval.Regions(per_photo=1, jitter=0.0), "batch_size": 2, "left_out": LeftOut()}
+    source, reading = open_source(f"folder:{tmp_path}"), ImageReading(channels=channels)
+    [batch] = retrieval.region_batches(source, queries=True, reading=reading, **shared)
+    box = retrieval.region_box(30, 40, True, (0.1, 0.4), np.random.default_rng([0, 0, 1, 0]))
+    for c in range(channels):
+        plane = Image.fromarray(pixels[..., c]).resize((8, 8), Image.Resampling.BICUBIC, box=box)
+        np.testing.assert_array_equal(batch.images[0, ..., c], np.asarray(plane))
 
 
 def test_colour_histogram_counts_each_pixel_once_in_its_bin():

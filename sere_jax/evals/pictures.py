@@ -1,0 +1,75 @@
+"""Single images of a source by their position. An image that cannot be read is left out, and the caller can say which."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
+from sere_jax.data.sources.example import Source
+
+_log = logging.getLogger(__name__)
+_NAMED = 3  # unreadable images that a note names
+
+
+class Picture(NamedTuple):
+    """One decoded image of a source."""
+
+    position: int
+    name: str
+    pixels: UInt8[np.ndarray, "H W c"]
+
+
+class LeftOut(dict[int, str]):
+    """Images that were left out: position in the source -> name. Each is logged once, however often it is met."""
+
+    def add(self, source: Source, position: int, name: str, reason: object) -> None:
+        """Record an image that was left out, for this reason."""
+        if position not in self:
+            _log.warning("%s: %s is left out: %s", source.spec, ascii(name), reason)
+        self[position] = name
+
+
+def read_pictures(
+    source: Source, positions: Iterable[int], left_out: LeftOut, reading: ImageReading = DEFAULT_READING
+) -> Iterator[Picture]:
+    """Decode the images at these positions, one at a time. Those that cannot be read are added to `left_out`."""
+    for position in positions:
+        name = f"item {position}"
+        try:
+            example = source[position]
+            name = example.name
+            pixels = decode(example.data, reading)
+        except (BadImage, OSError) as error:
+            left_out.add(source, position, name, error)
+            continue
+        yield Picture(position, name, pixels)
+
+
+def names(source: Source, positions: Sequence[int]) -> list[str]:
+    """The names of examples; of one whose bytes cannot be read, "item POSITION"."""
+
+    def name(position: int) -> str:
+        try:
+            return source[position].name
+        except OSError:
+            return f"item {position}"
+
+    return [name(position) for position in positions]
+
+
+def left_out_note(what: str, listed: Sequence[str], total: int) -> str:
+    """'2 of 18 gallery images cannot be read and are left out: a.png, b.png'; '' where nothing was left out.
+
+    >>> left_out_note("gallery images", ["a.png"], 18)
+    '1 of 18 gallery images cannot be read and is left out: a.png'
+    """
+    if not listed:
+        return ""
+    shown = ", ".join(ascii(name)[1:-1] for name in listed[:_NAMED]) + (", ..." if len(listed) > _NAMED else "")
+    return f"{len(listed):,} of {total:,} {what} cannot be read and {'are' if len(listed) > 1 else 'is'} left out: {shown}"
