@@ -31,6 +31,7 @@ from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
 from sere_jax.data.sources.example import Entry, Example, Source
 from sere_jax.data.sources.open import SourceError, open_source
+from sere_jax.evals.network import size_mistake
 from sere_jax.interop.files import FileError
 from sere_jax.interop.tables import InteropError
 from sere_jax.reporting.progress import track
@@ -110,6 +111,8 @@ def extract(
     side = size or backbone.preprocess.size
     shorter = resize or (side * 256 // 224 if size else backbone.preprocess.resize)
     patch = backbone.module.patch_size
+    if not native and backbone.module.heads and (mistake := size_mistake(side, patch)):
+        raise ExtractError(f"size: {mistake}")
     reading = ImageReading("pil", max_pixels, backbone.module.in_channels, backbone.preprocess.value_range)
     if native:
         batches, count = _native(named, patch, reading), len(named)

@@ -170,6 +170,7 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         with rich.progress.Progress(*columns, console=console, transient=True) as bars:
             yield from bars.track(items, total=count, description=label)
         return
+    print(f"{datetime.datetime.now():%H:%M:%S} {label}" + (f": 0 of {count}" if count else ""), flush=True)
     began = told = time.perf_counter()
     for done, item in enumerate(items, 1):
         yield item

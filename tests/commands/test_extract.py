@@ -12,7 +12,8 @@ from PIL import Image
 
 from sere_jax import load_backbone
 from sere_jax.commands.export import export
-from sere_jax.commands.extract import main
+from sere_jax.commands.extract import ExtractError, extract, main
+from sere_jax.data.sources.open import open_source
 from tests import micro, saved_run
 
 SIZES = {"a.png": (40, 24), "b.png": (18, 18), "c.png": (16, 30), "d.png": (17, 50), "e.png": (64, 64)}  # width, height
@@ -93,3 +94,8 @@ def test_mistakes_are_told_together(place, tmp_path, capsys):
         assert part in message
     assert main([f"--checkpoint={tmp_path}/none.pth", "--data=bundled", f"--output={tmp_path}/o"]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_size_that_would_cut_off_an_edge_is_refused(place):
+    with pytest.raises(ExtractError, match="size: found 30, expected a multiple of the patch"):
+        extract(load_backbone(place / "x.safetensors"), open_source("bundled"), place / "cut", size=30)
