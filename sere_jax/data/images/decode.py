@@ -13,16 +13,18 @@ there should be cannot be told from a picture.) `docs/data.md` lists what become
 from __future__ import annotations
 
 import io
-import zlib
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from sere_jax.data.images.deep import PNG, check_png, decode_deep_png, decode_deep_pnm
 from sere_jax.data.images.memory import MEMORY
-from sere_jax.data.images.rasters import NPY, TIFF, decode_npy, decode_tiff
-from sere_jax.data.images.reading import BY_TYPE, DEFAULT_READING, ImageReading
+from sere_jax.data.images.rasters import NPY, decode_npy
+from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
+from sere_jax.data.images.size import check_size
+from sere_jax.data.images.tiff import TIFF, decode_tiff
 from sere_jax.data.sources.example import BadImage
 
 __all__ = ["BadImage", "decode"]
@@ -39,44 +41,47 @@ _TURN_BACK = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-_PNG = b"\x89PNG\r\n\x1a\n"
 _SCANS = 20  # passes of a JPEG of max_pixels, and more of smaller ones
 _FEW = 4_000_000_000  # passes x pixels
 
 
 def decode(data: bytes, reading: ImageReading = DEFAULT_READING, *, reuse: bool = False) -> UInt8[np.ndarray, "H W c"]:
-    """The pixels of one encoded image: RGB with 3 `channels`, ITU-R 601-2 luma with 1; of other numbers an array or TIFF that has so many.
+    """The pixels of one encoded image, [H, W, channels].
 
-    NumPy arrays (.npy) are read for any number of channels, and TIFF by its bands where there are not 1 or 3 or where a
-    `value_range` is given: the sample values that become the levels 0 and 255 (`rasters.levels`).
-    `backend="fast"` reads JPEG with libjpeg-turbo (bit-identical to Pillow's at half the time) and the rest with Pillow;
-    `"pil"` reads everything with Pillow. The header's size is checked against `max_pixels` before anything is decoded, so
-    that a small file cannot claim gigabytes. With `reuse` the pixels may lie in memory that this thread's next call with
-    `reuse` writes to. Raises BadImage.
+    With 3 channels RGB, with 1 the ITU-R 601-2 luma; with other numbers an array or a TIFF that has so many. The range of
+    `reading` applies to all samples of NumPy arrays, to grey and RGB TIFF of 8 bits and more, and to PNG, PGM and PPM of
+    more than 8 bits. Files of 8 bits of these and of all other formats are levels already.
+
+    The header's size is checked against `max_pixels` before anything is decoded. With `reuse` the pixels may lie in memory
+    that this thread's next call with `reuse` writes to. Raises BadImage for whatever cannot be read, and nothing else.
     """
     channels, max_pixels = reading.channels, reading.max_pixels
     try:
         if data.startswith(NPY):
             return decode_npy(data, reading)
-        if data.startswith(TIFF) and (channels not in (1, 3) or reading.value_range != BY_TYPE):
-            return decode_tiff(data, reading)
+        if data.startswith(TIFF) and (pixels := decode_tiff(data, reading)) is not None:
+            return pixels if channels not in (1, 3) else _in_channels(pixels, channels)
         if channels not in (1, 3):
             raise BadImage(f"no array or TIFF, expected one of {channels} channels")
         if data[:2] == b"\xff\xd8":
             return _decode_jpeg(data, reading, reuse)
-        if data[:8] == _PNG:
-            _check_png(data)
+        if data.startswith(PNG) and (header := check_png(data, max_pixels)).depth == 16:
+            return _in_channels(decode_deep_png(data, header, reading), channels)
+        if data[:1] == b"P" and (pixels := decode_deep_pnm(data, reading)) is not None:
+            return _in_channels(pixels, channels)
         return _in_channels(_decode_pillow(data, max_pixels), channels)
     except BadImage:
         raise
     except UnidentifiedImageError as error:
         raise BadImage(f"not a readable image: none of {', '.join(_FORMATS)}") from error
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged bytes (struct.error, KeyError ...)
+    except Exception as error:  # readers raise almost anything on damaged bytes (struct.error, KeyError, MemoryError ...)
         raise BadImage(f"not a readable image: {error or type(error).__name__}") from error
 
 
 def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """RGB as it is, or its luma by Pillow's formula, which leaves grey pixels as they are."""
+    """Grey or RGB in 3 channels, or in 1: the luma by Pillow's formula, which leaves grey pixels as they are."""
+    if pixels.shape[2] == 1:
+        return pixels if channels == 1 else np.repeat(pixels, 3, axis=2)
     return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
@@ -85,7 +90,7 @@ def _decode_jpeg(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
     backend, max_pixels, channels = reading.backend, reading.max_pixels, reading.channels
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(height, width, max_pixels)
+        check_size(height, width, max_pixels, len(data))
         _check_scans(data, height, width, max_pixels)
         inks = colours in ("CMYK", "YCCK")  # libjpeg-turbo does not turn these into RGB, Pillow does
         if backend == "fast" and colours == "Gray" and channels == 1:
@@ -96,7 +101,11 @@ def _decode_jpeg(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
         # Read to the end at an eighth of the size, for its complaints alone: Pillow hears of none.
         simplejpeg.decode_jpeg(data, colorspace="CMYK" if inks else "GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:  # simplejpeg's only exception; BadImage is one too and passes through
-        raise error if isinstance(error, BadImage) else BadImage(f"damaged JPEG: {error}") from error
+        if isinstance(error, BadImage):
+            raise
+        if "subsampling" not in str(error).lower():
+            raise BadImage(f"damaged JPEG: {error}") from error
+        # Sound files of a sampling (4:1:0, mixed) that TurboJPEG does not know; of damage Pillow notices only a cut.
     return _in_channels(_decode_pillow(data, max_pixels), channels)
 
 
@@ -109,24 +118,11 @@ def _check_scans(data: bytes, height: int, width: int, max_pixels: int) -> None:
         raise BadImage(f"a JPEG of {width} x {height} pixels in {scans} passes")
 
 
-def _check_png(data: bytes) -> None:
-    """The checksums of a PNG's pixels and palette. Raises BadImage where one is wrong or a chunk is cut short."""
-    view, start = memoryview(data), len(_PNG)
-    while start + 12 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        kind = data[start + 4 : start + 8]
-        if end > len(data):
-            raise BadImage("a PNG that is cut short")
-        if kind in (b"IDAT", b"PLTE", b"tRNS") and zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise BadImage(f"a damaged PNG: the checksum of its {kind.decode()} is wrong")
-        if kind == b"IEND":
-            return
-        start = end
-
-
 def _decode_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        _check_size(image.height, image.width, max_pixels)
+        check_size(image.height, image.width, max_pixels, len(data))
+        if image.format == "JPEG":
+            _check_scans(data, image.height, image.width, max_pixels)
         turned = image.getexif().get(_ORIENTATION) if image.format == "TIFF" else None
         if turned in _TURN_BACK:  # of all formats, Pillow obeys this one's tag by itself
             image.load()
@@ -135,18 +131,6 @@ def _decode_pillow(data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit grey: I;16 and its byte orders, or I. convert("RGB") would clip it to white
-        if image.mode == "I" and image.format != "PPM":
-            raise BadImage("32-bit samples have no agreed range")
-        grey = ((np.asarray(image).astype(np.int32) + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise BadImage("floating-point samples have no agreed range")
+    if image.mode[0] in "IF":  # convert("RGB") would clip samples of more than 8 bits to white
+        raise BadImage(f"samples of Pillow's mode {image.mode} in {image.format}, expected 8 bits")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _check_size(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise BadImage(f"{width} x {height} pixels are more than the allowed {max_pixels} (data.max_pixels)")
-    if height < 1 or width < 1:
-        raise BadImage(f"an image of {width} x {height} pixels")
