@@ -89,12 +89,14 @@ Outputs = dict[Request, Any]  # Request -> PrototypeOutput, or the features of a
 class Objective(NamedTuple):
     """The contract of a pre-training method: what it asks of the networks, how its state starts, what it makes of the answers.
 
-    `apply(outputs, views, state, step) -> (loss, state, metrics)`. `references` gives, for metrics that have one, the value
-    they take when nothing has been learned. The state must be updated linearly in the batch's statistics, so that averaging it
-    over micro-batches is one update with the averaged statistics.
+    `apply(outputs, views, state, step) -> (loss, statistics, metrics)` looks at one micro-batch and does not move the state.
+    `update(state, statistics) -> state` moves it, once a window of accumulation. Its statistics are those of `apply`, averaged over
+    the window's micro-batches, which all have the same size. A ratio is therefore returned as its numerator and denominator.
+    Outputs of the teacher carry no gradient. `references` gives, for metrics that have one, the value when nothing has been learned.
     """
 
     requests: tuple[Request, ...]
     init: Callable[[], PyTree]
     apply: Callable[[Outputs, Views, PyTree, jax.Array], tuple[jax.Array, PyTree, Metrics]]
+    update: Callable[[PyTree, PyTree], PyTree]
     references: Mapping[str, float]

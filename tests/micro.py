@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs.common import pretrain
 from sere_jax.build import pretraining
 from sere_jax.data.crops.masks import sample_masks
-from sere_jax.train.state import TrainState, without
+from sere_jax.train.state import State, without
 from sere_jax.types import Views
 
 LENGTH = pretraining.Steps(per_epoch=5, total=50)
@@ -72,15 +72,20 @@ def views(config: ConfigDict, seed: int = 0, batch: int = 8) -> Views:
     return found._replace(masks=np.stack(masks), mask_indices=np.stack(indices))
 
 
-def state(config: ConfigDict, length: pretraining.Steps = LENGTH, seed: int = 0) -> TrainState:
+def state(config: ConfigDict, length: pretraining.Steps = LENGTH, seed: int = 0) -> State:
     """A state at step 0 with noise for parameters, and a teacher that is near the student but not equal to it."""
     shapes = pretraining.abstract_state(config, length)
     rest = jax.tree_util.tree_map_with_path(lambda path, x: jnp.full(x.shape, _named(path, "var"), x.dtype), shapes)
     noise = random_like(shapes.params, seed, scale=0.1)
     params = jax.tree_util.tree_map_with_path(lambda path, x: x + _named(path, "scale"), noise)
-    kept = without(params, pretraining.recipe(config).student_only) if shapes.teacher else {}
-    teacher = jax.tree.map(jnp.add, kept, random_like(shapes.teacher, seed + 1, scale=0.01))
-    return rest._replace(params=params, teacher=teacher)
+    kept = without(params, pretraining.recipe(config).student_only) if shapes.method.teacher else {}
+    teacher = jax.tree.map(jnp.add, kept, random_like(shapes.method.teacher, seed + 1, scale=0.01))
+    return with_method(rest._replace(params=params), teacher=teacher)
+
+
+def with_method(state: State, **changes: Any) -> State:
+    """The state with other fields of its `method`."""
+    return state._replace(method=state.method._replace(**changes))
 
 
 def _named(path: Any, name: str) -> int:

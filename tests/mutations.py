@@ -100,11 +100,11 @@ MUTATIONS = (
     ),
     # Weights.
     Mutation(
-        "image-weight", "objectives/recipes.py", "(4.0 - alpha - beta) / 2.0", "(3.0 - alpha - beta)", "tests/objectives/test_recipes.py"
+        "image-weight", "objectives/base.py", "(4.0 - alpha - beta) / 2.0", "(3.0 - alpha - beta)", "tests/objectives/test_recipes.py"
     ),
     Mutation(
         "alpha-beta",
-        "objectives/recipes.py",
+        "objectives/base.py",
         '{"spatial": alpha, "channel": beta,',
         '{"spatial": beta, "channel": alpha,',
         "tests/objectives/test_recipes.py",
@@ -118,8 +118,8 @@ MUTATIONS = (
         "return (jax.nn.softmax(",
         "tests/losses/test_relation_loss.py",
     ),
-    Mutation("stop-gradient-step", "train/step.py", f"**{_STOP}teacher)", "**teacher", _STEP),
-    Mutation("accumulation", "train/step.py", "a + g / accumulate_steps", "a + g", _STEP),
+    Mutation("stop-gradient-step", "train/step.py", f"{_STOP}outputs)", "outputs", _STEP),
+    Mutation("accumulation", "train/update.py", "a + g / accumulate_steps", "a + g", _STEP),
     # The optimizer.
     Mutation(
         "global-clip",
@@ -143,22 +143,22 @@ MUTATIONS = (
         "tests/train/test_schedules.py",
     ),
     # The teacher.
-    Mutation("ema-order", "train/step.py", "_ema(state.teacher, params, momentum)", "_ema(state.teacher, state.params, momentum)", _STEP),
+    Mutation("ema-order", "train/step.py", "follow(method.teacher, state.params,", "follow(method.teacher, before.params,", _STEP),
     Mutation(
         "ema-weights",
         "train/step.py",
-        "momentum * teacher + (1.0 - momentum) * student",
-        "momentum * student + (1.0 - momentum) * teacher",
+        "return momentum * teacher + (1.0 - momentum) * student",
+        "return momentum * student + (1.0 - momentum) * teacher",
         _STEP,
     ),
     Mutation(
-        "teacher-statistics", "train/step.py", "state.teacher, teacher_stats, *crops", "state.teacher, carry.batch_stats, *crops", _STEP
+        "teacher-statistics", "train/step.py", "method.teacher, running.teacher, crops", "method.teacher, running.student, crops", _STEP
     ),
     Mutation("running-variance", "models/norm.py", "* (count / max(count - 1, 1))", "", _HEADS),
     # Bad steps and random numbers.
-    Mutation("bad-loss", "train/step.py", 'jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)', 'jnp.isfinite(metrics["loss"])', _STEP),
-    Mutation("bad-state", "train/step.py", "jnp.where(finite, new, old), after", "new, after", _STEP),
-    Mutation("random-step", "train/step.py", "example_keys(seed, state.step,", "example_keys(seed, 0 * state.step,", _STEP),
+    Mutation("bad-loss", "train/update.py", "& jnp.isfinite(norm)", "", _STEP),
+    Mutation("bad-state", "train/update.py", "jnp.where(finite, new, old), after", "new, after", _STEP),
+    Mutation("random-step", "train/step.py", "example_keys(self.seed, state.step,", "example_keys(self.seed, 0 * state.step,", _STEP),
     # The network.
     Mutation("norm", "models/network.py", 'if request.norm == "post" else', 'if request.norm == "pre" else', _NETWORK),
     Mutation("predictor-side", "models/heads.py", "if self.symmetric or not student", "if self.symmetric or student", _HEADS),
@@ -170,17 +170,23 @@ MUTATIONS = (
     Mutation(
         "patch-center",
         "objectives/patch.py",
-        'state["center"], mean_logits(everything)',
-        'state["center"], 0 * mean_logits(everything)',
+        '{"mean_logits": mean_logits(everything)}',
+        '{"mean_logits": 0 * mean_logits(everything)}',
         _PATCH,
     ),
     Mutation("aligned-views", "objectives/patch.py", "targets[:, ::-1]", "targets", _PATCH),
     Mutation("nce-views", "objectives/mocov3.py", "keys[:, 1 - i]", "keys[:, i]", _MOCOV3),
-    Mutation("nce-scale", "objectives/mocov3.py", "loss = 2 * temperature *", "loss = 2 *", _MOCOV3),
+    Mutation("nce-scale", "objectives/mocov3.py", "value = 2 * temperature *", "value = 2 *", _MOCOV3),
     Mutation("barlow-mean", "losses/batch_relation.py", "centered = x - jnp.mean(x, axis=0)", "centered = x", _DENSE),
     Mutation("barlow-diagonal", "losses/batch_relation.py", "jnp.square(diagonal - 1.0)", "jnp.square(diagonal)", _DENSE),
     Mutation("lars-order", "train/optim.py", "chain(_add_decay(rules), trust,", "chain(trust, _add_decay(rules),", _RULES),
-    Mutation("ema-timing", "train/step.py", 'if ema_timing == "before":', 'if ema_timing == "never":', "tests/test_mocov3_resnet_mae.py"),
+    Mutation(
+        "ema-timing",
+        "train/step.py",
+        'if self.ema_timing == "before":',
+        'if self.ema_timing == "never":',
+        "tests/test_mocov3_resnet_mae.py",
+    ),
     Mutation("mae-variance", "losses/pixels.py", ", ddof=1", "", _MAE),
     Mutation("mae-hidden", "losses/pixels.py", "errors * hidden)", "errors * ~hidden)", _MAE),
     Mutation("mae-places", "ops/patches.py", "hidden], jnp.argsort(order, axis=-1)", "hidden], order", _MAE),

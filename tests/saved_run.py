@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
 from sere_jax.train.checkpoint import Checkpoints
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 
 STEP = 7
 
 
-def state(config: ConfigDict) -> TrainState:
+def state(config: ConfigDict) -> State:
     """A state at step 7 in which the teacher differs from the student; nothing is compiled for it."""
     rng = np.random.default_rng(0)
 
@@ -27,7 +27,7 @@ def state(config: ConfigDict) -> TrainState:
     return jax.tree.map(drawn, pretraining.abstract_state(config, pretraining.Steps(10, 100)))._replace(step=jnp.int32(STEP))
 
 
-def checkpoint(workdir: Path, config: ConfigDict, state: TrainState) -> Path:
+def checkpoint(workdir: Path, config: ConfigDict, state: State) -> Path:
     """Save the state in `workdir`, as training would; returns `workdir`."""
     checkpoints = Checkpoints(workdir / "checkpoints", every_steps=1)
     checkpoints.save(STEP, state, config.to_dict(), force=True)

@@ -18,7 +18,7 @@ from sere_jax.build import pretraining
 from sere_jax.config import check as rules
 from sere_jax.objectives.recipes import RECIPES
 from sere_jax.train import optim
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 from sere_jax.types import Metrics, Views
 from tests import micro
 
@@ -81,8 +81,8 @@ def _views(config: ConfigDict) -> Views:
 
 
 class Stepped(NamedTuple):
-    before: TrainState
-    after: TrainState
+    before: State
+    after: State
     metrics: Metrics
     gradients: Any  # of the student's parameters
     teacher_gradients: Any
@@ -92,15 +92,15 @@ def _on_one(config: ConfigDict) -> Stepped:
     """A step, and the gradients of its loss in both networks' parameters, in one compilation."""
     state, views, step = micro.state(config), _views(config), pretraining.train_step(config, micro.LENGTH)
 
-    def run(networks: Any, rest: TrainState, views: Views) -> tuple[jax.Array, Any]:
-        after, metrics = step(rest._replace(params=networks[0], teacher=networks[1]), views)
+    def run(networks: Any, rest: State, views: Views) -> tuple[jax.Array, Any]:
+        after, metrics = step(micro.with_method(rest._replace(params=networks[0]), teacher=networks[1]), views)
         return metrics["loss"], (after, metrics)
 
-    (gradients, teacher), (after, metrics) = micro.jit(jax.grad(run, has_aux=True))((state.params, state.teacher), state, views)
+    (gradients, teacher), (after, metrics) = micro.jit(jax.grad(run, has_aux=True))((state.params, state.method.teacher), state, views)
     return Stepped(state, after, metrics, gradients, teacher)
 
 
-def _on_eight(config: ConfigDict) -> tuple[TrainState, Metrics]:
+def _on_eight(config: ConfigDict) -> tuple[State, Metrics]:
     mesh, state = sharding.make_mesh(2), micro.state(config)
     shardings = sharding.state_shardings(state, mesh, min_size=512)
     step = jax.jit(
@@ -131,7 +131,7 @@ def _check(config: ConfigDict) -> None:
     for name, value in one.metrics.items():
         # float32 sums in another order; centers and gradients are sums of many terms that cancel
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
-    micro.assert_close(after.objective, one.after.objective, atol=1e-5)
+    micro.assert_close(after.method.objective, one.after.method.objective, atol=1e-5)
     micro.assert_close(after.batch_stats, one.after.batch_stats, rtol=1e-4, atol=1e-5)
 
 
@@ -148,10 +148,10 @@ def _check_gradients(config: ConfigDict, one: Stepped) -> None:
 def _check_teacher(config: ConfigDict, one: Stepped) -> None:
     recipe = RECIPES[config.recipe]
     if recipe.ema_timing == "none":
-        assert one.before.teacher == one.after.teacher == {}
+        assert one.before.method.teacher == one.after.method.teacher == {}
         return
     student = _named(one.after.params if recipe.ema_timing == "after" else one.before.params)
-    before, after = _named(one.before.teacher), _named(one.after.teacher)
+    before, after = _named(one.before.method.teacher), _named(one.after.method.teacher)
     assert after.keys() == {name for name in student if not name.startswith(recipe.student_only or "-")}
     momentum = float(one.metrics["ema_momentum"])
     for name, value in after.items():

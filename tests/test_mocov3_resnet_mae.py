@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
 from sere_jax.train import optim
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 from sere_jax.types import Metrics
 from tests import micro
 
@@ -72,7 +72,7 @@ FAST = ("mocov3_sere", "dino_sere_resnet", "mae")
 
 
 @functools.cache
-def _first(case: str) -> tuple[TrainState, TrainState, Metrics]:
+def _first(case: str) -> tuple[State, State, Metrics]:
     """The state before and after one step, and its metrics."""
     config = CASES[case]()
     state = micro.state(config)
@@ -105,10 +105,10 @@ def test_the_teacher_follows_by_the_rule_of_the_method(case: str):
     before, after, _ = _first(case)
     rules = pretraining.recipe(CASES[case]())
     if rules.ema_timing == "none":
-        assert before.teacher == after.teacher == before.teacher_batch_stats == after.teacher_batch_stats == {}
+        assert before.method.teacher == after.method.teacher == before.method.teacher_batch_stats == after.method.teacher_batch_stats == {}
         return
     source = _named(before.params if rules.ema_timing == "before" else after.params)
-    old, new = _named(before.teacher), _named(after.teacher)
+    old, new = _named(before.method.teacher), _named(after.method.teacher)
     apart = {name for name in source if name.startswith(rules.student_only)} if rules.student_only else set()
     assert new.keys() == source.keys() - apart
     for name, value in new.items():
@@ -127,13 +127,13 @@ def test_mae_learns_on_one_batch_without_a_teacher():
 def test_mocov3s_predictor_is_the_students_alone():
     before, after, _ = _first("mocov3_sere")
     assert set(before.params["heads_mocov3"]) == {"projector", "predictor"}
-    for tree in (after.teacher, after.teacher_batch_stats):
+    for tree in (after.method.teacher, after.method.teacher_batch_stats):
         assert set(tree["heads_mocov3"]) == {"projector"}
 
 
 def test_a_resnets_networks_keep_running_statistics_of_their_own():
     before, after, _ = _first("dino_sere_resnet")
-    for stats in ("batch_stats", "teacher_batch_stats"):
-        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), getattr(after, stats)["backbone"], getattr(before, stats)["backbone"])
+    for new, old in ((after.batch_stats, before.batch_stats), (after.method.teacher_batch_stats, before.method.teacher_batch_stats)):
+        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), new["backbone"], old["backbone"])
         assert all(jax.tree.leaves(moved))
-    assert np.any(after.batch_stats["backbone"]["bn1"]["mean"] != after.teacher_batch_stats["backbone"]["bn1"]["mean"])
+    assert np.any(after.batch_stats["backbone"]["bn1"]["mean"] != after.method.teacher_batch_stats["backbone"]["bn1"]["mean"])

@@ -57,4 +57,4 @@ def test_full_size(name: str):
     state = pretraining.abstract_state(config, pretraining.Steps(10, 1000))
     parts, teacher = SIZES[name]
     assert {part: _count(tree) for part, tree in state.params.items()} == parts
-    assert _count(state.teacher) == teacher
+    assert _count(state.method.teacher) == teacher

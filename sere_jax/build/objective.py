@@ -7,17 +7,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from sere_jax.train import schedules
 from sere_jax.build.model import backbone
-from sere_jax.objectives.barlow import batch_relation
-from sere_jax.objectives.dino import dino
-from sere_jax.objectives.mae import mae
-from sere_jax.objectives.mocov3 import mocov3
-from sere_jax.objectives.patch import aligned, patch
+from sere_jax.objectives import barlow, dino, mae, mocov3, patch, relation
 from sere_jax.objectives.base import combine
 from sere_jax.objectives.recipes import RECIPES, Recipe
-from sere_jax.objectives.relation import Temperatures, channel, spatial
-from sere_jax.types import Objective, Schedule
+from sere_jax.objectives.relation import Temperatures
+from sere_jax.train import schedules
+from sere_jax.types import Objective, Request, Schedule
 
 
 class Steps(NamedTuple):
@@ -32,46 +28,55 @@ def recipe(config: ConfigDict) -> Recipe:
     return RECIPES[config.recipe]
 
 
+def requests(config: ConfigDict) -> tuple[Request, ...]:
+    """What the recipe's losses ask of the networks. It does not depend on the length of a run; `objective` asks the same."""
+    asked = {
+        "dino": lambda: dino.requests(local_count=config.views.local_count),
+        "patch": lambda: patch.PATCH_REQUESTS,
+        "aligned": lambda: patch.ALIGNED_REQUESTS,
+        "mocov3": lambda: mocov3.REQUESTS,
+        "mae": lambda: mae.REQUESTS,
+        "spatial": lambda: _relation_requests(config, "spatial"),
+        "channel": lambda: _relation_requests(config, "channel"),
+        "batch": lambda: barlow.requests(tokens=config.barlow.embedding, norm=config.relation.tokens),
+    }
+    return tuple(dict.fromkeys(request for loss in recipe(config).losses for request in asked[loss]()))
+
+
 def objective(config: ConfigDict, length: Steps) -> Objective:
     """The recipe's weighted sum of losses, its schedules laid out for a run of that length."""
-    relation, chosen, width = config.relation, recipe(config), backbone(config).width
     makers: dict[str, Callable[[], Objective]] = {
-        "dino": lambda: dino(
-            prototypes=config.head.prototypes,
-            student_temp=config.dino.student_temp,
-            teacher_temp=_teacher_temp(config, length, config.dino.warmup_teacher_temp, config.dino.teacher_temp),
-            center_momentum=config.dino.center_momentum,
-            local_count=config.views.local_count,
-        ),
-        "patch": lambda: _patch(config, length, patch),
-        "aligned": lambda: _patch(config, length, aligned),
-        "mocov3": lambda: mocov3(
+        "dino": lambda: _dino(config, length),
+        "patch": lambda: _patch(config, length, patch.patch),
+        "aligned": lambda: _patch(config, length, patch.aligned),
+        "mocov3": lambda: mocov3.mocov3(
             temperature=config.mocov3.temperature, batch_size=config.data.batch_size // config.optimizer.accumulate_steps
         ),
-        "mae": lambda: mae(patch_size=config.model.patch_size, normalise_pixels=config.mae.normalise_pixels),
+        "mae": lambda: mae.mae(patch_size=config.model.patch_size, normalise_pixels=config.mae.normalise_pixels),
         "spatial": lambda: _spatial(config),
-        "channel": lambda: channel(
-            temperatures=_temperatures(config, relation.teacher_temp_channel),
-            width=width,
-            norm=relation.tokens,
-            local_count=config.views.local_count,
-            local_heads=relation.local_heads,
-            student_tokens=relation.student_tokens,
-        ),
-        "batch": lambda: batch_relation(
-            tokens=config.barlow.embedding,
-            norm=relation.tokens,
-            off_diagonal=config.barlow.off_diagonal,
-            width=config.barlow.projector_width if config.barlow.projector == "mlp" else width,
-        ),
+        "channel": lambda: _channel(config),
+        "batch": lambda: _batch_relation(config),
     }
-    parts = {name: makers[name]() for name in chosen.losses}
+    rules = recipe(config)
     weights = {"patch": config.patch.patch_weight, "aligned": config.patch.patch_weight, "batch": config.barlow.barlow_weight}
-    return combine(chosen, parts, alpha=relation.alpha, beta=relation.beta, image_weight=relation.image_weight, weights=weights)
+    return combine(
+        rules,
+        {name: makers[name]() for name in rules.losses},
+        alpha=config.relation.alpha,
+        beta=config.relation.beta,
+        image_weight=config.relation.image_weight,
+        weights=weights,
+    )
 
 
-def _teacher_temp(config: ConfigDict, length: Steps, start: float, end: float) -> Schedule:
-    return schedules.linear_by_epoch(start, end, epochs=config.dino.warmup_teacher_temp_epochs, steps_per_epoch=length.per_epoch)
+def _dino(config: ConfigDict, length: Steps) -> Objective:
+    return dino.dino(
+        prototypes=config.head.prototypes,
+        student_temp=config.dino.student_temp,
+        teacher_temp=_teacher_temp(config, length, config.dino.warmup_teacher_temp, config.dino.teacher_temp),
+        center_momentum=config.dino.center_momentum,
+        local_count=config.views.local_count,
+    )
 
 
 def _patch(config: ConfigDict, length: Steps, make: Callable[..., Objective]) -> Objective:
@@ -84,22 +89,49 @@ def _patch(config: ConfigDict, length: Steps, make: Callable[..., Objective]) ->
     )
 
 
-def _spatial(config: ConfigDict) -> Objective:
-    relation = config.relation
-    return spatial(
-        temperatures=_temperatures(config, relation.teacher_temp_spatial),
-        heads=relation.heads or backbone(config).heads,
-        scale=relation.scale,
-        sampling=relation.sampling,
-        padding=relation.padding,
-        sampling_impl=relation.sampling_impl,
-        disjoint=relation.disjoint,
-        global_points=relation.global_points,
-        local_points=relation.local_points,
-        norm=relation.tokens,
+def _teacher_temp(config: ConfigDict, length: Steps, start: float, end: float) -> Schedule:
+    return schedules.linear_by_epoch(start, end, epochs=config.dino.warmup_teacher_temp_epochs, steps_per_epoch=length.per_epoch)
+
+
+def _relation_requests(config: ConfigDict, head: str) -> tuple[Request, ...]:
+    settings = config.relation
+    return relation.relation_requests(
+        head,
+        norm=settings.tokens,
         local_count=config.views.local_count,
-        local_heads=relation.local_heads,
-        student_tokens=relation.student_tokens,
+        local_heads=settings.local_heads,
+        student_tokens=settings.student_tokens,
+    )
+
+
+def _spatial(config: ConfigDict) -> Objective:
+    settings = config.relation
+    return relation.spatial(
+        temperatures=_temperatures(config, settings.teacher_temp_spatial),
+        heads=settings.heads or backbone(config).heads,
+        scale=settings.scale,
+        sampling=settings.sampling,
+        padding=settings.padding,
+        sampling_impl=settings.sampling_impl,
+        disjoint=settings.disjoint,
+        global_points=settings.global_points,
+        local_points=settings.local_points,
+        norm=settings.tokens,
+        local_count=config.views.local_count,
+        local_heads=settings.local_heads,
+        student_tokens=settings.student_tokens,
+    )
+
+
+def _channel(config: ConfigDict) -> Objective:
+    settings = config.relation
+    return relation.channel(
+        temperatures=_temperatures(config, settings.teacher_temp_channel),
+        width=backbone(config).width,
+        norm=settings.tokens,
+        local_count=config.views.local_count,
+        local_heads=settings.local_heads,
+        student_tokens=settings.student_tokens,
     )
 
 
@@ -107,3 +139,13 @@ def _temperatures(config: ConfigDict, sharp: float) -> Temperatures:
     """`sharp` and the plain temperature on the sides that `temperature_side` says: the teacher (code), the student (TPAMI 4.1)."""
     plain = config.relation.student_temp
     return Temperatures(sharp, plain) if config.relation.temperature_side == "teacher" else Temperatures(plain, sharp)
+
+
+def _batch_relation(config: ConfigDict) -> Objective:
+    settings = config.barlow
+    return barlow.batch_relation(
+        tokens=settings.embedding,
+        norm=config.relation.tokens,
+        off_diagonal=settings.off_diagonal,
+        width=settings.projector_width if settings.projector == "mlp" else backbone(config).width,
+    )

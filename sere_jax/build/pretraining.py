@@ -6,7 +6,6 @@ Everything below takes keyword arguments, so that signatures tell what a part de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sere_jax.build.model import backbone, heads
-from sere_jax.build.objective import Steps, objective, recipe
+from sere_jax.build.objective import Steps, objective, recipe, requests
 from sere_jax.build.optimizer import OptimizerSchedules, frozen, optimizer, optimizer_schedules
 from sere_jax.config.check import ConfigError
 from sere_jax.config.cross import batch_multiple
@@ -23,13 +22,12 @@ from sere_jax.data.crops.masks import MaskRecipe
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.models.network import Alignment, Network
-from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
-from sere_jax.train.optim import stop_frozen
 from sere_jax.sharding import replicated
-from sere_jax.train.state import TrainState, without
-from sere_jax.train.step import Noise, make_train_step
-from sere_jax.types import Metrics, Outputs, PyTree, Request, Views
+from sere_jax.train.forward import Augment, make_augment, make_drop_path_noise, make_forward
+from sere_jax.train.state import PretrainMethod, State, without
+from sere_jax.train.step import PretrainStep
+from sere_jax.types import PyTree, Views
 
 __all__ = [
     "OptimizerSchedules",
@@ -48,6 +46,7 @@ __all__ = [
     "optimizer_schedules",
     "photometry",
     "recipe",
+    "requests",
     "steps",
     "train_step",
     "view_recipe",
@@ -78,7 +77,7 @@ def effective_epochs(config: ConfigDict, length: Steps) -> float:
 
 def network(config: ConfigDict) -> Network:
     """The backbone with the heads that the recipe's losses ask for."""
-    names = {request.head for request in objective(config, Steps(1, 1)).requests if request.head}
+    names = {request.head for request in requests(config) if request.head}
     relation = config.relation
     alignment = Alignment(relation.global_points, relation.sampling, relation.padding, relation.sampling_impl)
     return Network(backbone(config), heads(config, names), alignment, views_apart=recipe(config).views_apart)
@@ -142,91 +141,48 @@ def photometry(config: ConfigDict) -> tuple[PhotometryParams, PhotometryParams, 
     return first, second, local
 
 
-def augment(config: ConfigDict) -> Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The photometric part of the augmentation: uint8 views and one key an example -> normalised float32 views."""
+def augment(config: ConfigDict) -> Augment:
+    """The photometric part of the augmentation: uint8 views and one key an example -> normalised float32 crops."""
     *global_kinds, local_kind = photometry(config)
-
-    def apply(views: Views, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        first_local, local_count = views.global_views.shape[1], views.local_views.shape[1]
-        return (
-            photometric.augment(views.global_views, keys, global_kinds[:first_local]),
-            photometric.augment(views.local_views, keys, [local_kind] * local_count, first_view=first_local),
-        )
-
-    return apply
+    return make_augment(global_kinds, local_kind)
 
 
-def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> Callable[[TrainState, Views], tuple[TrainState, Metrics]]:
-    """The pure train step of the config, not yet compiled.
-
-    With a `mesh`, parameters that the state keeps in parts are put together before the networks run. Left to itself the compiler
-    may cut activations along their channels instead: they would travel in every block, and heads and logits with them.
-    """
-    module, depth = network(config), backbone(config).depth
-
-    def forward(
-        params: PyTree,
-        batch_stats: PyTree,
-        global_views: jax.Array,
-        local_views: jax.Array,
-        requests: tuple[Request, ...],
-        *,
-        views: Views,
-        drop_path_noise: Noise,
-    ) -> tuple[Outputs, PyTree]:
-        params = stop_frozen(params, frozen(config))
-        whole = params if mesh is None else jax.lax.with_sharding_constraint(params, replicated(mesh))
-        variables = {"params": whole, "batch_stats": batch_stats}
-        outputs, updated = module.apply(
-            variables, global_views, local_views, requests, views=views, drop_path_noise=drop_path_noise, mutable=["batch_stats"]
-        )
-        # Heads that this side does not run keep their statistics.
-        return outputs, {**batch_stats, **updated.get("batch_stats", {})}
-
-    def noise(keys: jax.Array, views: Views) -> Noise:
-        if not config.model.drop_path:
-            return None
-        counts = views.global_views.shape[1], views.local_views.shape[1]
-        draw = jax.vmap(lambda key: jax.random.uniform(key, (sum(counts), depth, 2)))(keys)
-        return draw[:, : counts[0]], draw[:, counts[0] :]
-
-    found = optimizer_schedules(config, length)
-    return make_train_step(
-        forward=forward,
+def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> PretrainStep:
+    """The pure train step of the config, not yet compiled. With a `mesh`, its networks run on parameters that are put together."""
+    rules = optimizer_schedules(config, length)
+    return PretrainStep(
+        forward=make_forward(network(config), frozen=frozen(config), gathered=replicated(mesh) if mesh else None),
         objective=objective(config, length),
         optimizer=optimizer(config, length),
         augment=augment(config),
-        drop_path_noise=noise,
-        ema_momentum=found.ema_momentum,
+        drop_path_noise=make_drop_path_noise(rate=config.model.drop_path, depth=backbone(config).depth),
+        ema_momentum=rules.ema_momentum,
         ema_timing=recipe(config).ema_timing,
         accumulate_steps=config.optimizer.accumulate_steps,
         seed=config.seed,
-        logged={"learning_rate": found.learning_rate, "weight_decay": found.weight_decay},
+        logged={"learning_rate": rules.learning_rate, "weight_decay": rules.weight_decay},
     )
 
 
-def init_state(config: ConfigDict, length: Steps) -> TrainState:
+def init_state(config: ConfigDict, length: Steps) -> State:
     """The state at step 0: a function of the config's seed alone. The teacher starts as a copy of the student, or is empty."""
     views = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), abstract_views(config))
     crops = [x.astype(jnp.float32) for x in (views.global_views, views.local_views)]
-    method = objective(config, length)
-    requests = tuple(request for request in method.requests if request.side == "student")
-    variables = network(config).init(jax.random.key(config.seed), *crops, requests, views=views)
+    of_student = tuple(request for request in requests(config) if request.side == "student")
+    variables = network(config).init(jax.random.key(config.seed), *crops, of_student, views=views)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     rules = recipe(config)
 
     def of_teacher(tree: PyTree) -> PyTree:
         return {} if rules.ema_timing == "none" else jax.tree.map(jnp.copy, without(tree, rules.student_only))
 
-    return TrainState(
+    return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        teacher=of_teacher(params),
-        teacher_batch_stats=of_teacher(batch_stats),
         opt_state=optimizer(config, length).init(params),
-        objective=method.init(),
         bad_steps=jnp.zeros((), jnp.int32),
+        method=PretrainMethod(of_teacher(params), of_teacher(batch_stats), objective(config, length).init()),
     )
 
 

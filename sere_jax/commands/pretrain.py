@@ -28,7 +28,7 @@ from sere_jax.train.checkpoint import Checkpoints, read_config
 from sere_jax.train.fit import Periodic, fit
 from sere_jax.train.lock import locked
 from sere_jax.train.signals import Signals
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 from sere_jax.types import PyTree, Views
 from sere_jax.weights import warm_start
 from sere_jax.weights.warm_start import WarmStart
@@ -37,7 +37,7 @@ from sere_jax.weights.warm_start import WarmStart
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 
-def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = (), signals: Signals | None = None) -> TrainState:
+def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = (), signals: Signals | None = None) -> State:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; the final state.
 
     `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations` run every `run.eval_every_steps`.
@@ -73,7 +73,7 @@ def _train(
     signals: Signals | None,
     source: Source,
     length: pretraining.Steps,
-) -> TrainState:
+) -> State:
     run = config.run
     checkpoints = Checkpoints(
         f"{workdir}/checkpoints", every_steps=run.checkpoint_every_steps, keep=run.keep_checkpoints, keep_every_steps=run.keep_every_steps
@@ -119,8 +119,8 @@ class CompiledStep(NamedTuple):
     """The train step as an executable, with what it takes."""
 
     step: jax.stages.Compiled  # (state, views) -> (state, metrics); donates the state
-    init: Callable[[], TrainState]  # the state of step 0, in its shardings
-    abstract_state: TrainState  # shapes, types and shardings
+    init: Callable[[], State]  # the state of step 0, in its shardings
+    abstract_state: State  # shapes, types and shardings
 
 
 def compile_step(config: ConfigDict, length: pretraining.Steps, mesh: Mesh) -> CompiledStep:
@@ -163,8 +163,8 @@ def _count(params: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _teacher(state: TrainState) -> str:
-    return f"{_count(state.teacher):,}" if state.teacher else "none"
+def _teacher(state: State) -> str:
+    return f"{_count(state.method.teacher):,}" if state.method.teacher else "none"
 
 
 def _memory(compiled: CompiledStep) -> str:
@@ -222,5 +222,5 @@ def _batches(config: ConfigDict, source: Source, length: pretraining.Steps, star
 
 def _evaluate(config: ConfigDict, evaluation: Evaluation, state: Any, step: int) -> Iterable[tuple[str, float]]:
     teacher = pretraining.recipe(config).eval_network == "teacher"
-    network, statistics = (state.teacher, state.teacher_batch_stats) if teacher else (state.params, state.batch_stats)
+    network, statistics = (state.method.teacher, state.method.teacher_batch_stats) if teacher else (state.params, state.batch_stats)
     return evaluation(join_statistics(network["backbone"], statistics.get("backbone", {})))

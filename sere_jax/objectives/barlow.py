@@ -8,21 +8,29 @@ import jax
 import jax.numpy as jnp
 
 from sere_jax.losses.batch_relation import barlow_loss
-from sere_jax.objectives.base import Applied
-from sere_jax.types import Objective, Outputs, PyTree, Request, Views
+from sere_jax.objectives.base import stateless
+from sere_jax.types import Metrics, Objective, Outputs, Request, Views
+
+Tokens = Literal["cls", "patches"]
+Norm = Literal["post", "pre"]
 
 
-def batch_relation(*, tokens: Literal["cls", "patches"], norm: Literal["post", "pre"], off_diagonal: float, width: int) -> Objective:
+def requests(*, tokens: Tokens, norm: Norm) -> tuple[Request, ...]:
+    """The student's embeddings of its global crops."""
+    return (Request("batch", "global", tokens, norm, "student"),)
+
+
+def batch_relation(*, tokens: Tokens, norm: Norm, off_diagonal: float, width: int) -> Objective:
     """Barlow's loss between the student's embeddings of its two global crops; patches are averaged after the head.
 
     `width` is that of an embedding, also the loss of embeddings that have nothing to do with one another. No teacher is in it.
     """
-    request = Request("batch", "global", tokens, norm, "student")
+    (student,) = requests(tokens=tokens, norm=norm)
 
-    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
-        found = outputs[request]
-        embeddings = found if tokens == "cls" else jnp.mean(found.astype(jnp.float32), axis=(2, 3))
-        loss = barlow_loss(embeddings[:, 0], embeddings[:, 1], off_diagonal)
-        return loss, state, {"batch": loss}
+    def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        answer = outputs[student]
+        embeddings = answer if tokens == "cls" else jnp.mean(answer.astype(jnp.float32), axis=(2, 3))
+        value = barlow_loss(embeddings[:, 0], embeddings[:, 1], off_diagonal)
+        return value, {"batch": value}
 
-    return Objective((request,), dict, apply, {"batch": float(width)})
+    return stateless((student,), loss, {"batch": float(width)})

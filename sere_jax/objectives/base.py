@@ -5,7 +5,7 @@ Every combination in the papers' tables is such a sum. The contract itself is `s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -13,9 +13,23 @@ import jax
 import jax.numpy as jnp
 
 from sere_jax.objectives.recipes import Recipe
-from sere_jax.types import Metrics, Objective, Outputs, PyTree, Views
+from sere_jax.types import Metrics, Objective, Outputs, PyTree, Request, Views
 
-Applied = tuple[jax.Array, PyTree, Metrics]  # loss, the objective's next state, metrics
+Applied = tuple[jax.Array, PyTree, Metrics]  # loss, the micro-batch's statistics, metrics
+
+
+def stateless(
+    requests: tuple[Request, ...],
+    loss: Callable[[Outputs, Views, jax.Array], tuple[jax.Array, Metrics]],
+    references: Mapping[str, float],
+) -> Objective:
+    """An objective without a state: `loss(outputs, views, step) -> (loss, metrics)` is all there is."""
+
+    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+        value, metrics = loss(outputs, views, step)
+        return value, {}, metrics
+
+    return Objective(requests, dict, apply, lambda state, statistics: state, references)
 
 
 def weighted_sum(terms: Mapping[str, tuple[float, Objective]]) -> Objective:
@@ -31,17 +45,20 @@ def weighted_sum(terms: Mapping[str, tuple[float, Objective]]) -> Objective:
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
         total = jnp.zeros((), jnp.float32)
-        states, metrics = {}, Metrics()
+        statistics, metrics = {}, Metrics()
         for name, (weight, objective) in terms.items():
-            loss, states[name], found = objective.apply(outputs, views, state[name], step)
-            if clash := metrics.keys() & found.keys():
+            loss, statistics[name], reported = objective.apply(outputs, views, state[name], step)
+            if clash := metrics.keys() & reported.keys():
                 raise ValueError(f"two objectives report {sorted(clash)}; the second is {name!r}")
-            metrics |= found
+            metrics |= reported
             total = total + weight * loss
-        return total, states, metrics
+        return total, statistics, metrics
+
+    def update(state: PyTree, statistics: PyTree) -> PyTree:
+        return {name: objective.update(state[name], statistics[name]) for name, (_, objective) in terms.items()}
 
     references = {key: value for _, objective in terms.values() for key, value in objective.references.items()}
-    return Objective(requests, init, apply, references)
+    return Objective(requests, init, apply, update, references)
 
 
 def combine(

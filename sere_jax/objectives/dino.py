@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -16,12 +17,16 @@ STUDENT_LOCAL = Request("dino", "local", "cls", "post", "student")
 TEACHER_GLOBAL = Request("dino", "global", "cls", "post", "teacher")
 
 
-def dino(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center_momentum: float, local_count: int) -> Objective:
-    """Self-distillation on the cls token. `teacher_temp` is a function of the step; the state is the center [1, K]."""
-    requests = (STUDENT_GLOBAL, TEACHER_GLOBAL, *((STUDENT_LOCAL,) if local_count else ()))
+def requests(*, local_count: int) -> tuple[Request, ...]:
+    """Student and teacher on global crops, and the student on local crops where there are any."""
+    return (STUDENT_GLOBAL, TEACHER_GLOBAL, *((STUDENT_LOCAL,) if local_count else ()))
 
-    def init() -> PyTree:
-        return {"center": jnp.zeros((1, prototypes), jnp.float32)}
+
+def dino(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center_momentum: float, local_count: int) -> Objective:
+    """Self-distillation on the cls token. `teacher_temp` is a function of the step; the state is the center [1, K].
+
+    The metric `center_norm` is that of the center which the loss subtracted, before the step moves it.
+    """
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
         teacher = jax.lax.stop_gradient(outputs[TEACHER_GLOBAL])
@@ -29,11 +34,19 @@ def dino(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center
         student = logits(outputs[STUDENT_GLOBAL])
         local = logits(outputs[STUDENT_LOCAL]) if local_count else student[:, :0]
         loss = distillation_loss(targets, student, local, student_temp)
-        center = update_center(state["center"], mean_logits(teacher), center_momentum)
-        metrics = {"dino": loss, "teacher_entropy": entropy(targets), "center_norm": jnp.linalg.norm(center)}
-        return loss, {"center": center}, metrics
+        metrics = {"dino": loss, "teacher_entropy": entropy(targets), "center_norm": jnp.linalg.norm(state["center"])}
+        return loss, {"mean_logits": mean_logits(teacher)}, metrics
 
-    return Objective(requests, init, apply, {"dino": math.log(prototypes), "teacher_entropy": math.log(prototypes)})
+    def update(state: PyTree, statistics: PyTree) -> PyTree:
+        return {"center": update_center(state["center"], statistics["mean_logits"], center_momentum)}
+
+    references = {"dino": math.log(prototypes), "teacher_entropy": math.log(prototypes)}
+    return Objective(requests(local_count=local_count), functools.partial(zero_center, prototypes), apply, update, references)
+
+
+def zero_center(prototypes: int) -> PyTree:
+    """The state of an objective with a center, at its start: {"center": [1, K]}."""
+    return {"center": jnp.zeros((1, prototypes), jnp.float32)}
 
 
 def logits(output: PrototypeOutput) -> jax.Array:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from sere_jax.losses.contrastive import info_nce, similarity_logits
-from sere_jax.objectives.base import Applied
-from sere_jax.types import Objective, Outputs, PyTree, Request, Views
+from sere_jax.objectives.base import stateless
+from sere_jax.types import Metrics, Objective, Outputs, Request, Views
 
 STUDENT = Request("mocov3", "global", "cls", "post", "student")
 TEACHER = Request("mocov3", "global", "cls", "post", "teacher")
+REQUESTS = (STUDENT, TEACHER)
 
 
 def mocov3(*, temperature: float, batch_size: int) -> Objective:
@@ -21,12 +22,12 @@ def mocov3(*, temperature: float, batch_size: int) -> Objective:
     `batch_size` is that of a micro-batch, whose other images are the negatives: a blind guess costs 4 T ln(batch_size).
     """
 
-    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+    def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:
         queries, keys = outputs[STUDENT], jax.lax.stop_gradient(outputs[TEACHER])
         logits = [similarity_logits(queries[:, i], keys[:, 1 - i], temperature) for i in (0, 1)]
-        loss = 2 * temperature * (info_nce(logits[0]) + info_nce(logits[1]))
-        found = jnp.stack([jnp.argmax(x, axis=-1) == jnp.arange(x.shape[0]) for x in logits])
-        return loss, state, {"mocov3": loss, "mocov3_accuracy": jnp.mean(found, dtype=jnp.float32)}
+        value = 2 * temperature * (info_nce(logits[0]) + info_nce(logits[1]))
+        correct = jnp.stack([jnp.argmax(x, axis=-1) == jnp.arange(x.shape[0]) for x in logits])
+        return value, {"mocov3": value, "mocov3_accuracy": jnp.mean(correct, dtype=jnp.float32)}
 
     references = {"mocov3": 4 * temperature * math.log(batch_size), "mocov3_accuracy": 1 / batch_size}
-    return Objective((STUDENT, TEACHER), dict, apply, references)
+    return stateless(REQUESTS, loss, references)

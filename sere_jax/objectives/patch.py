@@ -5,8 +5,8 @@ Both use DINO's own head for patches too (iBOT's shared head), with a center of 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from sere_jax.losses.dense import patch_cross_entropy
 from sere_jax.losses.distillation import entropy, teacher_probabilities, update_center
 from sere_jax.objectives.base import Applied
-from sere_jax.objectives.dino import logits, mean_logits
+from sere_jax.objectives.dino import logits, mean_logits, zero_center
 from sere_jax.ops.geometry import overlap
 from sere_jax.ops.patches import gather_patches
 from sere_jax.types import Array, Objective, Outputs, PrototypeOutput, PyTree, Request, Schedule, Views
@@ -22,6 +22,7 @@ from sere_jax.types import Array, Objective, Outputs, PrototypeOutput, PyTree, R
 STUDENT_MASKED = Request("dino", "global", "masked", "post", "student")
 TEACHER_PATCHES = Request("dino", "global", "patches", "post", "teacher")
 STUDENT_ALIGNED, TEACHER_ALIGNED = (Request("dino", "global", "aligned", "post", side) for side in ("student", "teacher"))
+PATCH_REQUESTS, ALIGNED_REQUESTS = (STUDENT_MASKED, TEACHER_PATCHES), (STUDENT_ALIGNED, TEACHER_ALIGNED)
 
 
 def patch(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center_momentum: float) -> Objective:
@@ -40,19 +41,21 @@ def patch(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cente
         per_view = patch_cross_entropy(targets, logits(outputs[STUDENT_MASKED]), counted, student_temp)
         # Linear: the mean logits are the mean bottleneck's logits, so no logits of all patches are made.
         everything = PrototypeOutput(teacher.bottleneck.reshape(b, v * h * w, e), teacher.prototypes)
-        center = update_center(state["center"], mean_logits(everything), center_momentum)
         loss = jnp.mean(per_view)
         metrics = {
             "patch": loss,
             "patch_masked": _mean_where(jnp.any(counted, axis=-1), per_view),
             "masked_share": jnp.sum(counted) / (b * v * h * w),
-            "patch_center_norm": jnp.linalg.norm(center),
+            "patch_center_norm": jnp.linalg.norm(state["center"]),
         }
-        return loss, {"center": center}, metrics
+        return loss, {"mean_logits": mean_logits(everything)}, metrics
+
+    def update(state: PyTree, statistics: PyTree) -> PyTree:
+        return {"center": update_center(state["center"], statistics["mean_logits"], center_momentum)}
 
     # Of the mean with its zeros nothing can be said beforehand: how many views have hidden patches is drawn.
     references = {"patch_masked": math.log(prototypes)}
-    return Objective((STUDENT_MASKED, TEACHER_PATCHES), _center_of(prototypes), apply, references)
+    return Objective(PATCH_REQUESTS, functools.partial(zero_center, prototypes), apply, update, references)
 
 
 def aligned(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center_momentum: float) -> Objective:
@@ -69,19 +72,19 @@ def aligned(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cen
         counted = jnp.broadcast_to(valid[:, None, None], targets.shape[:-1])
         per_view = patch_cross_entropy(targets[:, ::-1], logits(outputs[STUDENT_ALIGNED]), counted, student_temp)
         loss = _mean_where(counted[..., 0], per_view)
-        # Scaled so that the mean over all examples is the mean over those that overlap.
-        share = valid.astype(jnp.float32) / jnp.maximum(jnp.mean(valid.astype(jnp.float32)), 1.0 / valid.shape[0])
-        weighted = PrototypeOutput(jnp.mean(teacher.bottleneck, axis=2) * share[:, None, None], teacher.prototypes)
-        center = update_center(state["center"], mean_logits(weighted), center_momentum)
-        metrics = {"aligned": loss, "aligned_entropy": entropy(targets), "aligned_center_norm": jnp.linalg.norm(center)}
-        return loss, {"center": center}, metrics
+        share = jnp.mean(valid, dtype=jnp.float32)
+        overlapping = PrototypeOutput(jnp.mean(teacher.bottleneck, axis=2) * valid[:, None, None], teacher.prototypes)
+        metrics = {"aligned": loss, "aligned_entropy": entropy(targets), "aligned_center_norm": jnp.linalg.norm(state["center"])}
+        return loss, {"sum_logits": mean_logits(overlapping), "share": share}, metrics
+
+    def update(state: PyTree, statistics: PyTree) -> PyTree:
+        """The mean over the window's overlapping examples; a window without any leaves the center alone."""
+        share = statistics["share"]
+        moved = update_center(state["center"], statistics["sum_logits"] / jnp.where(share > 0, share, 1.0), center_momentum)
+        return {"center": jnp.where(share > 0, moved, state["center"])}
 
     references = {"aligned": math.log(prototypes), "aligned_entropy": math.log(prototypes)}
-    return Objective((STUDENT_ALIGNED, TEACHER_ALIGNED), _center_of(prototypes), apply, references)
-
-
-def _center_of(prototypes: int) -> Callable[[], PyTree]:
-    return lambda: {"center": jnp.zeros((1, prototypes), jnp.float32)}
+    return Objective(ALIGNED_REQUESTS, functools.partial(zero_center, prototypes), apply, update, references)
 
 
 def _indices(views: Views) -> Array:

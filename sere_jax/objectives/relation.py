@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from sere_jax.losses.relation import Scale, channel_relation, relation_cross_entropy, relation_targets, spatial_relation
-from sere_jax.objectives.base import Applied
+from sere_jax.objectives.base import stateless
 from sere_jax.ops.geometry import Padding, Points, Sampling, SamplingImpl, overlap_points, sample
-from sere_jax.types import Objective, Outputs, PyTree, Request, Views
+from sere_jax.types import Metrics, Objective, Outputs, Request, Views
 
 Norm = Literal["post", "pre"]
 
@@ -86,15 +86,15 @@ def spatial(
         points_t, points_s = (Points(*(jnp.stack(axis) for axis in zip(*side, strict=True))) for side in zip(*pairs, strict=True))
         return jnp.sum(jax.vmap(pair_loss, in_axes=(None, 1, 0, 0))(teacher[:, i], local, points_t, points_s))
 
-    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+    def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:
         student, teacher = outputs[requests[0]], jax.lax.stop_gradient(outputs[requests[1]])
         global_sum = sum(pair_loss(teacher[:, i], student[:, j], *points(views, i, j, global_points)) for i, j in ((0, 1), (1, 0)))
         local_sum = None
         if local_count:
             local_sum = sum((local_terms(teacher, outputs[requests[2]], views, i) for i in (0, 1)), jnp.float32(0))
-        return _averaged("spatial", jnp.asarray(global_sum), local_sum, local_count, state)
+        return _averaged("spatial", jnp.asarray(global_sum), local_sum, local_count)
 
-    return Objective(requests, dict, apply, _references("spatial", math.log(global_points**2), math.log(local_points**2), local_count))
+    return stateless(requests, loss, _references("spatial", math.log(global_points**2), math.log(local_points**2), local_count))
 
 
 def _pair_loss(
@@ -137,7 +137,7 @@ def channel(
     def cross_entropy(targets: jax.Array, student: jax.Array) -> jax.Array:
         return relation_cross_entropy(targets, student, temperatures.student)
 
-    def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
+    def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:
         targets = relation_targets(relation(outputs[requests[1]]), temperatures.teacher)
         # Targets [b, v, d, d] reversed over v: each student view meets the other global view.
         global_sum = 2 * cross_entropy(targets[:, ::-1], relation(outputs[requests[0]]))
@@ -146,12 +146,12 @@ def channel(
             # The cross-entropy is linear in its targets: a local crop meets the sum of both teachers' at once.
             both = jnp.sum(targets, axis=1, keepdims=True)
             local_sum = local_count * cross_entropy(both, relation(outputs[requests[2]]))
-        return _averaged("channel", global_sum, local_sum, local_count, state)
+        return _averaged("channel", global_sum, local_sum, local_count)
 
-    return Objective(requests, dict, apply, _references("channel", math.log(width), math.log(width), local_count))
+    return stateless(requests, loss, _references("channel", math.log(width), math.log(width), local_count))
 
 
-def _averaged(name: str, global_sum: jax.Array, local_sum: jax.Array | None, local_count: int, state: PyTree) -> Applied:
+def _averaged(name: str, global_sum: jax.Array, local_sum: jax.Array | None, local_count: int) -> tuple[jax.Array, Metrics]:
     """The mean over all 2 + 2 l terms, and the means of the two kinds as metrics."""
     metrics = {f"{name}_global": global_sum / 2}
     total = global_sum
@@ -159,7 +159,7 @@ def _averaged(name: str, global_sum: jax.Array, local_sum: jax.Array | None, loc
         metrics[f"{name}_local"] = local_sum / (2 * local_count)
         total = total + local_sum
     loss = total / (2 + 2 * local_count)
-    return loss, state, {name: loss, **metrics}
+    return loss, {name: loss, **metrics}
 
 
 def _references(name: str, global_value: float, local_value: float, local_count: int) -> dict[str, float]:

@@ -132,10 +132,10 @@ def read_config(directory: Directory, step: int | None = None) -> dict[str, Any]
     return _read_meta(root, step)["config"]
 
 
-def saved_fields(directory: Directory, step: int | None = None) -> list[str]:
-    """The top-level names that a saved step holds: a state's fields, but for those without leaves."""
+def holds(directory: Directory, path: str, step: int | None = None) -> bool:
+    """Whether a saved step (the newest by default) holds a leaf at a path such as `method/teacher`, or below it."""
     root, step = find_step(directory, step)
-    return sorted({name.split("/")[0] for name in _read_meta(root, step)["leaves"]})
+    return any(f"{name}/".startswith(f"{path}/") for name in _read_meta(root, step)["leaves"])
 
 
 def read_state(directory: Directory, step: int | None = None, only: Sequence[str] = ()) -> tuple[dict[str, Any], int]:
@@ -146,17 +146,17 @@ def read_state(directory: Directory, step: int | None = None, only: Sequence[str
     Args:
       directory: a run's workdir, its `checkpoints` directory, or one step in there.
       step: the newest by default.
-      only: top-level names to read, `('teacher',)`; all by default. The rest is not touched.
+      only: paths to read, `('params', 'method/teacher')`, each with what is below it; all by default. The rest is not touched.
 
     Raises:
-      CheckpointError: nothing there (says what was found); a name in `only` is not there; a damaged leaf (named).
+      CheckpointError: nothing there (says what was found); a path in `only` is not there; a damaged leaf (named).
     """
     root, step = find_step(directory, step)
     leaves = _read_meta(root, step)["leaves"]
-    top = sorted({name.split("/")[0] for name in leaves})
-    if unknown := [name for name in only if name not in top]:
-        raise CheckpointError(f"{root / str(step)}: found no {', '.join(unknown)}; expected some of {', '.join(top)}")
-    chosen = {name: leaf for name, leaf in leaves.items() if not only or name.split("/")[0] in only}
+    if unknown := [path for path in only if not any(f"{name}/".startswith(f"{path}/") for name in leaves)]:
+        top = sorted({name.split("/")[0] for name in leaves})
+        raise CheckpointError(f"{root / str(step)}: found no {', '.join(unknown)}; expected paths below {', '.join(top)}")
+    chosen = {name: leaf for name, leaf in leaves.items() if not only or any(f"{name}/".startswith(f"{path}/") for path in only)}
     arrays = _read_arrays(root, step, chosen, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in chosen})
     empty = {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, shape, _) in chosen.items() if 0 in shape}
     return nested(arrays | empty), step

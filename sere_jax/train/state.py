@@ -11,21 +11,30 @@ from jaxtyping import Int
 from sere_jax.types import PyTree
 
 
-class TrainState(NamedTuple):
-    """The whole state of a run: with the config and the data it determines everything that follows. No random key is in it."""
+class State(NamedTuple):
+    """The whole state of a run: with the config and the data it determines everything that follows. It holds no random key.
+
+    Pre-training and trained evaluations use the same tuple; they differ in `method`.
+    """
 
     step: Int[jax.Array, ""]  # steps taken, skipped ones included; also the position in the data
-    params: PyTree  # the student
-    batch_stats: PyTree  # running statistics of the student's BatchNorms
-    teacher: PyTree  # moving average of params, of those that it holds; {} in a method without a teacher
-    teacher_batch_stats: PyTree  # the teacher's own, from its own batches; not averaged
+    params: PyTree  # the parameters that gradients move: the student's, or an evaluation's
+    batch_stats: PyTree  # running statistics of their BatchNorms
     opt_state: PyTree
-    objective: PyTree  # the method's state, such as DINO's center
-    bad_steps: Int[jax.Array, ""]  # steps skipped for a non-finite loss or gradient
+    bad_steps: Int[jax.Array, ""]  # steps skipped because something was not finite
+    method: PyTree  # {} in an evaluation, `PretrainMethod` in pre-training
+
+
+class PretrainMethod(NamedTuple):
+    """What pre-training changes besides the student."""
+
+    teacher: PyTree  # moving average of those student parameters that the teacher has; {} in a method without a teacher
+    teacher_batch_stats: PyTree  # running statistics of the teacher's own batches; not averaged
+    objective: PyTree  # the objective's state, such as DINO's center
 
 
 def without(tree: PyTree, prefixes: tuple[str, ...], path: str = "") -> PyTree:
-    """A tree of nested dicts less the branches whose paths (`heads_mocov3/predictor`) are among `prefixes`."""
+    """Drop from a tree of nested dicts the branches whose paths (`heads_mocov3/predictor`) are among `prefixes`."""
     if not isinstance(tree, Mapping):
         return tree
     return {key: without(value, prefixes, f"{path}{key}/") for key, value in tree.items() if path + key not in prefixes}

@@ -21,12 +21,12 @@ from sere_jax.interop.tables import InteropError
 from sere_jax.interop.torch_file import LEFT
 from sere_jax.models.resnet import ResNet
 from sere_jax.ops.resize import bicubic_matrix
-from sere_jax.train.checkpoint import CheckpointError, read_config, read_state, saved_fields
+from sere_jax.train.checkpoint import CheckpointError, holds, read_config, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# The fields of a saved state that hold a network's parameters and its running statistics.
-NETWORKS = {"teacher": ("teacher", "teacher_batch_stats"), "student": ("params", "batch_stats")}
+# The paths in a state at which a network's parameters and its running statistics stand.
+NETWORKS = {"teacher": ("method/teacher", "method/teacher_batch_stats"), "student": ("params", "batch_stats")}
 HF_FILE = "model.safetensors"
 
 
@@ -104,8 +104,14 @@ def networks_of(source: str | Path) -> tuple[str, ...]:
     path = _file_of(source)
     if not path.is_dir():
         return networks_in(read_tensors(path)[0])
-    there = saved_fields(path)
-    return tuple(network for network, (field, _) in NETWORKS.items() if field in there)
+    return tuple(network for network, (field, _) in NETWORKS.items() if holds(path, field))
+
+
+def part(state: Any, path: str) -> Any:
+    """The branch of a state, of tuples or of nested dicts, at a path such as `method/teacher`; {} where a dict has none."""
+    for name in path.split("/"):
+        state = state.get(name, {}) if isinstance(state, Mapping) else getattr(state, name)
+    return state
 
 
 def _file_of(source: str | Path) -> Path:
@@ -142,15 +148,16 @@ def _from_checkpoint(path: Path, network: str, step: int | None) -> Weights:
     network = network or pretraining.recipe(config).eval_network
     if network not in NETWORKS:
         raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
-    there = saved_fields(path, step)
     field, statistics = NETWORKS[network]
-    state, step = read_state(path, step, only=tuple(name for name in (field, statistics) if name == field or name in there))
-    params = dict(state[field])
+    if not holds(path, field, step):
+        raise CheckpointError(f"{path}: found no {network} in the checkpoint; expected network={' or '.join(networks_of(path))}")
+    state, step = read_state(path, step, only=(field, statistics) if holds(path, statistics, step) else (field,))
+    params = dict(part(state, field))
     if "backbone" not in params:
         raise CheckpointError(f"{path}, step {step}: the {network} has no backbone; found {', '.join(sorted(params))}")
     params["backbone"] = timm.unstack_blocks(params["backbone"])
     about = {"source": str(path), "network": network, "step": step, "config": config.to_dict()}
-    return Weights(params, state.get(statistics, {}), architecture(config), preprocess(config), about)
+    return Weights(params, part(state, statistics), architecture(config), preprocess(config), about)
 
 
 def _told_by_config(metadata: Mapping[str, Any]) -> bool | None:

@@ -19,21 +19,21 @@ from sere_jax.interop import tables, timm
 from sere_jax.interop.files import FileError
 from sere_jax.interop.tables import InteropError
 from sere_jax.train.checkpoint import CheckpointError
-from sere_jax.train.state import TrainState, without
+from sere_jax.train.state import State, without
 from sere_jax.types import PyTree
-from sere_jax.weights.read import NETWORKS, Weights, networks_of, read_weights
+from sere_jax.weights.read import NETWORKS, Weights, networks_of, part, read_weights
 
 MASK_TOKEN = "mask_token"
 
 
 class WarmStart(NamedTuple):
-    """Arrays for the fields of the state by their paths (`backbone/norm/scale`), and what was taken, as lines."""
+    """Arrays for leaves of the state by their paths (`params/backbone/norm/scale`), and what was taken, as lines."""
 
-    fields: Mapping[str, Mapping[str, np.ndarray]]  # params, batch_stats, teacher, teacher_batch_stats
+    leaves: Mapping[str, np.ndarray]
     report: tuple[str, ...]
 
 
-def read(config: ConfigDict, abstract_state: TrainState) -> WarmStart:
+def read(config: ConfigDict, abstract_state: State) -> WarmStart:
     """The weights of `init_from` for the state of the config.
 
     A source that holds one network gives it to student and teacher alike; one that holds both gives each its own.
@@ -42,38 +42,36 @@ def read(config: ConfigDict, abstract_state: TrainState) -> WarmStart:
     try:
         there = networks_of(config.init_from)
         found = {network: _weights(config, network if network in there else "") for network in NETWORKS}
-        fields: dict[str, Mapping[str, np.ndarray]] = {}
+        leaves: dict[str, np.ndarray] = {}
         report = []
         for network, weights in found.items():
             field, statistics = NETWORKS[network]
-            if not getattr(abstract_state, field):  # a method without a teacher
+            if not part(abstract_state, field):  # a method without a teacher
                 continue
             if network == "teacher":
                 weights = weights._replace(params=without(weights.params, pretraining.recipe(config).student_only))
-            taken, lines = _taken(weights, getattr(abstract_state, field), config)
-            fields[field] = taken
-            fields[statistics] = _statistics(weights, getattr(abstract_state, statistics), config)
+            taken, lines = _taken(weights, part(abstract_state, field), config)
+            leaves |= {f"{field}/{name}": value for name, value in taken.items()}
+            found_statistics = _statistics(weights, part(abstract_state, statistics), config)
+            leaves |= {f"{statistics}/{name}": value for name, value in found_statistics.items()}
             report += [*weights.about.get("report", ()), *lines] if network == "student" or there else []
-        return WarmStart(fields, tuple(dict.fromkeys(report)))
+        return WarmStart(leaves, tuple(dict.fromkeys(report)))
     except (CheckpointError, FileError, InteropError) as error:
         raise ConfigError([f"init_from: found {config.init_from!r}: {error}"]) from error
 
 
-def begin(state: TrainState, start: WarmStart) -> TrainState:
+def begin(state: State, start: WarmStart) -> State:
     """The state of step 0 with the weights of `start` in place of its own, in the same shardings."""
 
-    def replaced(tree: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
-        def leaf(path: Any, old: jax.Array) -> jax.Array:
-            new = arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))
-            if new is None:
-                return old
-            whole = np.asarray(new, old.dtype)
-            # Every process holds the whole array and gives its devices their parts of it.
-            return jax.make_array_from_callback(old.shape, old.sharding, lambda index: whole[index])
+    def replaced(path: Any, old: jax.Array) -> jax.Array:
+        new = start.leaves.get(jax.tree_util.keystr(path, simple=True, separator="/"))
+        if new is None:
+            return old
+        whole = np.asarray(new, old.dtype)
+        # Every process holds the whole array and gives its devices their parts of it.
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: whole[index])
 
-        return jax.tree_util.tree_map_with_path(leaf, tree)
-
-    return state._replace(**{field: replaced(getattr(state, field), arrays) for field, arrays in start.fields.items()})
+    return jax.tree_util.tree_map_with_path(replaced, state)
 
 
 def _weights(config: ConfigDict, network: str) -> Weights:

@@ -14,7 +14,7 @@ import pytest
 from sere_jax.build import pretraining
 from sere_jax.train import optim
 from sere_jax import sharding
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 from sere_jax.types import Metrics
 from tests import micro
 
@@ -33,7 +33,7 @@ def _compiled(photometry: bool) -> Any:
 
 
 @functools.cache
-def _first() -> tuple[TrainState, TrainState, Metrics]:
+def _first() -> tuple[State, State, Metrics]:
     """The state before and after one step, and its metrics."""
     state = micro.state(_config())
     return state, *_compiled(True)(state, micro.views(_config()))
@@ -42,12 +42,12 @@ def _first() -> tuple[TrainState, TrainState, Metrics]:
 def test_the_teacher_is_the_average_of_every_student_parameter():
     """SPEC 8.9: predictors and local modules, which the teacher never runs, among them."""
     before, after, _ = _first()
-    expected = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, before.teacher, after.params)
-    micro.assert_close(after.teacher, expected, atol=3e-7)  # two roundings of values up to 1.5
+    expected = jax.tree.map(lambda t, s: 0.9 * t + 0.1 * s, before.method.teacher, after.params)
+    micro.assert_close(after.method.teacher, expected, atol=3e-7)  # two roundings of values up to 1.5
     moved = {"/".join(optim.names(path)): np.any(a != b) for (path, a), b in _pairs(after.params, before.params)}
     assert {name for name, any_ in moved.items() if not any_} == {"heads_dino/last_layer/direction"}
-    unused = [after.teacher["heads_spatial"]["predictor"]["kernel"], after.teacher["heads_channel_local"]["bn"]["scale"]]
-    stale = [before.teacher["heads_spatial"]["predictor"]["kernel"], before.teacher["heads_channel_local"]["bn"]["scale"]]
+    unused = [after.method.teacher["heads_spatial"]["predictor"]["kernel"], after.method.teacher["heads_channel_local"]["bn"]["scale"]]
+    stale = [before.method.teacher["heads_spatial"]["predictor"]["kernel"], before.method.teacher["heads_channel_local"]["bn"]["scale"]]
     assert all(np.any(a != b) for a, b in zip(unused, stale, strict=True))
 
 
@@ -62,11 +62,11 @@ def test_only_what_a_network_runs_moves_its_running_statistics():
         return {"/".join(optim.names(path)[:-1]) for (path, a), b in _pairs(new, old) if np.any(a != b)}
 
     heads = ["heads_spatial", "heads_channel"]
-    assert moved(after.teacher_batch_stats, before.teacher_batch_stats) == {f"{head}/bn" for head in heads}
+    assert moved(after.method.teacher_batch_stats, before.method.teacher_batch_stats) == {f"{head}/bn" for head in heads}
     local = [f"{head}_local" for head in heads]
     assert moved(after.batch_stats, before.batch_stats) == {f"{head}/{bn}" for head in heads + local for bn in ("bn", "predictor_bn")}
     spatial = "heads_spatial"
-    assert np.any(after.batch_stats[spatial]["bn"]["mean"] != after.teacher_batch_stats[spatial]["bn"]["mean"])
+    assert np.any(after.batch_stats[spatial]["bn"]["mean"] != after.method.teacher_batch_stats[spatial]["bn"]["mean"])
 
 
 def test_metrics_are_complete_and_add_up():
@@ -90,7 +90,7 @@ def test_metrics_are_complete_and_add_up():
 
 def test_a_loss_that_is_not_a_number_leaves_the_whole_state_alone():
     before, _, _ = _first()
-    broken = before._replace(objective={**before.objective, "dino": {"center": jnp.full((1, 64), jnp.nan, jnp.float32)}})
+    broken = micro.with_method(before, objective={**before.method.objective, "dino": {"center": jnp.full((1, 64), jnp.nan, jnp.float32)}})
     after, metrics = _compiled(True)(broken, micro.views(_config()))
     assert float(metrics["bad_step"]) == 1
     micro.assert_equal(after, broken._replace(step=jnp.int32(1), bad_steps=jnp.int32(1)))
@@ -101,7 +101,7 @@ def test_the_same_seed_is_the_same_step_to_the_bit():
     micro.assert_equal(_compiled(True)(before, micro.views(_config())), (after, metrics))
 
 
-def _train(step: Any, state: TrainState, config: Any, count: int) -> tuple[TrainState, list[float]]:
+def _train(step: Any, state: State, config: Any, count: int) -> tuple[State, list[float]]:
     losses = []
     for i in range(count):
         state, metrics = step(state, micro.views(config, seed=i))
@@ -111,17 +111,17 @@ def _train(step: Any, state: TrainState, config: Any, count: int) -> tuple[Train
 
 
 @functools.cache
-def _plain(count: int) -> tuple[TrainState, list[float]]:
+def _plain(count: int) -> tuple[State, list[float]]:
     return _train(_compiled(True), micro.state(_config()), _config(), count)
 
 
-def _stack_state(state: TrainState, like: TrainState) -> TrainState:
+def _stack_state(state: State, like: State) -> State:
     """An unrolled state at step 0 in the shape of one with scanned blocks (whose moments are zeros)."""
-    scanned = [{**tree, "backbone": micro.stacked(tree["backbone"])} for tree in (state.params, state.teacher)]
-    return like._replace(params=scanned[0], teacher=scanned[1])
+    scanned = [{**tree, "backbone": micro.stacked(tree["backbone"])} for tree in (state.params, state.method.teacher)]
+    return micro.with_method(like._replace(params=scanned[0]), teacher=scanned[1])
 
 
-def _variant(**changes: Any) -> tuple[TrainState, list[float], TrainState]:
+def _variant(**changes: Any) -> tuple[State, list[float], State]:
     """Three steps of a variant from the same start: its state, its losses and the plain run's state in its shape."""
     config = _config(True, **changes)
     start, state = micro.state(config), micro.state(_config())
@@ -129,11 +129,11 @@ def _variant(**changes: Any) -> tuple[TrainState, list[float], TrainState]:
     plain = _plain(3)[0]
     if scanned:
         state = _stack_state(state, start)
-        plain = start._replace(params={**plain.params, "backbone": micro.stacked(plain.params["backbone"])}, objective=plain.objective)
+        plain = start._replace(params={**plain.params, "backbone": micro.stacked(plain.params["backbone"])})
     return *_train(micro.jit(pretraining.train_step(config, micro.LENGTH)), state, config, 3), plain
 
 
-def _assert_same_training(found: TrainState, losses: list[float], plain: TrainState) -> None:
+def _assert_same_training(found: State, losses: list[float], plain: State) -> None:
     np.testing.assert_allclose(losses, _plain(3)[1], rtol=1e-5)
     # Adam divides by the root of its second moment: where a gradient is nearly 0, rounding turns into a share of the rate
     # (0.0009 a step here). So almost all of the parameters must agree closely, and all of them to a step's length.
@@ -161,7 +161,7 @@ def test_each_variant_alone_trains_the_same(changes: dict[str, Any]):
 
 
 @functools.cache
-def _on_eight(fsdp: int, accumulate_steps: int = 1) -> tuple[Any, TrainState, Any]:
+def _on_eight(fsdp: int, accumulate_steps: int = 1) -> tuple[Any, State, Any]:
     """The step compiled for eight devices, the placed start, and a function that makes and places a batch."""
     config, mesh = _config(True), sharding.make_mesh(fsdp)
     config.optimizer.accumulate_steps, batch = accumulate_steps, 8 * accumulate_steps
@@ -264,13 +264,13 @@ def test_the_state_at_the_start():
     config = _config()
     start = micro.jit(lambda seed: pretraining.init_state(micro.config(RUN, local_count=1, seed=seed), micro.LENGTH), static_argnums=0)
     state, other = start(0), start(1)
-    micro.assert_equal(state.teacher, state.params)
-    micro.assert_equal(state.teacher_batch_stats, state.batch_stats)
-    assert int(state.step) == int(state.bad_steps) == 0 and not np.any(state.objective["dino"]["center"])
+    micro.assert_equal(state.method.teacher, state.params)
+    micro.assert_equal(state.method.teacher_batch_stats, state.batch_stats)
+    assert int(state.step) == int(state.bad_steps) == 0 and not np.any(state.method.objective["dino"]["center"])
     same = [path for (path, a), b in _pairs(state.params, other.params) if not np.any(a != b)]
     assert all(optim.names(path)[-1] in ("bias", "scale") for path in same)
     assert not {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.params)} & {
-        x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.teacher)
+        x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.method.teacher)
     }
     after = jax.eval_shape(pretraining.train_step(config, micro.LENGTH), state, micro.views(config))[0]
     assert _aval(after) == _aval(state)  # a weak type would compile the second step anew

@@ -18,13 +18,12 @@ from sere_jax.interop.files import read_tensors, write_tensors
 from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.timm import to_timm
 from sere_jax.train.checkpoint import read_state
-from sere_jax.weights.read import networks_of, read_weights, resize_positions
+from sere_jax.weights.read import NETWORKS, networks_of, part, read_weights, resize_positions
 from tests import micro, saved_run
 from tests.interop.test_timm import _equal
 from tests.oracles.bicubic import interpolate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NETWORKS = {"student": ("params", "batch_stats"), "teacher": ("teacher", "teacher_batch_stats")}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def run(tmp_path_factory):
 
 def _wanted(state, network: str, layout: str, with_heads: bool):
     """What a format has a place for."""
-    params, batch_stats = (state[field] for field in NETWORKS[network])
+    params, batch_stats = (part(state, field) for field in NETWORKS[network])
     backbone = {
         name: value for name, value in params["backbone"].items() if layout not in ("timm", "dino", "hf_vit") or name != "mask_token"
     }
@@ -113,10 +112,12 @@ def test_alone_on_one_device_without_torch(tmp_path):
     config = micro.config()
     state = saved_run.state(config)
     # The large tensors of one network alone: eight fake devices on a core take long over many collectives.
-    shardings = sharding.state_shardings(state.teacher, sharding.make_mesh(8), min_size=2000)
+    shardings = sharding.state_shardings(state.method.teacher, sharding.make_mesh(8), min_size=2000)
     split = [leaf for leaf in jax.tree.leaves(shardings) if not leaf.is_fully_replicated]
     assert len(split) > 5 and all(len(leaf.device_set) == 8 for leaf in split)
-    saved_run.checkpoint(tmp_path / "run", config, state._replace(teacher=jax.tree.map(jax.device_put, state.teacher, shardings)))
+    saved_run.checkpoint(
+        tmp_path / "run", config, micro.with_method(state, teacher=jax.tree.map(jax.device_put, state.method.teacher, shardings))
+    )
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from sere_jax.commands.export import main\n"
@@ -127,7 +128,7 @@ def test_alone_on_one_device_without_torch(tmp_path):
     environ = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 1"
-    assert _equal(read_weights(tmp_path / "x.safetensors").params, micro.copies(state.teacher))
+    assert _equal(read_weights(tmp_path / "x.safetensors").params, micro.copies(state.method.teacher))
 
 
 def test_the_pth_is_nested_and_named_as_dino_loads_it(run, tmp_path):
@@ -138,7 +139,7 @@ def test_the_pth_is_nested_and_named_as_dino_loads_it(run, tmp_path):
     assert saved.keys() == {"student", "teacher", "sere_jax"}
     assert all(name.startswith(("module.backbone.", "module.head.")) for name in saved["student"])
     assert all(name.startswith(("backbone.", "head.")) for name in saved["teacher"])
-    expected = to_timm(state["teacher"]["backbone"])["norm.weight"]
+    expected = to_timm(state["method"]["teacher"]["backbone"])["norm.weight"]
     np.testing.assert_array_equal(saved["teacher"]["backbone.norm.weight"].numpy(), expected)
 
 
@@ -190,7 +191,7 @@ def test_one_format_becomes_another_by_way_of_files(run, tmp_path):
 
 def test_whose_weights_they_are_is_passed_on(run, tmp_path):
     workdir, state = run
-    write_tensors(tmp_path / "theirs.safetensors", to_timm(state["teacher"]["backbone"]), {})
+    write_tensors(tmp_path / "theirs.safetensors", to_timm(state["method"]["teacher"]["backbone"]), {})
     export(tmp_path / "theirs.safetensors", tmp_path / "b.safetensors", layout="dino", heads=3)
     _, metadata = read_tensors(tmp_path / "b.safetensors")
     assert "Weights of others, read from theirs.safetensors" in metadata["licence"]
@@ -209,7 +210,7 @@ def test_positions_are_resized_where_asked_and_it_is_told(run, tmp_path):
     tensors, metadata = read_tensors(tmp_path / "x.safetensors")
     assert (metadata["architecture"]["image_size"], metadata["position_embedding_resized_from"]) == (24, 16)
     assert metadata["preprocess"]["size"] == 24
-    stored = state["teacher"]["backbone"]["pos_embed"]
+    stored = state["method"]["teacher"]["backbone"]["pos_embed"]
     expected = interpolate(stored[0, 1:].reshape(4, 4, 48), (6, 6), (1.5, 1.5)).reshape(36, 48)
     np.testing.assert_allclose(tensors["pos_embed"][0, 1:], expected, atol=1e-6)  # float64 against float32's rounding
     np.testing.assert_array_equal(tensors["pos_embed"][:, :1], stored[:, :1])

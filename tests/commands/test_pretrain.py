@@ -109,7 +109,8 @@ def assert_same_end(found: Path, expected: Path, step: int) -> None:
     """All of the states, bit by bit: parameters, teacher, optimizer, center and BatchNorm statistics."""
     (a, at), (b, _) = read_state(found), read_state(expected)
     assert at == step
-    assert {"params", "teacher", "opt_state", "objective", "batch_stats", "teacher_batch_stats"} <= a.keys()
+    assert {"params", "opt_state", "batch_stats", "method"} <= a.keys()
+    assert {"teacher", "objective", "teacher_batch_stats"} <= a["method"].keys()
     micro.assert_equal(a, b)
 
 

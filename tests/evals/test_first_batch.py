@@ -17,8 +17,8 @@ from sere_jax.commands import evaluate, pretrain
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.figures import canvas, crops, protocol
 from sere_jax.evals.figures.first_batch import FirstBatch
-from sere_jax.train.state import TrainState
-from sere_jax.train.step import make_train_step
+from sere_jax.train.state import PretrainMethod, State
+from sere_jax.train.step import PretrainStep
 from sere_jax.types import Objective, Request, Views
 from tests import micro
 from tests.evals import micro_network
@@ -60,11 +60,11 @@ def fed(config: ConfigDict) -> tuple[Views, np.ndarray, np.ndarray]:
 
     def apply(outputs, views, state, step):
         (found,) = outputs.values()
-        return jnp.sum(found[2]), state, {"global": found[0], "local": found[1]}
+        return jnp.sum(found[2]), {}, {"global": found[0], "local": found[1]}
 
-    step = make_train_step(
+    step = PretrainStep(
         forward=forward,
-        objective=Objective((Request("toy", "global", "cls", "post", "student"),), dict, apply, {}),
+        objective=Objective((Request("toy", "global", "cls", "post", "student"),), dict, apply, lambda state, statistics: state, {}),
         optimizer=optax.with_extra_args_support(optax.sgd(0.1)),
         augment=pretraining.augment(config),
         drop_path_noise=lambda keys, views: None,
@@ -74,7 +74,7 @@ def fed(config: ConfigDict) -> tuple[Views, np.ndarray, np.ndarray]:
         seed=config.seed,
         logged={},
     )
-    state = TrainState(jnp.int32(0), jnp.zeros(2), {}, {}, {}, optax.sgd(0.1).init(jnp.zeros(2)), {}, jnp.int32(0))
+    state = State(jnp.int32(0), jnp.zeros(2), {}, optax.sgd(0.1).init(jnp.zeros(2)), jnp.int32(0), PretrainMethod({}, {}, {}))
     _, metrics = micro.jit(step)(state, views)
     return views, *(np.asarray(metrics[name]) * config.photometry.std + config.photometry.mean for name in ("global", "local"))
 

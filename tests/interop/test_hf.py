@@ -100,10 +100,12 @@ def test_what_transformers_writes_is_read_back(exported, tmp_path):
     directory, _, state = exported
     model = transformers.ViTModel.from_pretrained(directory, add_pooling_layer=False, local_files_only=True)
     model.save_pretrained(tmp_path / "theirs")
-    jax.tree.map(np.testing.assert_array_equal, load_backbone(tmp_path / "theirs").params, state.teacher["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, load_backbone(tmp_path / "theirs").params, state.method.teacher["backbone"])
     # A state_dict that is saved by hand has the names of the modules.
     write_tensors(tmp_path / "by_hand.safetensors", {name: tensor.numpy() for name, tensor in model.state_dict().items()}, {})
-    jax.tree.map(np.testing.assert_array_equal, load_backbone(tmp_path / "by_hand.safetensors", heads=3).params, state.teacher["backbone"])
+    jax.tree.map(
+        np.testing.assert_array_equal, load_backbone(tmp_path / "by_hand.safetensors", heads=3).params, state.method.teacher["backbone"]
+    )
 
 
 def test_the_directory_says_what_it_is(exported):

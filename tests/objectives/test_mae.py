@@ -64,10 +64,10 @@ def test_the_loss_is_that_of_the_definition(normalise: bool):
     masks = rng.permuted(np.tile(np.arange(6) < 4, (3, 1)), axis=1).reshape(3, 1, 2, 3)
     method = mae(patch_size=2, normalise_pixels=normalise)
     views = micro.views(micro.config())._replace(masks=masks)
-    found, state, metrics = method.apply({PREDICTED: jnp.asarray(predicted), PIXELS: jnp.asarray(images)}, views, {}, STEP)
+    found, statistics, metrics = method.apply({PREDICTED: jnp.asarray(predicted), PIXELS: jnp.asarray(images)}, views, {}, STEP)
     expected = oracle.loss(predicted[:, 0], images[:, 0], masks[:, 0], 2, normalise=normalise)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert state == {} and metrics == {"mae": found}
+    assert statistics == {} and metrics == {"mae": found}
 
 
 def test_targets():

@@ -24,10 +24,10 @@ def _outputs() -> dict:
 
 def test_each_view_is_sought_among_the_other_views_keys():
     outputs = _outputs()
-    loss, state, metrics = METHOD.apply(outputs, VIEWS, METHOD.init(), STEP)
+    loss, statistics, metrics = METHOD.apply(outputs, VIEWS, METHOD.init(), STEP)
     expected = oracle.mocov3(np.asarray(outputs[STUDENT]), np.asarray(outputs[TEACHER]), 0.2)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert state == {} and metrics["mocov3"] == loss
+    assert statistics == METHOD.update({}, statistics) == {} and metrics["mocov3"] == loss
 
 
 def test_only_queries_learn():

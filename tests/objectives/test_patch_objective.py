@@ -47,7 +47,8 @@ def test_masked_patches_meet_the_teachers_of_the_same_view():
     teacher, teacher_logits = teacher._replace(bottleneck=-teacher.bottleneck), -teacher_logits
     center = np.random.default_rng(5).normal(size=K).astype(np.float32)
     outputs = {patch.STUDENT_MASKED: _masked_student(views, student), patch.TEACHER_PATCHES: teacher}
-    loss, state, metrics = method.apply(outputs, views, {"center": jnp.asarray(center)[None]}, jnp.int32(2))
+    state = {"center": jnp.asarray(center)[None]}
+    loss, statistics, metrics = method.apply(outputs, views, state, jnp.int32(2))
     masks = views.masks.reshape(BATCH, 2, -1)
     flat = [x.reshape(BATCH, 2, -1, K) for x in (teacher_logits, student_logits)]
     expected = oracle.masked_loss(*flat, masks, center, 0.07, 0.1)
@@ -56,7 +57,7 @@ def test_masked_patches_meet_the_teachers_of_the_same_view():
     np.testing.assert_allclose(metrics["patch_masked"], expected * 6 / 4, rtol=1e-5)
     np.testing.assert_allclose(metrics["masked_share"], masks.mean(), rtol=1e-6)
     after = oracle.next_center(center, list(flat[0].reshape(-1, K)), 0.8)
-    np.testing.assert_allclose(state["center"][0], after, atol=1e-6)
+    np.testing.assert_allclose(method.update(state, statistics)["center"][0], after, atol=1e-6)
 
 
 def test_no_patch_hidden_anywhere_is_a_loss_of_0():
@@ -86,10 +87,35 @@ def test_aligned_points_meet_those_of_the_other_view():
     assert not overlaps[0] and overlaps.any()
     center = np.random.default_rng(5).normal(size=K).astype(np.float32)
     outputs = {patch.STUDENT_ALIGNED: student, patch.TEACHER_ALIGNED: teacher}
-    loss, state, _ = method.apply(outputs, views, {"center": jnp.asarray(center)[None]}, jnp.int32(0))
+    state = {"center": jnp.asarray(center)[None]}
+    loss, statistics, _ = method.apply(outputs, views, state, jnp.int32(0))
     np.testing.assert_allclose(loss, oracle.aligned_loss(teacher_logits, student_logits, overlaps, center, 0.05, 0.1), rtol=1e-5)
     after = oracle.next_center(center, list(teacher_logits[overlaps].reshape(-1, K)), 0.8)
-    np.testing.assert_allclose(state["center"][0], after, atol=1e-6)
+    np.testing.assert_allclose(method.update(state, statistics)["center"][0], after, atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [(), (0, 1), (0, 1, 2, 3)])
+def test_with_accumulation_the_center_of_aligned_points_is_that_of_the_whole_batch(apart: tuple[int, ...]):
+    """Examples without an overlap count nowhere, however they lie in the micro-batches; without any overlap the center stays."""
+    views, method = micro.views(micro.config(), batch=4), patch.aligned(**SETTINGS)
+    boxes = np.tile(np.float32([0, 0, 10, 10]), (4, 2, 1))
+    boxes[list(apart), 1, 0] = 50
+    views = views._replace(boxes=boxes)
+    teacher, teacher_logits = _outputs(4, 2, POINTS)
+    state = {"center": jnp.asarray(np.random.default_rng(5).normal(size=(1, K)), jnp.float32)}
+
+    def statistics(rows: slice) -> dict:
+        part = teacher._replace(bottleneck=teacher.bottleneck[rows])
+        outputs = {patch.STUDENT_ALIGNED: part, patch.TEACHER_ALIGNED: part}
+        return method.apply(outputs, jax.tree.map(lambda x: x[rows], views), state, jnp.int32(0))[1]
+
+    window = jax.tree.map(lambda *parts: sum(parts) / 2, statistics(slice(0, 2)), statistics(slice(2, 4)))
+    overlapping = [b for b in range(4) if b not in apart]
+    expected = np.asarray(state["center"][0])
+    if overlapping:
+        expected = oracle.next_center(expected, list(teacher_logits[overlapping].reshape(-1, K)), 0.8)
+    for found in (statistics(slice(None)), window):
+        np.testing.assert_allclose(method.update(state, found)["center"][0], expected, atol=1e-6)  # float32 means of values near 1
 
 
 def test_gradients_reach_the_student_alone():

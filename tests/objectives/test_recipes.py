@@ -17,12 +17,16 @@ STEP = jnp.zeros((), jnp.int32)
 
 
 def _constant(name: str, value: float, *extra: Request) -> Objective:
-    """An objective whose loss is `value` whatever comes; its state counts."""
+    """An objective whose loss is `value` whatever comes; its state adds up what `apply` says, which is `value` again."""
 
     def apply(outputs, views, state, step):
-        return jnp.float32(value), {"count": state["count"] + 1}, {name: jnp.float32(value)}
+        return jnp.float32(value), {"seen": value}, {name: jnp.float32(value)}
 
-    return Objective((Request(name, "global", "cls", "post", "student"), *extra), lambda: {"count": 0}, apply, {name: 10 * value})
+    def update(state, statistics):
+        return {"total": state["total"] + statistics["seen"]}
+
+    requests = (Request(name, "global", "cls", "post", "student"), *extra)
+    return Objective(requests, lambda: {"total": 5.0}, apply, update, {name: 10 * value})
 
 
 VALUES = {"dino": 1.0, "patch": 3.0, "aligned": 5.0, "batch": 7.0, "mocov3": 9.0, "mae": 11.0, "spatial": 100.0, "channel": 10000.0}
@@ -76,8 +80,8 @@ def test_a_sum_unites_requests_states_metrics_and_references():
     shared = Request("shared", "local", "patches", "pre", "student")
     method = weighted_sum({"a": (2.0, _constant("a", 1.0, shared)), "b": (0.0, _constant("b", 3.0, shared))})
     assert [request.head for request in method.requests] == ["a", "shared", "b"]
-    loss, state, metrics = method.apply({}, VIEWS, method.init(), STEP)
-    assert float(loss) == 2.0 and state == {"a": {"count": 1}, "b": {"count": 1}}
+    loss, statistics, metrics = method.apply({}, VIEWS, method.init(), STEP)
+    assert float(loss) == 2.0 and method.update(method.init(), statistics) == {"a": {"total": 6.0}, "b": {"total": 8.0}}
     assert {name: float(value) for name, value in metrics.items()} == {"a": 1.0, "b": 3.0}
     assert method.references == {"a": 10.0, "b": 30.0}
 
@@ -93,8 +97,8 @@ def test_a_weight_of_zero_gives_no_gradient(weight: float):
     request = Request("x", "global", "cls", "post", "student")
 
     def apply(outputs, views, state, step):
-        return outputs[request] ** 2, state, {"x": outputs[request]}
+        return outputs[request] ** 2, {}, {"x": outputs[request]}
 
-    method = weighted_sum({"a": (weight, Objective((request,), dict, apply, {}))})
+    method = weighted_sum({"a": (weight, Objective((request,), dict, apply, lambda state, statistics: state, {}))})
     gradient = jax.grad(lambda x: method.apply({request: x}, VIEWS, method.init(), STEP)[0])(2.0)
     np.testing.assert_array_equal(gradient, weight * 4)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
 from sere_jax.data.crops.masks import sample_masks
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 from sere_jax.types import Views
 from tests import micro
 from tests.oracles.torch_heads import Network, PrototypeHead, RelationHead
@@ -112,10 +112,10 @@ def network(config: ConfigDict, params: Any, batch_stats: Any) -> Network:
     return found
 
 
-def trainer(config: ConfigDict, state: TrainState, length: pretraining.Steps = LENGTH) -> Trainer:
+def trainer(config: ConfigDict, state: State, length: pretraining.Steps = LENGTH) -> Trainer:
     """The oracle at the same state (its optimiser fresh, its center zero, as at step 0)."""
     student = network(config, state.params, state.batch_stats)
-    teacher = network(config, state.teacher, state.teacher_batch_stats)
+    teacher = network(config, state.method.teacher, state.method.teacher_batch_stats)
     return Trainer(rules(config), training(config, length), student, teacher, config.head.prototypes)
 
 

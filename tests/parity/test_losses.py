@@ -68,7 +68,7 @@ def _compiled(names: tuple[str, ...], local_count: int) -> tuple[Any, Any, Calla
     def components(params: Any, views: Views) -> tuple[jax.Array, dict[str, jax.Array]]:
         crops = augment(views, jax.random.split(jax.random.key(0), len(views.index)))
         outputs = {}
-        for side, of_side in (("student", params), ("teacher", state.teacher)):
+        for side, of_side in (("student", params), ("teacher", state.method.teacher)):
             variables = {"params": of_side, "batch_stats": state.batch_stats}
             outputs |= module.apply(variables, *crops, requests[side], views=views, mutable=["batch_stats"])[0]
         loss, _, metrics = objective.apply(outputs, views, {**objective.init(), **centers}, state.step)

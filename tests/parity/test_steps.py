@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sere_jax.build import pretraining
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 from tests import micro
 from tests.deviations import Deviation
 from tests.oracles.torch_training import Trainer
@@ -41,8 +41,11 @@ def _is_zero_gradient(name: str) -> bool:
     return name.endswith("attn.qkv.bias")
 
 
-def _compare(state: TrainState, oracle: Trainer, rate: float, what: str, deviation: Deviation) -> None:
-    for side, params, stats in (("student", state.params, state.batch_stats), ("teacher", state.teacher, state.teacher_batch_stats)):
+def _compare(state: State, oracle: Trainer, rate: float, what: str, deviation: Deviation) -> None:
+    for side, params, stats in (
+        ("student", state.params, state.batch_stats),
+        ("teacher", state.method.teacher, state.method.teacher_batch_stats),
+    ):
         found, expected = weights.tensors(params, stats), weights.arrays(getattr(oracle, side).state_dict())
         alone = expected.keys() - found.keys()
         assert found.keys() <= expected.keys() and all(name.endswith(("num_batches_tracked", "weight_g")) for name in alone)
@@ -57,7 +60,7 @@ def _compare(state: TrainState, oracle: Trainer, rate: float, what: str, deviati
                 value, other = np.concatenate([q, v], axis=1)
             deviation(group, f"{name}, {what}", weights.relative(value, other), LIMIT)
     for name, center in oracle.centers.items():
-        found = np.asarray(state.objective[name]["center"], np.float64)
+        found = np.asarray(state.method.objective[name]["center"], np.float64)
         deviation("steps, centers", f"{name}, {what}", weights.relative(found, center.numpy()), LIMIT)
 
 

@@ -137,10 +137,11 @@ def test_reading_without_a_target(tmp_path: Path):
     for name, leaf in flat.items():
         assert isinstance(leaf, np.ndarray) and leaf.dtype == wanted[name].dtype, name
         assert leaf.tobytes() == np.asarray(wanted[name]).tobytes(), name
-    part, _ = checkpoint.read_state(tmp_path, only=("params",))
-    assert part.keys() == {"params"}
-    with pytest.raises(CheckpointError, match=r"found no teacher; expected some of bad_steps, objective"):
-        checkpoint.read_state(tmp_path, only=("teacher",))
+    part, _ = checkpoint.read_state(tmp_path, only=("params", "opt_state/0/mu"))
+    assert part.keys() == {"params", "opt_state"} and part["opt_state"]["0"].keys() == {"mu"}
+    assert checkpoint.holds(tmp_path, "opt_state/0/mu") and not checkpoint.holds(tmp_path, "opt_state/0/m")
+    with pytest.raises(CheckpointError, match=r"found no opt_state/0/m; expected paths below bad_steps, objective"):
+        checkpoint.read_state(tmp_path, only=("opt_state/0/m",))
 
 
 def test_reading_on_one_device_what_eight_saved(tmp_path: Path):

@@ -51,7 +51,7 @@ def _same(found, expected, atol=1e-6):
 def test_a_run_gives_its_teacher(run, images, where):
     workdir, config, state = run
     backbone = sere_jax.load_backbone(workdir / where)
-    _same(backbone(images), _expected(config, state.teacher, images), atol=1e-5)
+    _same(backbone(images), _expected(config, state.method.teacher, images), atol=1e-5)
     assert backbone.preprocess == Preprocess(16, 18, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
     assert (backbone.about["network"], backbone.about["step"]) == ("teacher", 7)
 
@@ -95,9 +95,11 @@ def test_a_scanned_run_gives_the_same_features(run, images, tmp_path):
     scanned.model.update({"scan_blocks": True, "remat": "dots"})
     from sere_jax.interop.timm import stack_blocks
 
-    stacked = state._replace(teacher={**state.teacher, "backbone": jax.tree.map(jnp.asarray, stack_blocks(state.teacher["backbone"]))})
+    stacked = micro.with_method(
+        state, teacher={**state.method.teacher, "backbone": jax.tree.map(jnp.asarray, stack_blocks(state.method.teacher["backbone"]))}
+    )
     backbone = load_backbone(saved_run.checkpoint(tmp_path, scanned, stacked))
-    _same(backbone(images), _expected(config, state.teacher, images), atol=1e-5)
+    _same(backbone(images), _expected(config, state.method.teacher, images), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_an_exported_file_gives_the_same_parameters(run, tmp_path, layout, name,
     workdir, _, state = run
     export(workdir, tmp_path / name, layout=layout, with_heads=with_heads)
     backbone = load_backbone(tmp_path / name)
-    jax.tree.map(np.testing.assert_array_equal, backbone.params, state.teacher["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, backbone.params, state.method.teacher["backbone"])
     assert backbone.module == load_backbone(workdir).module
     assert backbone.preprocess == load_backbone(workdir).preprocess
 
@@ -123,7 +125,7 @@ def test_exported_tensors_give_the_teachers_tokens_by_an_independent_forward_pas
     workdir, config, state = run
     export(workdir, tmp_path / "x.safetensors")
     tensors, _ = read_tensors(tmp_path / "x.safetensors")
-    features = _expected(config, state.teacher, images)
+    features = _expected(config, state.method.teacher, images)
     for i, image in enumerate(np.asarray(images)):
         tokens = timm_vit.forward(tensors, image, heads=3)
         np.testing.assert_allclose(features.cls[i], tokens[0], atol=1e-4)  # float32 against float64
@@ -155,7 +157,7 @@ def test_smaller_types_round(run, tmp_path, dtype, relative):
     export(workdir, tmp_path / "x.safetensors", dtype=dtype)
     assert {str(tensor.dtype) for tensor in read_tensors(tmp_path / "x.safetensors")[0].values()} == {dtype}
     loaded = load_backbone(tmp_path / "x.safetensors")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=relative, atol=1e-6), loaded.params, state.teacher["backbone"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=relative, atol=1e-6), loaded.params, state.method.teacher["backbone"])
 
 
 def test_a_strangers_file_must_be_told_its_heads(run, images, tmp_path):
@@ -165,7 +167,7 @@ def test_a_strangers_file_must_be_told_its_heads(run, images, tmp_path):
     write_tensors(tmp_path / "theirs.safetensors", tensors, {})
     with pytest.raises(InteropError, match=r"heads: unknown.*expected heads=N"):
         load_backbone(tmp_path / "theirs.safetensors")
-    _same(load_backbone(tmp_path / "theirs.safetensors", heads=3)(images), _expected(config, state.teacher, images), atol=1e-5)
+    _same(load_backbone(tmp_path / "theirs.safetensors", heads=3)(images), _expected(config, state.method.teacher, images), atol=1e-5)
     with pytest.raises(InteropError, match="heads: found 6, expected 3"):
         load_backbone(tmp_path / "ours.safetensors", heads=6)
     with pytest.raises(InteropError, match="expected 'teacher', the one that the file holds"):

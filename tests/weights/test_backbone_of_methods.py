@@ -17,7 +17,7 @@ from sere_jax.interop.files import read_tensors
 from sere_jax.interop.tables import InteropError
 from sere_jax.models.resnet import ResNet
 from sere_jax.train.checkpoint import CheckpointError, Checkpoints
-from sere_jax.train.state import TrainState
+from sere_jax.train.state import State
 from sere_jax.weights.backbone import load_backbone
 from sere_jax.weights.read import read_weights
 from tests import micro, saved_run
@@ -27,7 +27,7 @@ from tests.test_mocov3_resnet_mae import CASES
 IMAGES = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
 
-def _state(config: ConfigDict) -> TrainState:
+def _state(config: ConfigDict) -> State:
     """Statistics of a network that has seen something: means near 0, variances near 1."""
     state = micro.state(config)
 
@@ -36,10 +36,11 @@ def _state(config: ConfigDict) -> TrainState:
         return (np.exp(value) if path[-1].key == "var" else value).astype(np.float32)
 
     stats = []
-    for seed, tree in ((1, state.batch_stats), (2, state.teacher_batch_stats)):
+    for seed, tree in ((1, state.batch_stats), (2, state.method.teacher_batch_stats)):
         rng = np.random.default_rng(seed)
         stats.append(jax.tree_util.tree_map_with_path(lambda path, x, rng=rng: drawn(path, x, rng), tree))
-    return state._replace(step=jnp.int32(saved_run.STEP), batch_stats=stats[0], teacher_batch_stats=stats[1])
+    moved = state._replace(step=jnp.int32(saved_run.STEP), batch_stats=stats[0])
+    return micro.with_method(moved, teacher_batch_stats=stats[1])
 
 
 @pytest.fixture(scope="module", params=["dino_sere_resnet", "mocov3_resnet"])
@@ -49,9 +50,9 @@ def resnet_run(request, tmp_path_factory):
     return saved_run.checkpoint(tmp_path_factory.mktemp("run"), config, state), config, state
 
 
-def _evaluated(config: ConfigDict, state: TrainState) -> tuple[Any, Any]:
+def _evaluated(config: ConfigDict, state: State) -> tuple[Any, Any]:
     if pretraining.recipe(config).eval_network == "teacher":
-        return state.teacher["backbone"], state.teacher_batch_stats["backbone"]
+        return state.method.teacher["backbone"], state.method.teacher_batch_stats["backbone"]
     return state.params["backbone"], state.batch_stats["backbone"]
 
 
@@ -99,7 +100,7 @@ def test_heads_of_a_resnet_run_come_back(resnet_run, tmp_path, layout, name):
         return
     export(workdir, tmp_path / name, layout=layout, network="both", with_heads=True)
     held = ("backbone", "heads_dino") if layout == "dino" else tuple(state.params)
-    sides = {"student": (state.params, state.batch_stats), "teacher": (state.teacher, state.teacher_batch_stats)}
+    sides = {"student": (state.params, state.batch_stats), "teacher": (state.method.teacher, state.method.teacher_batch_stats)}
     for network, trees in sides.items():
         found = read_weights(tmp_path / name, network=network)
         for have, wanted in zip((found.params, found.batch_stats), trees, strict=True):
@@ -117,7 +118,7 @@ def test_maes_encoder_is_what_counts(tmp_path):
     """The state has no teacher; the encoder sees whole images; the decoder stays behind."""
     config = CASES["mae"]()
     state = saved_run.state(config)
-    assert state.teacher == {}
+    assert state.method.teacher == {}
     backbone = load_backbone(saved_run.checkpoint(tmp_path, config, state))
     again = Checkpoints(tmp_path / "checkpoints", every_steps=1).restore(pretraining.abstract_state(config, pretraining.Steps(10, 100)))
     micro.assert_equal(micro.copies(again), micro.copies(state))
@@ -136,4 +137,4 @@ def test_mocov3s_student_is_what_counts(tmp_path):
     micro.assert_equal(micro.copies(backbone.params), micro.copies(state.params["backbone"]))
     assert backbone.about["network"] == "student"
     teacher = load_backbone(tmp_path, network="teacher")
-    micro.assert_equal(micro.copies(teacher.params), micro.copies(state.teacher["backbone"]))
+    micro.assert_equal(micro.copies(teacher.params), micro.copies(state.method.teacher["backbone"]))

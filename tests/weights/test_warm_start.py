@@ -16,11 +16,12 @@ from sere_jax.interop.files import write_tensors
 from sere_jax.interop.timm import to_timm
 from sere_jax.train.checkpoint import read_state
 from sere_jax.weights import warm_start
+from sere_jax.weights.read import part
 from tests import micro, saved_run
 from tests.interop.test_timm import _equal
 from tests.test_mocov3_resnet_mae import CASES
 
-FIELDS = ("params", "batch_stats", "teacher", "teacher_batch_stats")
+FIELDS = ("params", "batch_stats", "method/teacher", "method/teacher_batch_stats")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_full_training_state_comes_back_whole(source, tmp_path, layout):
         export(workdir, place, layout="sere", network="both", with_heads=True)
     fresh, state, start = _state(_config(place))
     for field in FIELDS:
-        assert _equal(getattr(state, field), saved[field]), field
+        assert _equal(part(state, field), part(saved, field)), field
     micro.assert_equal(state.opt_state, micro.copies(fresh.opt_state))
     assert int(state.step) == 0
     assert not any("random" in line for line in start.report)
@@ -61,10 +62,10 @@ def test_a_full_training_state_comes_back_whole(source, tmp_path, layout):
 
 def test_one_network_is_for_student_and_teacher_alike(source, tmp_path):
     _, saved = source
-    write_tensors(tmp_path / "x.safetensors", to_timm(saved["teacher"]["backbone"]), {})
+    write_tensors(tmp_path / "x.safetensors", to_timm(saved["method"]["teacher"]["backbone"]), {})
     fresh, state, start = _state(_config(tmp_path / "x.safetensors"))
-    for network in (state.params, state.teacher):
-        assert _equal(network["backbone"], saved["teacher"]["backbone"])
+    for network in (state.params, state.method.teacher):
+        assert _equal(network["backbone"], saved["method"]["teacher"]["backbone"])
         micro.assert_equal(network["heads_dino"], micro.copies(fresh.params["heads_dino"]))
     text = "\n".join(start.report)
     assert "recognised   timm's names" in text
@@ -83,7 +84,7 @@ def test_a_resnet_of_torchvision_starts_a_run_with_its_statistics(tmp_path):
     params, statistics = resnet.from_resnet({name: tensor.numpy() for name, tensor in network.state_dict().items()})
     for side, stats, others in (
         (state.params, state.batch_stats, fresh.batch_stats),
-        (state.teacher, state.teacher_batch_stats, fresh.teacher_batch_stats),
+        (state.method.teacher, state.method.teacher_batch_stats, fresh.method.teacher_batch_stats),
     ):
         assert _equal(side["backbone"], params)
         assert _equal(stats["backbone"], statistics)
@@ -102,9 +103,9 @@ def test_mocov3_goes_on_from_a_file_with_all_its_heads(tmp_path):
     config.init_from = str(tmp_path / "x.npz")
     _, state, start = _state(config)
     for field in FIELDS:
-        assert _equal(getattr(state, field), saved.get(field, {})), field
+        assert _equal(part(state, field), part(saved, field)), field
     assert any("predictor" in name for name in state.params["heads_mocov3"])
-    assert not any("predictor" in name for name in state.teacher["heads_mocov3"])
+    assert not any("predictor" in name for name in state.method.teacher["heads_mocov3"])
     assert not any("random" in line for line in start.report)
 
 
