@@ -6,6 +6,7 @@ DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results.")
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs or files (docs/weights.md), separated by commas; each is a row or column.")
 _NETWORK = flags.DEFINE_enum("network", "", ["", "teacher", "student"], "Which network of a checkpoint; '': the one its recipe evaluates.")
 _HEADS = flags.DEFINE_integer("heads", 0, "Attention heads, for files that do not say it.", lower_bound=0)
+_IGNORE = flags.DEFINE_list("ignore", [], "Patterns of tensors of a file to leave out, separated by commas (docs/weights.md).")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes are not found by themselves.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run; with --coordinator.", lower_bound=0)
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0; with --coordinator.", lower_bound=-1)
@@ -58,7 +60,8 @@ def main(mistakes: list[str]) -> int:
         return 2
     assert config is not None and _WORKDIR.value is not None  # both are required flags
     try:
-        networks = [evaluate.load(path, network=_NETWORK.value, heads=_HEADS.value) for path in _CHECKPOINT.value]
+        load = functools.partial(evaluate.load, network=_NETWORK.value, heads=_HEADS.value, ignore=_IGNORE.value)
+        networks = [load(path) for path in _CHECKPOINT.value]
         evaluate.run(config, networks, Path(_WORKDIR.value))
     except (EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError) as error:
         print(error, file=sys.stderr)

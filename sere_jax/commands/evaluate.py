@@ -39,12 +39,12 @@ PROTOCOLS = {
 }
 
 
-def load(path: str, *, network: str = "", heads: int = 0) -> Network:
-    """A checkpoint as protocols want it; `network` and `heads` as `load_backbone` takes them.
+def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] = ()) -> Network:
+    """A checkpoint as protocols want it; `network`, `heads` and `ignore` as `load_backbone` takes them.
 
     Prints what was recognised in a file, taken from it and left.
     """
-    found = load_backbone(path, network=network, heads=heads)
+    found = load_backbone(path, network=network, heads=heads, ignore=ignore)
     if jax.process_index() == 0:
         print("".join(f"{line}\n" for line in found.about.get("report", ())), end="")
     about = {"checkpoint": path, **{key: found.about.get(key) for key in ("network", "step", "config")}}

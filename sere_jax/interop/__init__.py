@@ -1,1 +1,1 @@
-"""Names and layouts of other people's checkpoints, on NumPy trees."""
+"""Names and array layouts of other people's checkpoints, and the files that hold them."""

@@ -1,9 +1,8 @@
-"""Files of tensors with what they are and where they come from: safetensors and npz, and PyTorch's own to read."""
+"""Files of tensors with metadata: safetensors and npz to read and write, PyTorch's files to read."""
 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from sere_jax.interop import torch_file
 from sere_jax.interop.tables import Tensors
+from sere_jax.writing import replacing
 
 READABLE = (".safetensors", ".npz", *torch_file.ENDINGS)
 
-_METADATA = "__metadata__"  # the entry of an npz that holds what safetensors keeps in its header
+_METADATA = "__metadata__"  # the entry of an npz for what safetensors keeps in its header
 
 
 class FileError(ValueError):
@@ -26,34 +26,36 @@ class FileError(ValueError):
 
 
 def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
-    """Write `.safetensors` or `.npz`, by the name's ending; values of `metadata` are kept as JSON.
+    """Write `.safetensors` or `.npz`, by the name's ending; values of `metadata` are stored as JSON.
 
-    Written beside and moved into place, so that a file is never half there. The safetensors metadata says
-    `format` = `pt`, as other readers want: names and layouts are PyTorch's.
+    The file appears whole or not at all. The safetensors metadata says `format` = `pt`, as other readers require: names and
+    layouts are PyTorch's.
 
-    Raises FileError on another ending, and for bfloat16 in an npz, which NumPy alone could not read.
+    Raises FileError on another ending, on bfloat16 in an npz, which NumPy alone could not read, and where the disk refuses.
     """
     path = Path(path)
     texts = {key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in metadata.items()}
-    _check_ending(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    if path.suffix == ".npz":
-        if any(tensor.dtype.kind == "V" for tensor in tensors.values()):
-            raise FileError(f"{path}: an npz cannot hold bfloat16; expected float32 or float16, or a .safetensors")
-        entries: dict[str, Any] = {_METADATA: np.asarray(json.dumps(texts)), **tensors}
-        with open(partial, "wb") as file:
-            np.savez(file, **entries)
-    else:
-        save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, partial, {"format": "pt", **texts})
-    os.replace(partial, path)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise FileError(f"{path}: found the ending {path.suffix!r}, expected .safetensors or .npz")
+    if path.suffix == ".npz" and any(tensor.dtype.kind == "V" for tensor in tensors.values()):
+        raise FileError(f"{path}: an npz cannot hold bfloat16; expected float32 or float16, or a .safetensors")
+    try:
+        with replacing(path) as temporary:
+            if path.suffix == ".npz":
+                entries: dict[str, Any] = {_METADATA: np.asarray(json.dumps(texts)), **tensors}
+                np.savez(temporary, **entries)
+            else:
+                contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+                save_file(contiguous, temporary, {"format": "pt", **texts})
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path}: cannot be written: {error}") from error
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a `.safetensors`, a `.npz` or a PyTorch file (see `torch_file`), and its metadata.
+    """Read the tensors of a `.safetensors`, a `.npz` or a PyTorch file (see `torch_file`), and its metadata.
 
-    Metadata are JSON values, {} where there are none; a PyTorch file's have the names of what is no tensor under `left`.
-    Raises FileError where it is missing, damaged or of another kind.
+    Metadata are JSON values, {} where the file has none. A PyTorch file's `left` names what is not a tensor.
+    Raises FileError where the file is missing, damaged or of another kind.
     """
     path = Path(path)
     if not path.name.endswith(READABLE):
@@ -79,8 +81,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file for people and for programs to read."""
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write an indented JSON file. Raises FileError where the disk refuses."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error}") from error
 
 
 def _decoded(text: str) -> Any:
@@ -88,8 +94,3 @@ def _decoded(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _check_ending(path: Path) -> None:
-    if path.suffix not in (".safetensors", ".npz"):
-        raise FileError(f"{path}: found the ending {path.suffix!r}, expected .safetensors or .npz")

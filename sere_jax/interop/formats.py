@@ -1,16 +1,15 @@
-"""Which format a file's tensors are in, and one network out of them: what was recognised, taken and left is all told."""
+"""Recognise the format of a file's tensors, and take one network out of them; what was recognised, taken and left is reported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sere_jax.interop import dino, hf, mocov3, resnet, timm
-from sere_jax.interop.relation import Names
-from sere_jax.interop.tables import InteropError, Tensors, flatten, nest
+from sere_jax.interop import dino, hf, mocov3, resnet, timm, unsupported
+from sere_jax.interop.relation import is_relation_head
+from sere_jax.interop.tables import InteropError, Tensors, flatten, matches, nest
 
 TITLES = {
     "sere_jax": "sere_jax's own names",
@@ -25,8 +24,10 @@ TITLES = {
 NETWORKS = ("teacher", "student")
 
 _CLASSIFIER = ("head.weight", "head.bias")  # of timm's models; features come before it
+_MAE_DECODER = ("decoder_*", "mask_token")  # of MAE's own files; its mask token has the decoder's width
 _STATISTICS = "batch_stats/"  # before the names of running statistics in our own files
 _WIDTHS = (192, 384, 768, 1024)  # ViT-Ti, S, B, L
+_PREFIXES = ("teacher", "student", "module", *mocov3.ENCODERS.values(), "backbone", "vit")
 
 
 class Imported(NamedTuple):
@@ -34,30 +35,30 @@ class Imported(NamedTuple):
 
     format: str  # a key of TITLES
     params: dict[str, Any]  # {"backbone": ..., heads by name}
-    batch_stats: dict[str, Any]  # running statistics of heads that have any
+    batch_stats: dict[str, Any]  # running statistics of the heads that have some, and of a ResNet
     heads: int  # attention heads where the format fixes them, else 0
     left: tuple[str, ...]  # the names of the tensors that were not taken
 
 
-class _Asked(NamedTuple):
+class _Choice(NamedTuple):
     network: str
     with_heads: bool
     norm_last_layer: bool | None
-    relation_names: Names | None
-    ignore: tuple[str, ...]
 
 
 def recognise(names: Iterable[str]) -> str:
-    """The format, by the names alone: sere_jax | timm | dino (its descendants too) | mocov3 | hf_vit | resnet50.
+    """The format that the names show: sere_jax | timm | dino (its descendants too) | mocov3 | hf_vit | resnet50.
 
-    Raises InteropError where they are none of these.
+    Raises InteropError where it is none of these.
     """
     names = list(names)
     plain = {name.removeprefix("module.") for name in names}
     rules: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("sere_jax", lambda: any(name.removeprefix("teacher/").removeprefix("student/").startswith("backbone/") for name in names)),
-        ("mocov3", lambda: any(name.startswith("base_encoder.") for name in plain)),
+        ("sere_jax", lambda: _is_ours(names)),
+        ("mocov3", lambda: mocov3.is_mocov3(names)),
         ("dino", lambda: any(name.startswith(("teacher.", "student.", "backbone.")) for name in plain)),
+        # A backbone without prefixes, with what iBOT and SERE add to it.
+        ("dino", lambda: any(name == dino.MASK_TOKEN or is_relation_head(name) for name in plain)),
         ("hf_vit", lambda: any(name.removeprefix("vit.") == "embeddings.cls_token" for name in plain)),
         ("timm", lambda: "patch_embed.proj.weight" in plain),
         ("resnet50", lambda: resnet.is_resnet(plain)),
@@ -69,10 +70,46 @@ def recognise(names: Iterable[str]) -> str:
     raise InteropError(f"format: not recognised from {some}, ...; expected " + "; ".join(f"{key} ({text})" for key, text in TITLES.items()))
 
 
+def _is_ours(names: Iterable[str]) -> bool:
+    return any(name.removeprefix("teacher/").removeprefix("student/").startswith("backbone/") for name in names)
+
+
 def networks_in(tensors: Iterable[str]) -> tuple[str, ...]:
-    """Which of teacher and student the names tell apart, () where there is one network without a name."""
-    prefixes = {name.removeprefix("module.").replace("/", ".").partition(".")[0] for name in tensors}
-    return tuple(network for network in NETWORKS if network in prefixes or mocov3.ENCODERS[network] in prefixes)
+    """The networks that the names tell apart, of teacher and student; () where the file holds one network without a name."""
+    first_words = {name.removeprefix("module.").replace("/", ".").partition(".")[0] for name in tensors}
+    return tuple(network for network in NETWORKS if network in first_words or mocov3.ENCODERS[network] in first_words)
+
+
+def evaluated_network(tensors: Tensors) -> str:
+    """The network to read where none was named: MoCo v3's base encoder, elsewhere the teacher where there is one."""
+    networks = networks_in(tensors)
+    if mocov3.is_mocov3(list(tensors)) and mocov3.EVALUATED in networks:
+        return mocov3.EVALUATED
+    return "teacher" if "teacher" in networks or not networks else networks[0]
+
+
+def leave_out(tensors: Tensors, patterns: Iterable[str]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Split tensors into those to read and the names that match a pattern.
+
+    A pattern is compared with the name as it is stored, and with the name after each prefix (`teacher.`, `module.`, `backbone.`, ...).
+    """
+    patterns = tuple(patterns)
+    left = tuple(name for name in tensors if any(matches(spelling, patterns) for spelling in spellings(name)))
+    return {name: tensor for name, tensor in tensors.items() if name not in set(left)}, left
+
+
+def unmatched(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The patterns that no name matches, by the rule of `leave_out`."""
+    every_spelling = [spelling for name in names for spelling in spellings(name)]
+    return [pattern for pattern in patterns if not any(matches(spelling, (pattern,)) for spelling in every_spelling)]
+
+
+def spellings(name: str) -> list[str]:
+    """The stored name, and what remains of it after each prefix: teacher.backbone.norm.weight, backbone.norm.weight, norm.weight."""
+    names = [name]
+    while names[-1].replace("/", ".").partition(".")[0] in _PREFIXES:
+        names.append(names[-1].replace("/", ".", 1).partition(".")[2])
+    return names
 
 
 def import_network(
@@ -81,23 +118,26 @@ def import_network(
     network: str = "teacher",
     with_heads: bool = True,
     norm_last_layer: bool | None = None,
-    relation_names: Names | None = None,
     ignore: Iterable[str] = (),
 ) -> Imported:
-    """One network out of a file's tensors, whatever their format.
+    """Take one network out of a file's tensors, whatever their format.
 
     Args:
       network: teacher | student, where the file holds both.
-      with_heads: False: heads are left, whatever they are like.
-      norm_last_layer, relation_names: as `dino.read_dino` takes them.
-      ignore: patterns of names, after all prefixes, that may be left over beyond those that a format is known for.
+      with_heads: False: heads are not read, whatever they are like.
+      norm_last_layer: as `dino.read_dino` takes it.
+      ignore: patterns of tensors to leave out, as `leave_out` compares them.
 
-    Raises InteropError with all names that are missing, unused or of another shape; where the format is not known.
+    Raises InteropError with all names that are missing, unused or misshapen; where the format is not known; and where the network
+    has parts that ours lack, such as registers or layer scale.
     """
     if network not in NETWORKS:
         raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
-    found = recognise(tensors)
-    return _READERS[found](tensors, _Asked(network, with_heads, norm_last_layer, relation_names, tuple(ignore)))
+    wanted, ignored = leave_out(tensors, ignore)
+    if not _is_ours(wanted):
+        unsupported.refuse(spellings(name)[-1] for name in wanted)
+    imported = _READERS[recognise(wanted)](wanted, _Choice(network, with_heads, norm_last_layer))
+    return imported._replace(left=(*imported.left, *ignored))
 
 
 def describe(imported: Imported, network: str = "") -> list[str]:
@@ -112,7 +152,7 @@ def describe(imported: Imported, network: str = "") -> list[str]:
 
 
 def _summary(names: Sequence[str], shown: int = 6) -> list[str]:
-    """Names by their first part, those of a large part counted."""
+    """Names grouped by their first part; a group of more than two is counted."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.replace("/", ".").partition(".")[0], []).append(name)
@@ -123,87 +163,74 @@ def _summary(names: Sequence[str], shown: int = 6) -> list[str]:
     return lines
 
 
-def _ours(tensors: Tensors, asked: _Asked) -> Imported:
-    there = networks_in(tensors)
-    if there and asked.network not in there:
-        raise InteropError(f"network: found {asked.network!r}, expected one of {', '.join(there)}")
-    prefix = f"{asked.network}/" if there else ""
+def _sere_jax(tensors: Tensors, choice: _Choice) -> Imported:
+    networks = networks_in(tensors)
+    if networks and choice.network not in networks:
+        raise InteropError(f"network: found {choice.network!r}, expected one of {', '.join(networks)}")
+    prefix = f"{choice.network}/" if networks else ""
     plain = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    chosen = {name: tensor for name, tensor in plain.items() if asked.with_heads or name.removeprefix(_STATISTICS).startswith("backbone/")}
-    params = nest({name: tensor for name, tensor in chosen.items() if not name.startswith(_STATISTICS)})
-    stats = nest({name.removeprefix(_STATISTICS): tensor for name, tensor in chosen.items() if name.startswith(_STATISTICS)})
-    resnet.to_their_names(params.get("backbone", {}), stats)  # held against the table: all that does not fit is told
-    return Imported("sere_jax", params, stats, 0, _left(tensors, {prefix + name for name in chosen}))
+    taken = {name: tensor for name, tensor in plain.items() if choice.with_heads or name.removeprefix(_STATISTICS).startswith("backbone/")}
+    params = nest({name: tensor for name, tensor in taken.items() if not name.startswith(_STATISTICS)})
+    stats = nest({name.removeprefix(_STATISTICS): tensor for name, tensor in taken.items() if name.startswith(_STATISTICS)})
+    resnet.to_their_names(params.get("backbone", {}), stats)  # raises on every misfit
+    return Imported("sere_jax", params, stats, 0, _others(tensors, {prefix + name for name in taken}))
 
 
-def _timm(tensors: Tensors, asked: _Asked) -> Imported:
+def _timm(tensors: Tensors, choice: _Choice) -> Imported:
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    params = {"backbone": timm.from_timm(plain, ignore=(*_CLASSIFIER, *asked.ignore))}
-    return Imported("timm", params, {}, 0, _left(plain, timm.to_timm(params["backbone"])))
+    allowed = _CLASSIFIER + (_MAE_DECODER if "decoder_embed.weight" in plain else ())
+    params = {"backbone": timm.from_timm(plain, ignore=allowed)}
+    return Imported("timm", params, {}, 0, _others(plain, timm.to_timm(params["backbone"])))
 
 
-def _resnet(tensors: Tensors, asked: _Asked) -> Imported:
+def _resnet(tensors: Tensors, choice: _Choice, allowed: tuple[str, ...] = ()) -> Imported:
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    params, batch_stats = resnet.from_resnet(plain, ignore=asked.ignore)
+    params, batch_stats = resnet.from_resnet(plain, ignore=allowed)
     taken = [line.theirs for line in resnet.lines(resnet.sizes_of(plain))]
-    return Imported("resnet50", {"backbone": params}, {"backbone": batch_stats}, 0, _left(plain, taken))
+    return Imported("resnet50", {"backbone": params}, {"backbone": batch_stats}, 0, _others(plain, taken))
 
 
-def _mocov3(tensors: Tensors, asked: _Asked) -> Imported:
-    plain = mocov3.encoder(tensors, asked.network)
-    ignore = (*mocov3.EXPECTED_LEFT, *asked.ignore)
+def _mocov3(tensors: Tensors, choice: _Choice) -> Imported:
+    plain = mocov3.encoder(tensors, choice.network)
     if resnet.is_resnet(plain):
-        found = _resnet(plain, asked._replace(ignore=ignore))
-        inner, heads = [name for name in plain if name not in found.left], 0
+        imported, heads = _resnet(plain, choice, mocov3.EXPECTED_LEFT), 0
+        inner = [name for name in plain if name not in imported.left]
     else:
-        params = {"backbone": timm.from_timm(plain, ignore=ignore)}
+        params = {"backbone": timm.from_timm(plain, ignore=mocov3.EXPECTED_LEFT)}
         inner, heads = list(timm.to_timm(params["backbone"])), mocov3.HEADS.get(params["backbone"]["cls_token"].shape[-1], 0)
-        found = Imported("mocov3", params, {}, heads, ())
-    taken = {f"{mocov3.ENCODERS[asked.network]}.{name}" for name in inner}
-    left = _left((name.removeprefix("module.") for name in tensors), taken)
-    return found._replace(format="mocov3", heads=heads, left=left)
+        imported = Imported("mocov3", params, {}, heads, ())
+    taken = {f"{mocov3.ENCODERS[choice.network]}.{name}" for name in inner}
+    left = _others((name.removeprefix("module.") for name in tensors), taken)
+    return imported._replace(format="mocov3", heads=heads, left=left)
 
 
-def _hf(tensors: Tensors, asked: _Asked) -> Imported:
+def _hf(tensors: Tensors, choice: _Choice) -> Imported:
     plain = hf.strip_prefix(tensors)
-    params = {"backbone": hf.from_hf(tensors, ignore=(*hf.EXPECTED_LEFT, *asked.ignore))}
-    taken = {line.theirs for blocks in (hf.OLD, hf.NEW) for line in hf.lines(_sizes(params), blocks=blocks, mask_token=True)}
-    return Imported("hf_vit", params, {}, 0, _left(plain, taken))
+    params = {"backbone": hf.from_hf(tensors, ignore=hf.EXPECTED_LEFT)}
+    sizes = timm.architecture_of_params(params["backbone"])
+    taken = {line.theirs for blocks in (hf.OLD, hf.NEW) for line in hf.lines(sizes, blocks=blocks, mask_token=True)}
+    return Imported("hf_vit", params, {}, 0, _others(plain, taken))
 
 
-def _dino(tensors: Tensors, asked: _Asked) -> Imported:
-    plain = dino.strip_prefixes(tensors, asked.network)
-    chosen = {name: tensor for name, tensor in plain.items() if asked.with_heads or not dino.is_head(name)}
-    found = dino.read_dino(
-        chosen,
-        norm_last_layer=asked.norm_last_layer,
-        relation_names=asked.relation_names,
-        ignore=asked.ignore,
-    )
-    # These methods' ViTs have heads of 64 dimensions. Without a head of theirs it may be anybody's file.
-    width = found.params["backbone"].get("cls_token", np.zeros(0)).shape[-1]
+def _dino(tensors: Tensors, choice: _Choice) -> Imported:
+    plain = dino.strip_prefixes(tensors, choice.network)
+    taken = {name: tensor for name, tensor in plain.items() if choice.with_heads or not dino.is_head(name)}
+    network = dino.read_dino(taken, norm_last_layer=choice.norm_last_layer)
+    # These methods' ViTs have heads of 64 dimensions. A backbone without DINO's head may be anybody's.
+    width = network.params["backbone"].get("cls_token", np.zeros(0)).shape[-1]
     heads = width // 64 if "head.mlp.0.weight" in plain and width in _WIDTHS else 0
-    taken = {id(tensor) for name, tensor in chosen.items() if not _ignored(name, asked.ignore)}
-    left = tuple(name for name, tensor in tensors.items() if id(tensor) not in taken)
-    return Imported(dino.layout_of(plain), found.params, found.batch_stats, heads, left)
+    identities = {id(tensor) for tensor in taken.values()}
+    left = tuple(name for name, tensor in tensors.items() if id(tensor) not in identities)
+    return Imported(dino.layout_of(plain), network.params, network.batch_stats, heads, left)
 
 
-def _ignored(name: str, patterns: Iterable[str]) -> bool:
-    part = name.removeprefix("backbone.").removeprefix("head.")
-    return any(fnmatchcase(part, pattern) for pattern in patterns)
-
-
-def _sizes(params: dict[str, Any]) -> timm.Architecture:
-    return timm.architecture_of_params(params["backbone"])
-
-
-def _left(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
+def _others(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
     taken = set(taken)
     return tuple(name for name in names if name not in taken)
 
 
-_READERS: dict[str, Callable[[Tensors, _Asked], Imported]] = {
-    "sere_jax": _ours,
+_READERS: dict[str, Callable[[Tensors, _Choice], Imported]] = {
+    "sere_jax": _sere_jax,
     "timm": _timm,
     "mocov3": _mocov3,
     "hf_vit": _hf,

@@ -1,7 +1,7 @@
-"""Hugging Face's names for a ViT: those that its files have always had, and those of its modules since version 5.
+"""Hugging Face's names for a ViT: those of its files, and those of its modules since version 5.
 
-transformers 5 renamed its modules and renames back when it writes, so that files keep the old names; a `state_dict` that
-was saved by hand has the new ones. Both are read, the old ones are written. Their q, k and v are three linear layers.
+transformers 5 renamed its modules and restores the old names when it writes a file, so files keep the old names. A `state_dict`
+that was saved by hand has the new ones. Both are read; the old ones are written. Queries, keys and values are three linear layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, 
 from sere_jax.interop.timm import Architecture, architecture_of_params, linear, norm, read_sizes, unstack_blocks
 
 _PATCH = "embeddings.patch_embeddings.projection."
-# Beside a block's prefix: (attention's linear layers q, k, v, output; the MLP's two).
+# Prefix of the blocks -> (attention's linear layers q, k, v, output; the MLP's two).
 _BLOCKS = {
     "encoder.layer": (
         ("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"),
@@ -30,12 +30,12 @@ _BLOCKS = {
 OLD, NEW = _BLOCKS
 _MASK_TOKEN = Line("mask_token", "embeddings.mask_token", (1, 1, 0))
 
-# Beside the backbone: a pooler's and a classifier's features are not ours, nor is the decoder of masked pre-training.
+# Parts beside the backbone: pooler, classifier, and the decoder of masked pre-training.
 EXPECTED_LEFT = ("pooler.dense.*", "classifier.*", "decoder.*")
 
 
 def lines(architecture: Architecture, *, blocks: str = OLD, mask_token: bool = False) -> list[Line]:
-    """The table of one architecture, with q, k and v apart on our side too; `blocks` chooses the names, `OLD` or `NEW`."""
+    """The table of one architecture, with separate q, k and v on our side too; `blocks` chooses the names, `OLD` or `NEW`."""
     d, p = architecture.width, architecture.patch_size
     slots = 1 + (architecture.image_size // p) ** 2
     table = [
@@ -60,9 +60,9 @@ def _block(ours: str, theirs: str, d: int, attention: tuple[str, ...], mlp: tupl
 
 
 def to_hf(params: Tree, *, blocks: str = OLD) -> dict[str, np.ndarray]:
-    """A backbone's parameters, scanned or not -> tensors of a `ViTModel` without pooler. The mask token is left out.
+    """Convert a backbone's parameters, scanned or not, to tensors of a `ViTModel` without pooler. The mask token is dropped.
 
-    Raises InteropError with all parameters that are missing, unknown or of another shape.
+    Raises InteropError with all parameters that are missing, unknown or misshapen.
     """
     params = unstack_blocks(params)
     table = lines(architecture_of_params(params), blocks=blocks)
@@ -70,10 +70,10 @@ def to_hf(params: Tree, *, blocks: str = OLD) -> dict[str, np.ndarray]:
 
 
 def from_hf(tensors: Tensors, *, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Tensors of a `ViTModel`, or of a model around one (`vit.` before its names) -> a backbone's parameters.
+    """Convert tensors of a `ViTModel`, or of a model around one (names begin with `vit.`), to a backbone's parameters.
 
-    `ignore`: patterns of names, without `vit.`, that may be left over.
-    Raises InteropError with all names that are missing, left over or of another shape.
+    `ignore`: patterns of names, without `vit.`, that may be unused.
+    Raises InteropError with all names that are missing, unused or misshapen.
     """
     named = strip_prefix(tensors)
     blocks = NEW if any(name.startswith(f"{NEW}.") for name in named) else OLD
@@ -85,28 +85,8 @@ def from_hf(tensors: Tensors, *, ignore: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def strip_prefix(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Names without the `vit.` that models around a ViT put before them."""
+    """Remove the `vit.` that models around a ViT put before their names."""
     return {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
-
-
-def configuration(architecture: Architecture) -> dict[str, Any]:
-    """The `config.json` with which `transformers.ViTModel` makes the same network."""
-    return {
-        "architectures": ["ViTModel"],
-        "model_type": "vit",
-        "hidden_size": architecture.width,
-        "num_hidden_layers": architecture.depth,
-        "num_attention_heads": architecture.heads,
-        "intermediate_size": 4 * architecture.width,
-        "hidden_act": "gelu",  # the exact one, by their names
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": 1e-6,
-        "image_size": architecture.image_size,
-        "patch_size": architecture.patch_size,
-        "num_channels": architecture.in_channels,
-        "qkv_bias": True,
-    }
 
 
 def _sizes(named: Tensors, blocks: str) -> Architecture:
@@ -121,7 +101,7 @@ def _over_blocks(params: Tree, change: Any) -> dict[str, Any]:
 
 
 def _split(attention: Tree) -> dict[str, Any]:
-    """qkv, whose outputs are in the order q, k, v -> three layers."""
+    """Split qkv, whose outputs are ordered q, k, v, into three layers."""
     if "qkv" not in attention or any(leaf.shape[-1] % 3 for leaf in attention["qkv"].values()):
         raise InteropError(f"attn: found {', '.join(attention) or 'nothing'}, expected qkv with outputs for q, k and v")
     thirds = {leaf: np.split(np.asarray(value), 3, axis=-1) for leaf, value in attention["qkv"].items()}

@@ -1,117 +1,92 @@
-"""SERE's relation heads in the authors' checkpoints: modules inside the backbone, `backbone.pixel.*` and three more.
+"""SERE's relation heads under the names of the authors' checkpoints: modules inside the backbone, `backbone.pixel_sere.*` and others.
 
-The modules' names are known (SPEC of the released code: pixel, channel, pixel_local, channel_local); the names within a
-module are in none of our sources. So they are a table, `Names`, with names of our own for writing, and on reading they are
-found by structure: a module holds one matrix and two BatchNorms, that of the projection before it and the predictor's after.
+Each module holds `projection.0` (BatchNorm), `predictor.0` (1 x 1 convolution without bias) and `predictor.1` (BatchNorm).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, to_theirs
 
-# Our head -> their module.
+# Our head -> the authors' module. The authors call the spatial relation "pixel".
 MODULES: Mapping[str, str] = {
-    "heads_spatial": "pixel",
-    "heads_channel": "channel",
-    "heads_spatial_local": "pixel_local",
-    "heads_channel_local": "channel_local",
+    "heads_spatial": "pixel_sere",
+    "heads_channel": "channel_sere",
+    "heads_spatial_local": "pixel_sere_local",
+    "heads_channel_local": "channel_sere_local",
 }
+# Files that sere_jax exported before it knew the authors' names: another module name, and `projector` for `projection`.
+_EARLIER_MODULES = {module.replace("_sere", ""): module for module in MODULES.values()}
+_EARLIER_LAYER = ("projector.", "projection.")
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
-_COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; it matters only without a momentum
+_COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; used only without a momentum
 
 
-class Names(NamedTuple):
-    """What the three layers of a relation head are called within their module."""
+def to_sere(params: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:
+    """Relation heads of a network with their running statistics -> `pixel_sere.*`, ...; {} where the network has none.
 
-    bn: str = "projector.0"
-    predictor: str = "predictor.0"
-    predictor_bn: str = "predictor.1"
-
-
-def to_sere(params: Tree, batch_stats: Tree, names: Names = Names()) -> dict[str, np.ndarray]:  # noqa: B008  (immutable)
-    """The relation heads among a network's parameters, with their running statistics -> `pixel.*`, ...; {} without any.
-
-    Raises InteropError with all parameters that are missing, unknown or of another shape.
+    Raises InteropError with all parameters that are missing, unknown or misshapen.
     """
     tensors: dict[str, np.ndarray] = {}
     for head, module in MODULES.items():
         if head not in params:
             continue
         tree = {"params": params[head], "stats": batch_stats.get(head, {})}
-        predictor, d = "predictor" in params[head], params[head]["bn"]["scale"].shape[0]
-        found = to_theirs(tree, _lines(names, d, predictor=predictor, flat=False))
-        counters = {f"{layer}.{_COUNTER}": np.zeros((), np.int64) for layer in _norms(names, predictor)}
-        tensors |= {f"{module}.{name}": tensor for name, tensor in (found | counters).items()}
+        predictor, width = "predictor" in params[head], params[head]["bn"]["scale"].shape[0]
+        named = to_theirs(tree, _lines(width, predictor=predictor))
+        norms = ("projection.0", "predictor.1") if predictor else ("projection.0",)
+        counters = {f"{norm}.{_COUNTER}": np.zeros((), np.int64) for norm in norms}
+        tensors |= {f"{module}.{name}": tensor for name, tensor in (named | counters).items()}
     return tensors
 
 
-def from_sere(tensors: Tensors, names: Names | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors `pixel.*`, ... -> (parameters, running statistics) of the relation heads that are there.
+def from_sere(tensors: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`pixel_sere.*`, ... -> (parameters, running statistics) of the relation heads that are present.
 
-    `names`: of the layers; None: found by structure, where that is unambiguous.
-    Raises InteropError with all names that are missing, left over or of another shape.
+    The predictor may be stored as a matrix [out, in] instead of a convolution, and may be absent (the symmetric variant).
+    Raises InteropError with all names that are missing, unused or misshapen.
     """
     params: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
+    renamed = {_todays_name(name): tensor for name, tensor in tensors.items()}
     for head, module in MODULES.items():
-        found = {name.removeprefix(f"{module}."): tensor for name, tensor in tensors.items() if name.startswith(f"{module}.")}
-        if not found:
+        prefix = f"{module}."
+        layers = {name.removeprefix(prefix): tensor for name, tensor in renamed.items() if name.startswith(prefix)}
+        if not layers:
             continue
-        layers = names or _names_of(found, module)
-        weight = found.get(f"{layers.predictor}.weight")
-        norm = found.get(f"{layers.bn}.weight")
-        if norm is None:
-            raise InteropError(f"{module}: found no {layers.bn}.weight; there are {', '.join(sorted(found))}")
-        table = _lines(layers, len(norm), predictor=weight is not None, flat=weight is not None and weight.ndim == 2)
-        tree = to_ours(found, table, ignore=(f"*.{_COUNTER}",))
+        scale, weight = layers.get("projection.0.weight"), layers.get("predictor.0.weight")
+        if scale is None:
+            raise InteropError(f"{module}: found no projection.0.weight; there are {', '.join(sorted(layers))}")
+        predictor = any(name.startswith("predictor.") for name in layers)
+        table = _lines(len(scale), predictor=predictor, matrix=weight is not None and np.ndim(weight) == 2)
+        tree = to_ours(layers, table, ignore=(f"*.{_COUNTER}",))
         params[head], statistics[head] = tree["params"], tree["stats"]
     return params, statistics
 
 
 def is_relation_head(name: str) -> bool:
     """Whether a name of the backbone belongs to a relation head."""
-    return name.partition(".")[0] in MODULES.values()
+    return _todays_name(name).partition(".")[0] in MODULES.values()
 
 
-def _norms(names: Names, predictor: bool) -> list[str]:
-    return [names.bn, names.predictor_bn] if predictor else [names.bn]
+def _todays_name(name: str) -> str:
+    module, _, layer = name.partition(".")
+    return f"{_EARLIER_MODULES[module]}.{layer.replace(*_EARLIER_LAYER)}" if module in _EARLIER_MODULES else name
 
 
-def _lines(names: Names, d: int, *, predictor: bool, flat: bool) -> list[Line]:
-    """`flat`: the predictor is stored as a matrix [out, in], not as a 1 x 1 convolution."""
-    # In the order of the layers, which a PyTorch file keeps and `_names_of` may need.
-    table = _norm("bn", names.bn, d)
+def _lines(width: int, *, predictor: bool, matrix: bool = False) -> list[Line]:
+    """The table of one module. `matrix`: the predictor is stored as a matrix [out, in], not as a 1 x 1 convolution."""
+    table = _norm("bn", "projection.0", width)
     if predictor:
-        table.append(Line("params/predictor/kernel", f"{names.predictor}.weight", (d, d), "linear" if flat else "pointwise"))
-        table += _norm("predictor_bn", names.predictor_bn, d)
+        table.append(Line("params/predictor/kernel", "predictor.0.weight", (width, width), "linear" if matrix else "pointwise"))
+        table += _norm("predictor_bn", "predictor.1", width)
     return table
 
 
-def _norm(ours: str, theirs: str, d: int) -> list[Line]:
-    lines = [Line(f"params/{ours}/scale", f"{theirs}.weight", (d,)), Line(f"params/{ours}/bias", f"{theirs}.bias", (d,))]
-    return lines + [Line(f"stats/{ours}/{key}", f"{theirs}.{name}", (d,)) for key, name in _STATISTICS.items()]
-
-
-def _names_of(found: Tensors, module: str) -> Names:
-    """Layers by structure: the only matrix is the predictor; its BatchNorm has its parent, or comes after it in the file."""
-    matrices = [name.removesuffix(".weight") for name in found if name.endswith(".weight") and np.ndim(found[name]) > 1]
-    norms = [name.removesuffix(".running_mean") for name in found if name.endswith(".running_mean")]
-    if not matrices and len(norms) == 1:  # the symmetric variant has no predictor
-        return Names(bn=norms[0])
-    if len(matrices) == 1 and len(norms) == 2:
-        matrix, parent = matrices[0], matrices[0].rpartition(".")[0]
-        beside = [norm for norm in norms if parent and norm.rpartition(".")[0] == parent]
-        order = list(found)
-        after = [norm for norm in norms if order.index(f"{norm}.weight") > order.index(f"{matrix}.weight")]
-        for own in (beside, after):
-            if len(own) == 1:
-                return Names(next(norm for norm in norms if norm != own[0]), matrix, own[0])
-    raise InteropError(
-        f"{module}: cannot tell the layers of this relation head by their structure; found {', '.join(sorted(found))}; "
-        "expected one matrix, a BatchNorm before it and one after it, or relation_names that name the three"
-    )
+def _norm(ours: str, theirs: str, width: int) -> list[Line]:
+    lines = [Line(f"params/{ours}/scale", f"{theirs}.weight", (width,)), Line(f"params/{ours}/bias", f"{theirs}.bias", (width,))]
+    return lines + [Line(f"stats/{ours}/{key}", f"{theirs}.{name}", (width,)) for key, name in _STATISTICS.items()]

@@ -1,7 +1,6 @@
-"""Renaming between our parameter trees and other people's tensors, by tables that say name, layout and shape of each.
+"""Renaming between our parameter trees and other people's tensors, by tables of name, layout and shape.
 
-NumPy only. Nothing is skipped in silence: what a table asks for and is not there, what is there and no table asks for,
-and what has another shape is told all at once.
+Nothing is skipped silently. Missing, unused and misshapen names are all listed in one error.
 """
 
 from __future__ import annotations
@@ -12,18 +11,22 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 Tensors = Mapping[str, np.ndarray]
 Tree = Mapping[str, Any]
 
 
 class InteropError(ValueError):
-    """Tensors do not fit the names or shapes that were expected; the message lists every one."""
+    """Tensors or settings do not fit what was expected; the message lists every misfit."""
 
 
 class Line(NamedTuple):
-    """One parameter. `shape` is ours; `layout` says how theirs lies: the same, linear [out, in] for our [in, out], a
-    convolution [out, in, h, w] for our [h, w, in, out], or pointwise: a convolution [out, in, 1, 1] for our matrix [in, out]."""
+    """One parameter of a table. `shape` is the shape on our side; `layout` says how the axes are permuted on theirs.
+
+    same: no permutation. linear: theirs is [out, in], ours [in, out]. conv: theirs is [out, in, h, w], ours [h, w, in, out].
+    pointwise: theirs is a convolution [out, in, 1, 1], ours a matrix [in, out].
+    """
 
     ours: str  # blocks_0/attn/qkv/kernel
     theirs: str  # blocks.0.attn.qkv.weight
@@ -36,32 +39,31 @@ _TO_OURS = {"linear": (1, 0), "conv": (2, 3, 1, 0)}
 
 
 def to_theirs(tree: Tree, lines: Sequence[Line], *, ignore: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """Our tree -> their tensors, contiguous. `ignore`: patterns of our paths that have no name over there.
+    """Convert our tree to their tensors, C-contiguous. `ignore`: patterns of our paths that the table may lack.
 
     Raises InteropError as `to_ours` does.
     """
     named = flatten(tree)
     check(named, {line.ours: line.shape for line in lines}, ignore)
-    return {line.theirs: _turned(named[line.ours], _TO_THEIRS.get(line.layout)).reshape(_their_shape(line)) for line in lines}
+    return {line.theirs: _permuted(named[line.ours], _TO_THEIRS.get(line.layout)).reshape(_their_shape(line)) for line in lines}
 
 
 def to_ours(tensors: Tensors, lines: Sequence[Line], *, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Their tensors -> our tree. `ignore`: patterns (`head.*`) of their names that may be left over.
+    """Convert their tensors to our tree. `ignore`: patterns (`head.*`) of their names that the table may lack.
 
-    Raises InteropError with every missing, unused and misshapen name, and for each the nearest of the other side.
+    Raises InteropError with every missing, unused and misshapen name, each with the nearest name of the other side.
     """
-    expected = {line.theirs: _their_shape(line) for line in lines}
-    check(tensors, expected, ignore)
-    return nest({line.ours: _ours(tensors[line.theirs], line) for line in lines})
+    check(tensors, {line.theirs: _their_shape(line) for line in lines}, ignore)
+    return nest({line.ours: _our_array(tensors[line.theirs], line) for line in lines})
 
 
-def _ours(tensor: np.ndarray, line: Line) -> np.ndarray:
+def _our_array(tensor: np.ndarray, line: Line) -> np.ndarray:
     if line.layout == "pointwise":
-        return _turned(np.reshape(tensor, line.shape[::-1]), (1, 0))
-    return _turned(tensor, _TO_OURS.get(line.layout))
+        return _permuted(np.reshape(tensor, line.shape[::-1]), (1, 0))
+    return _permuted(tensor, _TO_OURS.get(line.layout))
 
 
-def _turned(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+def _permuted(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     array = np.asarray(array)
     return np.asarray(array if axes is None else array.transpose(axes), order="C")
 
@@ -72,40 +74,38 @@ def _their_shape(line: Line) -> tuple[int, ...]:
     return (*shape, 1, 1) if line.layout == "pointwise" else shape
 
 
-def check(found: Tensors, expected: Mapping[str, tuple[int, ...]], ignore: Iterable[str] = ()) -> None:
-    """Raise InteropError with every name that is missing, not expected or of another shape. `ignore`: patterns of what may be over."""
-    unused = [name for name in found if name not in expected and not any(fnmatchcase(name, pattern) for pattern in ignore)]
-    missing = [name for name in expected if name not in found]
+def check(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], ignore: Iterable[str] = ()) -> None:
+    """Raise InteropError with every name that is missing, unexpected or of another shape.
+
+    `ignore`: patterns of unexpected names that are allowed.
+    """
+    unused = [name for name in tensors if name not in expected and not matches(name, ignore)]
+    missing = [name for name in expected if name not in tensors]
     mistakes = [f"missing  {name} {list(expected[name])}{_nearest(name, unused)}" for name in missing]
-    mistakes += [f"unused   {name} {list(np.shape(found[name]))}{_nearest(name, missing)}" for name in unused]
-    for name in expected.keys() & found.keys():
-        if np.shape(found[name]) != expected[name]:
-            mistakes.append(f"shape    {name}: found {list(np.shape(found[name]))}, expected {list(expected[name])}")
+    mistakes += [f"unused   {name} {list(np.shape(tensors[name]))}{_nearest(name, missing)}" for name in unused]
+    for name in expected.keys() & tensors.keys():
+        if np.shape(tensors[name]) != expected[name]:
+            mistakes.append(f"shape    {name}: found {list(np.shape(tensors[name]))}, expected {list(expected[name])}")
     if mistakes:
         raise InteropError(f"{len(mistakes)} names or shapes do not fit:\n" + "\n".join("  " + line for line in sorted(mistakes)))
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name matches one of the shell patterns, case included."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _nearest(name: str, others: Sequence[str]) -> str:
-    # Hundreds of misfits (another model altogether) would make hundreds of searches among hundreds of names.
+    # Another model altogether makes hundreds of misfits; comparing each with hundreds of names would take seconds.
     near = difflib.get_close_matches(name, others, n=1, cutoff=0.7) if len(others) <= 50 else []
     return f"; nearest: {near[0]}" if near else ""
 
 
-def flatten(tree: Tree, prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested dict -> {"a/b": array}."""
-    flat: dict[str, np.ndarray] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: np.asarray(value)}
-    return flat
+def flatten(tree: Tree) -> dict[str, np.ndarray]:
+    """Flatten a nested dictionary of arrays to {"a/b": array}."""
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": array} -> nested dict."""
-    tree: dict[str, Any] = {}
-    for name, value in named.items():
-        *parents, last = name.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = value
-    return tree
+    """The inverse of `flatten`."""
+    return unflatten_dict(named, sep="/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,9 +11,11 @@ import numpy as np
 
 from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, to_theirs
 
+NORM_EPS = 1e-6  # of timm's, DINO's, iBOT's, SERE's and MoCo v3's ViTs
+
 
 class Architecture(NamedTuple):
-    """What a ViT's tensors and their use need; `image_size` (pixels) is that of the stored position embedding."""
+    """What determines a ViT besides its tensors; `image_size` (pixels) belongs to the stored position embedding."""
 
     width: int
     depth: int
@@ -20,6 +23,7 @@ class Architecture(NamedTuple):
     patch_size: int
     image_size: int
     in_channels: int = 3
+    norm_eps: float = NORM_EPS  # of every LayerNorm
 
 
 # timm's plain VisionTransformer has no mask token; masked image modelling adds one.
@@ -27,7 +31,7 @@ _OURS_ALONE = ("mask_token",)
 
 
 def lines(architecture: Architecture) -> list[Line]:
-    """The table of one architecture. qkv is one matrix on both sides, its outputs in the order q, k, v, head by head."""
+    """The table of one architecture. qkv is one matrix on both sides; its outputs are ordered q, k, v, each head by head."""
     d, p = architecture.width, architecture.patch_size
     slots = 1 + (architecture.image_size // p) ** 2
     table = [
@@ -53,35 +57,35 @@ def _block(ours: str, theirs: str, d: int) -> list[Line]:
 
 
 def norm(ours: str, theirs: str, d: int) -> list[Line]:
-    """The two lines of a normalisation's scale and bias; the prefixes end in their separators."""
+    """The two lines of a normalisation's scale and bias; each prefix ends in its separator."""
     return [Line(ours + "scale", theirs + "weight", (d,)), Line(ours + "bias", theirs + "bias", (d,))]
 
 
 def linear(ours: str, theirs: str, inputs: int, outputs: int) -> list[Line]:
-    """The two lines of a linear layer with a bias; the prefixes end in their separators."""
+    """The two lines of a linear layer with a bias; each prefix ends in its separator."""
     return [Line(ours + "kernel", theirs + "weight", (inputs, outputs), "linear"), Line(ours + "bias", theirs + "bias", (outputs,))]
 
 
 def to_timm(params: Tree) -> dict[str, np.ndarray]:
-    """A backbone's parameters, scanned or not -> tensors by timm's names. The mask token is left out: timm has none.
+    """Convert a backbone's parameters, scanned or not, to tensors by timm's names. The mask token is dropped: timm has none.
 
-    Raises InteropError with all parameters that are missing, unknown or of another shape.
+    Raises InteropError with all parameters that are missing, unknown or misshapen.
     """
     params = unstack_blocks(params)
     return to_theirs(params, lines(architecture_of_params(params)), ignore=_OURS_ALONE)
 
 
 def from_timm(tensors: Tensors, *, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Tensors by timm's names -> a backbone's parameters (unrolled blocks). `ignore`: patterns of names that may be left over.
+    """Convert tensors by timm's names to a backbone's parameters (unrolled blocks). `ignore`: patterns of names that may be unused.
 
-    Raises InteropError with all names that are missing, left over or of another shape: layer scale, registers or a
-    classifier are refused unless expressly ignored, since leaving them out changes what the network computes.
+    Raises InteropError with all names that are missing, unused or misshapen. Dropping layer scale, registers or a classifier
+    changes what the network computes, so none of these is dropped unless `ignore` allows it.
     """
     return to_ours(tensors, lines(architecture_of(tensors, heads=1)), ignore=ignore)
 
 
 def architecture_of(tensors: Tensors, *, heads: int) -> Architecture:
-    """Sizes read off tensors by timm's names. The number of heads leaves no trace in them and must be told.
+    """Read the sizes off tensors by timm's names. They do not show the number of heads, so the caller states it.
 
     Raises InteropError where the tensors are not those of a ViT, or the width is not divisible by `heads`.
     """
@@ -89,7 +93,7 @@ def architecture_of(tensors: Tensors, *, heads: int) -> Architecture:
 
 
 def architecture_of_params(params: Tree, *, heads: int = 1) -> Architecture:
-    """Sizes read off our own parameters with unrolled blocks; raises as `architecture_of` does."""
+    """Read the sizes off our own parameters with unrolled blocks; raises as `architecture_of` does."""
     named = {key: value for key, value in params.items() if not isinstance(value, Mapping)}
     named |= {key: np.zeros(0) for key in params if key.startswith("blocks_")}
     kernel = params.get("patch_embed", {}).get("proj", {}).get("kernel")
@@ -98,12 +102,12 @@ def architecture_of_params(params: Tree, *, heads: int = 1) -> Architecture:
 
 
 def read_sizes(named: Tensors, names: tuple[str, str, str], block: str, heads: int, axes: tuple[int, int]) -> Architecture:
-    """Sizes read off a ViT's tensors of any naming; raises as `architecture_of` does.
+    """Read the sizes off a ViT's tensors of any naming; raises as `architecture_of` does.
 
     Args:
-      names: what the cls token, the position embedding and the patch convolution's kernel are called.
-      block: pattern that matches at the start of a block's names and captures its number.
-      axes: where the kernel has its patch side and its input channels.
+      names: of the cls token, the position embedding and the patch convolution's kernel.
+      block: pattern that matches the start of a block's names and captures its number.
+      axes: of the kernel: the axis of the patch side and that of the input channels.
     """
     ranks = dict(zip(names, (3, 3, 4), strict=True))
     wrong = [name for name in names if name not in named or np.ndim(named[name]) != ranks[name]]
@@ -111,9 +115,8 @@ def read_sizes(named: Tensors, names: tuple[str, str, str], block: str, heads: i
         some = ", ".join(list(named)[:5]) or "nothing"
         raise InteropError(f"not the parameters of a ViT: no {', '.join(wrong)} of the right rank; found {some}, ...")
     cls, positions, kernel = (named[name] for name in names)
-    width, side = cls.shape[-1], int((positions.shape[1] - 1) ** 0.5)
-    if side * side + 1 != positions.shape[1]:
-        raise InteropError(f"{names[1]}: found {positions.shape[1]} slots, expected 1 (cls) + a square number")
+    width, slots = cls.shape[-1], positions.shape[1]
+    side = _square_root(names[1], slots)
     if heads < 1 or width % heads:
         raise InteropError(f"heads: found {heads}, expected a divisor of the width {width}")
     depth = 1 + max((int(match[1]) for name in named if (match := re.match(block, name))), default=-1)
@@ -121,8 +124,21 @@ def read_sizes(named: Tensors, names: tuple[str, str, str], block: str, heads: i
     return Architecture(width, depth, heads, patch, side * patch, kernel.shape[axes[1]])
 
 
+def _square_root(name: str, slots: int) -> int:
+    """The side of the patch grid that a position embedding of so many slots was made for."""
+    side = math.isqrt(max(slots - 1, 0))
+    if side * side + 1 == slots:
+        return side
+    reason = ""
+    if math.isqrt(slots) ** 2 == slots:
+        reason = f": these are {math.isqrt(slots)} x {math.isqrt(slots)} positions without one for the cls token (as timm's no_embed_class)"
+    elif math.isqrt(slots - 2) ** 2 == slots - 2:
+        reason = ": two more than a square, as with a distillation token (DeiT)"
+    raise InteropError(f"{name}: found {slots} slots, expected 1 (cls) + a square number{reason}")
+
+
 def unstack_blocks(params: Tree) -> dict[str, Any]:
-    """`blocks/...` with a leading depth axis (scan) -> blocks_0/..., blocks_1/...; other parameters as they are."""
+    """Replace `blocks/...` with a leading depth axis (scan) by blocks_0/..., blocks_1/...; other parameters stay as they are."""
     if "blocks" not in params:
         return dict(params)
     depth = params["blocks"]["norm1"]["scale"].shape[0]

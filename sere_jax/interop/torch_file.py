@@ -1,9 +1,8 @@
-"""PyTorch's own files. The only place that knows torch, which is imported when such a file is opened and not before."""
+"""PyTorch's own files. The only module that knows torch, which is imported when such a file is opened and not before."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,27 @@ import ml_dtypes
 import numpy as np
 
 from sere_jax.interop.tables import Tensors
+from sere_jax.writing import replacing
 
 ENDINGS = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 
 LEFT = "left"  # the metadata key for what was not read
 _ABOUT = "sere_jax"
-_WRAPPERS = ("state_dict", "model")  # dictionaries that hold one network and add nothing to its names
+_WRAPPERS = ("state_dict", "model")  # dictionaries that hold one network; names inside them get no prefix
 _NOT_WEIGHTS = ("optimizer", "scaler", "fp16_scaler", "lr_scheduler", "amp")
 
 
 class TorchFileError(ValueError):
-    """A file that PyTorch wrote cannot be read, or there is no PyTorch."""
+    """A file that PyTorch wrote cannot be read, or PyTorch is not installed."""
 
 
 def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a file by their path of names, `teacher.backbone.norm.weight`, and its metadata.
+    """Read the tensors of a file by their path of names, `teacher.backbone.norm.weight`, and its metadata.
 
-    Metadata are what `write_torch` was told, and under `left` the names of what was not read.
+    Metadata are what `write_torch` was given, and under `left` the names of what was not read.
 
-    Nested dictionaries are joined by dots, but for `state_dict` and `model`. Optimizers, numbers and arguments are left.
-    Only data is read, never code (`weights_only`); `argparse.Namespace`, in which DINO and iBOT keep their arguments, is allowed.
+    Names of nested dictionaries are joined by dots, except `state_dict` and `model`. Optimizers, numbers and arguments are not read.
+    Only data is read, never code (`weights_only`); `argparse.Namespace`, in which DINO and iBOT store their arguments, is allowed.
     Raises TorchFileError on anything else, with the reason.
     """
     try:
@@ -40,10 +40,10 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise TorchFileError("PyTorch is needed to read it: pip install torch, or convert it to .safetensors elsewhere") from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle of code, a zip file cut short, an HTML page: whatever torch raises on those
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle of code, a truncated zip file, an HTML page: torch raises many types on those
         raise TorchFileError(" ".join(str(error).split())[:400] or type(error).__name__) from error
-    about = loaded.pop(_ABOUT, {}) if isinstance(loaded, dict) else {}
+    about = content.pop(_ABOUT, {}) if isinstance(content, dict) else {}
     tensors: dict[str, np.ndarray] = {}
     left: list[str] = []
 
@@ -58,12 +58,12 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         else:
             left.append(name)
 
-    walk(loaded, "")
+    walk(content, "")
     return tensors, {**about, LEFT: left}
 
 
 def write_torch(path: Path, networks: Mapping[str, Tensors], about: Mapping[str, Any]) -> None:
-    """Write {network: tensors by name} as `torch.save` does, and `about` (text, numbers, dictionaries of them) beside them.
+    """Write {network: tensors by name} as `torch.save` does, with `about` (texts, numbers, dictionaries of them) beside them.
 
     Raises TorchFileError without PyTorch.
     """
@@ -78,6 +78,6 @@ def write_torch(path: Path, networks: Mapping[str, Tensors], about: Mapping[str,
         return torch.from_numpy(copy).view(torch.bfloat16) if half else torch.from_numpy(copy)
 
     content = {network: {name: tensor(array) for name, array in tensors.items()} for network, tensors in networks.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save({**content, _ABOUT: dict(about)}, partial)
-    os.replace(partial, path)
+    # An open file, not its name: torch would store the name, and the same weights would make different bytes.
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({**content, _ABOUT: dict(about)}, file)

@@ -22,8 +22,8 @@ Remat = Literal["none", "dots", "full"]
 Positions = Literal["learned", "sincos_rows", "sincos_columns"]
 
 
-def _layer_norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
+def _layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 class PatchProjection(nn.Module):
@@ -100,12 +100,15 @@ class Block(nn.Module):
     heads: int
     dtype: Any
     init_rule: str = "normal"
+    norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"], keep: Float[jax.Array, "b 2"] | None) -> tuple[Any, Any]:
-        attended, attention = Attention(self.heads, self.dtype, self.init_rule, name="attn")(_layer_norm("norm1")(x).astype(self.dtype))
+        normed = _layer_norm("norm1", self.norm_eps)(x).astype(self.dtype)
+        attended, attention = Attention(self.heads, self.dtype, self.init_rule, name="attn")(normed)
         x = x + _scaled(attended, keep, 0)
-        x = x + _scaled(Mlp(self.dtype, self.init_rule, name="mlp")(_layer_norm("norm2")(x).astype(self.dtype)), keep, 1)
+        normed = _layer_norm("norm2", self.norm_eps)(x).astype(self.dtype)
+        x = x + _scaled(Mlp(self.dtype, self.init_rule, name="mlp")(normed), keep, 1)
         return x, attention
 
 
@@ -141,6 +144,7 @@ class ViT(nn.Module):
     mask_token: bool = False
     init_rule: str = "normal"  # models/init.py
     positions: Positions = "learned"  # the other two are tables that training does not move
+    norm_eps: float = 1e-6  # LayerNorm's epsilon; Hugging Face's ViTs have others
 
     @nn.compact
     def __call__(
@@ -170,7 +174,7 @@ class ViT(nn.Module):
             collected, last_attention = dict[int, jax.Array](), None
         else:
             x, collected, last_attention = self._unrolled(x, keep, layers)
-        normed = _layer_norm("norm")(x)
+        normed = _layer_norm("norm", self.norm_eps)(x)
         patches, patches_prenorm = (tokens[:, 1:].reshape(x.shape[0], *grid, -1) for tokens in (normed, x))
         return Features(normed[:, 0], patches, patches_prenorm, tuple(collected[i] for i in layers), last_attention if attention else None)
 
@@ -199,7 +203,8 @@ class ViT(nn.Module):
         block_type = _rematerialised(Block, self.remat, scanned=False)
         collected, attention = {}, None
         for i in range(self.depth):
-            x, attention = block_type(self.heads, self.dtype, self.init_rule, name=f"blocks_{i}")(x, None if keep is None else keep[:, i])
+            block = block_type(self.heads, self.dtype, self.init_rule, self.norm_eps, name=f"blocks_{i}")
+            x, attention = block(x, None if keep is None else keep[:, i])
             if i in layers:
                 collected[i] = x
         return x, collected, attention
@@ -212,7 +217,7 @@ class ViT(nn.Module):
             in_axes=nn.broadcast if keep is None else 1,
             length=self.depth,
         )
-        return scanned(self.heads, self.dtype, self.init_rule, name="blocks")(x, keep)[0]
+        return scanned(self.heads, self.dtype, self.init_rule, self.norm_eps, name="blocks")(x, keep)[0]
 
 
 def _rematerialised(block: type[nn.Module], remat: Remat, *, scanned: bool) -> Any:

@@ -1,1 +1,1 @@
-"""Any checkpoint as trees of NumPy arrays, and what is made of them."""
+"""Reading any checkpoint: as NumPy trees, as the start of a run, and as a backbone to call."""

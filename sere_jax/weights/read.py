@@ -1,8 +1,7 @@
-"""The weights of any checkpoint, ours or others', as NumPy trees with all that using and exporting them needs. No device."""
+"""Read the weights of any checkpoint, ours or others', as NumPy trees with what using and exporting them needs. No device is used."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,9 @@ from ml_collections import ConfigDict
 from sere_jax.build import pretraining
 from sere_jax.config.saved import completed
 from sere_jax.data.images.reading import BY_TYPE, ValueRange
-from sere_jax.interop import resnet, timm
+from sere_jax.interop import formats, hf_config, resnet, timm
 from sere_jax.interop.files import READABLE, FileError, read_tensors
-from sere_jax.interop.formats import TITLES, Imported, describe, import_network, networks_in
-from sere_jax.interop.relation import Names
-from sere_jax.interop.tables import InteropError
+from sere_jax.interop.tables import InteropError, flatten, nest
 from sere_jax.interop.torch_file import LEFT
 from sere_jax.models.resnet import ResNet
 from sere_jax.ops.resize import bicubic_matrix
@@ -42,13 +39,24 @@ class Preprocess(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """One network: its backbone's parameters (NumPy, unrolled blocks) and heads, and what was told of it."""
+    """One network: parameters of its backbone (NumPy, unrolled blocks) and heads, and what is known about it."""
 
     params: dict[str, Any]  # {"backbone": ...} and the heads by name
-    batch_stats: dict[str, Any]  # running statistics of the heads that have any, and of a ResNet under "backbone"
+    batch_stats: dict[str, Any]  # running statistics of the heads that have some, and of a ResNet under "backbone"
     architecture: timm.Architecture | resnet.Sizes
     preprocess: Preprocess
-    about: dict[str, Any]  # source, network, step, config; of files also format, and report: what was recognised, taken and left
+    about: dict[str, Any]  # source, network, step, config; of files also format; report: what was recognised, taken and left
+
+
+class _Choice(NamedTuple):
+    """What the caller asked for; `read_weights` explains each."""
+
+    network: str
+    step: int | None
+    heads: int
+    with_heads: bool
+    norm_last_layer: bool | None
+    ignore: tuple[str, ...]
 
 
 def read_weights(
@@ -60,50 +68,41 @@ def read_weights(
     image_size: int = 0,
     with_heads: bool = True,
     norm_last_layer: bool | None = None,
-    relation_names: Names | None = None,
     ignore: Iterable[str] = (),
 ) -> Weights:
-    """What `load_backbone`, the export and `init_from` read.
+    """Read what `load_backbone`, the export and `init_from` need.
 
     Args:
       source: a run's workdir, its `checkpoints` directory or one step in it; a directory that `transformers` reads; a file.
       network, step, heads, ignore: as `load_backbone` takes them.
-      image_size: pixels a side that the position embedding is resized to; 0: as it is stored.
-      with_heads: False: heads are left in the file, whatever they are like.
-      norm_last_layer, relation_names: as `interop.dino.read_dino` takes them.
+      image_size: pixels a side to resize the position embedding to; 0: it stays.
+      with_heads: False: heads of a file are not read, whatever they are like.
+      norm_last_layer: as `interop.dino.read_dino` takes it.
 
     Raises CheckpointError, FileError and InteropError as `load_backbone` does.
     """
-    path = _file_of(source)
-    if path.is_dir():
-        return _resized(_from_checkpoint(path, network, step), image_size)
-    tensors, metadata = read_tensors(path)
-    held = metadata.get("network", "")
-    if network and held not in ("", "both", network):
-        raise InteropError(f"{path}: network: found {network!r}, expected {held!r}, the one that the file holds")
-    if norm_last_layer is None:
-        norm_last_layer = _told_by_config(metadata)
-    there = networks_in(tensors)
-    chosen = network or (held if held in NETWORKS else "") or ("teacher" if "teacher" in there or not there else there[0])
-    imported = import_network(
-        tensors,
-        network=chosen,
-        with_heads=with_heads,
-        norm_last_layer=norm_last_layer,
-        relation_names=relation_names,
-        ignore=ignore,
-    )
-    return _resized(_weights(path, imported, metadata, chosen if network or held or there else "", heads), image_size)
+    path = _path_of(source)
+    patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    choice = _Choice(network, step, heads, with_heads, norm_last_layer, patterns)
+    if network and network not in NETWORKS:
+        raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
+    for name, number in (("heads", heads), ("image_size", image_size)):
+        if number < 0:
+            raise InteropError(f"{name}: found {number}, expected a whole number of at least 0")
+    try:
+        return _resized(_from_checkpoint(path, choice) if path.is_dir() else _from_file(path, choice), image_size)
+    except InteropError as error:
+        raise InteropError(f"{path}: {error}") from error
 
 
 def networks_of(source: str | Path) -> tuple[str, ...]:
-    """The networks that a checkpoint or a file tells apart: () where there is one, without a name.
+    """The networks that a checkpoint or a file tells apart; () where it holds one network without a name.
 
-    Raises FileError where it is not there or of no known kind, and CheckpointError for a directory without checkpoints.
+    Raises FileError where the source is missing or of unknown kind, and CheckpointError for a directory without checkpoints.
     """
-    path = _file_of(source)
+    path = _path_of(source)
     if not path.is_dir():
-        return networks_in(read_tensors(path)[0])
+        return formats.networks_in(read_tensors(path)[0])
     return tuple(network for network, (field, _) in NETWORKS.items() if holds(path, field))
 
 
@@ -114,67 +113,82 @@ def part(state: Any, path: str) -> Any:
     return state
 
 
-def _file_of(source: str | Path) -> Path:
+def _path_of(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path / HF_FILE if (path / HF_FILE).is_file() else path
     if not path.name.endswith(READABLE):
-        raise FileError(f"{path}: expected a workdir, a directory of checkpoints, or a file {' '.join(READABLE)}; {_seen(path)}")
+        seen = f"found a file that ends in {path.suffix!r}" if path.exists() else "it does not exist"
+        raise FileError(f"{path}: expected a workdir, a directory of checkpoints, or a file {' '.join(READABLE)}; {seen}")
     return path
 
 
 def architecture(config: ConfigDict) -> timm.Architecture | resnet.Sizes:
     """The sizes of the config's backbone."""
-    found = pretraining.backbone(config)
-    if isinstance(found, ResNet):
-        return resnet.Sizes(found.stem, found.stages, found.in_channels, found.image_size)
-    return timm.Architecture(found.width, found.depth, found.heads, found.patch_size, found.image_size, found.in_channels)
+    module = pretraining.backbone(config)
+    if isinstance(module, ResNet):
+        return resnet.Sizes(module.stem, module.stages, module.in_channels, module.image_size)
+    return timm.Architecture(
+        module.width, module.depth, module.heads, module.patch_size, module.image_size, module.in_channels, module.norm_eps
+    )
 
 
 def preprocess(config: ConfigDict) -> Preprocess:
-    """How images are prepared for a network that was trained with the config: squares, as large as the longer side of its global crops."""
+    """How images are prepared for a network trained with the config: squares as large as the longer side of its global crops."""
     size = config.eval.size or pretraining.backbone(config).image_size
     mean, std = tuple(config.photometry.mean), tuple(config.photometry.std)
     value_range = tuple(config.data.value_range)
     return Preprocess(size, config.eval.resize or size * 256 // 224, mean, std, value_range=value_range)
 
 
-def _seen(path: Path) -> str:
-    return f"found a file that ends in {path.suffix!r}" if path.exists() else "it does not exist"
-
-
-def _from_checkpoint(path: Path, network: str, step: int | None) -> Weights:
-    config = completed(read_config(path, step))
-    network = network or pretraining.recipe(config).eval_network
-    if network not in NETWORKS:
-        raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
+def _from_checkpoint(path: Path, choice: _Choice) -> Weights:
+    config = completed(read_config(path, choice.step))
+    network = choice.network or pretraining.recipe(config).eval_network
     field, statistics = NETWORKS[network]
-    if not holds(path, field, step):
+    if not holds(path, field, choice.step):
         raise CheckpointError(f"{path}: found no {network} in the checkpoint; expected network={' or '.join(networks_of(path))}")
-    state, step = read_state(path, step, only=(field, statistics) if holds(path, statistics, step) else (field,))
-    params = dict(part(state, field))
+    only = (field, statistics) if holds(path, statistics, choice.step) else (field,)
+    state, step = read_state(path, choice.step, only=only)
+    params, left = _without_ignored(part(state, field), choice.ignore)
+    batch_stats, _ = _without_ignored(part(state, statistics), choice.ignore)
     if "backbone" not in params:
         raise CheckpointError(f"{path}, step {step}: the {network} has no backbone; found {', '.join(sorted(params))}")
     params["backbone"] = timm.unstack_blocks(params["backbone"])
+    sizes = architecture(config)
+    _heads(choice.heads, 0 if isinstance(sizes, resnet.Sizes) else sizes.heads, "which the run's config states")
     about = {"source": str(path), "network": network, "step": step, "config": config.to_dict()}
-    return Weights(params, part(state, statistics), architecture(config), preprocess(config), about)
+    report = [f"left         {name}" for name in left] + _unmatched([*flatten(part(state, field))], choice.ignore)
+    return Weights(params, batch_stats, sizes, preprocess(config), about | ({"report": report} if report else {}))
 
 
-def _told_by_config(metadata: Mapping[str, Any]) -> bool | None:
-    """Whether the prototypes of one of our own files have lengths: that they are all 1 does not say that they are fixed."""
-    return (metadata.get("config") or {}).get("head", {}).get("norm_last_layer")
+def _without_ignored(tree: Mapping[str, Any], patterns: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    if not patterns:
+        return dict(tree), ()
+    named, left = formats.leave_out(flatten(tree), patterns)
+    return nest(named), left
 
 
-def _weights(path: Path, imported: Imported, metadata: Mapping[str, Any], network: str, heads: int) -> Weights:
-    beside = _beside(path) if imported.format == "hf_vit" else {}
-    saved = metadata.get("architecture", {}).get("heads", 0) or beside.get("num_attention_heads", 0)
-    sizes: timm.Architecture | resnet.Sizes
-    if "conv1" in imported.params["backbone"]:
-        sizes = resnet.sizes_of_params(imported.params["backbone"], metadata.get("architecture", {}).get("image_size", 224))
-    else:
-        sizes = timm.architecture_of_params(imported.params["backbone"], heads=_heads(path, heads, saved, imported))
-    prepared = metadata.get("preprocess")
+def _unmatched(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    """Lines on patterns that match nothing: one list may serve several checkpoints, so this is not an error."""
+    return [f"ignore       {pattern!r} matches no tensor" for pattern in formats.unmatched(names, patterns)]
+
+
+def _from_file(path: Path, choice: _Choice) -> Weights:
+    tensors, metadata = read_tensors(path)
+    stored = metadata.get("network", "")
+    if choice.network and stored not in ("", "both", choice.network):
+        raise InteropError(f"network: found {choice.network!r}, expected {stored!r}, the one that the file holds")
+    network = choice.network or (stored if stored in NETWORKS else formats.evaluated_network(tensors))
+    norm_last_layer = choice.norm_last_layer
+    if norm_last_layer is None:  # of our own files: lengths that are all 1 may still be trained
+        norm_last_layer = (metadata.get("config") or {}).get("head", {}).get("norm_last_layer")
+    imported = formats.import_network(
+        tensors, network=network, with_heads=choice.with_heads, norm_last_layer=norm_last_layer, ignore=choice.ignore
+    )
     imported = imported._replace(left=(*imported.left, *metadata.get(LEFT, ())))
+    network = network if choice.network or stored or formats.networks_in(tensors) else ""
+    sizes, notes = _sizes(path, imported, metadata, choice.heads)
+    prepare, more = _preprocess(path, imported, metadata, sizes)
     about = {
         "source": str(path),
         "network": network,
@@ -182,42 +196,73 @@ def _weights(path: Path, imported: Imported, metadata: Mapping[str, Any], networ
         "config": metadata.get("config", {}),
         "format": imported.format,
         "licence": metadata.get("licence", ""),
-        "report": describe(imported, network),
+        "report": [*formats.describe(imported, network), *_unmatched([*tensors], choice.ignore), *notes, *more],
     }
-    prepare = _preprocess(prepared) if prepared else _imagenet(sizes.image_size)
     return Weights(imported.params, imported.batch_stats, sizes, prepare, about)
 
 
-def _beside(path: Path) -> dict[str, Any]:
-    """The `config.json` that Hugging Face keeps beside its weights, {} where there is none."""
-    try:
-        return json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+def _sizes(
+    path: Path, imported: formats.Imported, metadata: Mapping[str, Any], heads: int
+) -> tuple[timm.Architecture | resnet.Sizes, list[str]]:
+    """The sizes of a file's network, with what its metadata or the JSON files beside it state; lines on what was assumed."""
+    params, recorded = imported.params["backbone"], metadata.get("architecture", {})
+    if "conv1" in params:
+        _heads(heads, 0, "since a ResNet has no attention")
+        return resnet.sizes_of_params(params, recorded.get("image_size", 224)), []
+    sizes = timm.architecture_of_params(params)
+    stated = hf_config.Stated(recorded.get("heads", 0), recorded.get("norm_eps", timm.NORM_EPS))
+    notes = []
+    if imported.format == "hf_vit":
+        config = hf_config.read_json(path.parent / hf_config.CONFIG)
+        if config or not recorded:
+            stated = hf_config.stated(config, sizes)
+        if not config and not recorded:
+            notes.append(f"assumed      LayerNorm epsilon {stated.norm_eps:g}, transformers' default: no {hf_config.CONFIG} is beside it")
+    if stated.heads:
+        _heads(heads, stated.heads, "which the file states")
+    elif imported.heads:
+        _heads(heads, imported.heads, f"as the ViTs of {formats.TITLES[imported.format]} have")
+    elif not heads:
+        raise InteropError(
+            "heads: unknown, since tensors do not show it; expected heads=N. "
+            f"timm's, DINO's and iBOT's ViTs of width {sizes.width} have {max(sizes.width // 64, 1)}, MoCo v3's ViT-S has 12"
+        )
+    number = stated.heads or imported.heads or heads
+    if sizes.width % number:
+        raise InteropError(f"heads: found {number}, expected a divisor of the width {sizes.width}")
+    return sizes._replace(heads=number, norm_eps=stated.norm_eps), notes
 
 
-def _heads(path: Path, heads: int, saved: int, imported: Imported) -> int:
-    if heads and saved and heads != saved:
-        raise InteropError(f"{path}: heads: found {heads}, expected {saved}, which the file says itself")
-    if heads and not saved and imported.heads not in (0, heads):
-        raise InteropError(f"{path}: heads: found {heads}, expected {imported.heads}, as the ViTs of {TITLES[imported.format]} have")
-    if heads or saved or imported.heads:
-        return heads or saved or imported.heads
-    width = imported.params["backbone"]["cls_token"].shape[-1]
-    raise InteropError(
-        f"{path}: heads: unknown, since tensors do not show it; expected heads=N. "
-        f"timm's, DINO's and iBOT's ViTs of width {width} have {max(width // 64, 1)}, MoCo v3's ViT-S has 12"
-    )
+def _heads(found: int, expected: int, reason: str) -> None:
+    if found not in (0, expected):
+        raise InteropError(f"heads: found {found}, expected {expected}, {reason}")
 
 
-def _preprocess(saved: Mapping[str, Any]) -> Preprocess:
-    value_range = tuple(saved.get("value_range", BY_TYPE))
-    return Preprocess(saved["size"], saved["resize"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"], value_range)
+def _preprocess(
+    path: Path, imported: formats.Imported, metadata: Mapping[str, Any], sizes: timm.Architecture | resnet.Sizes
+) -> tuple[Preprocess, list[str]]:
+    """How a file's images are prepared: as its metadata says, else the JSON beside it, else as ImageNet's models are evaluated."""
+    saved = metadata.get("preprocess")
+    if saved:
+        value_range = tuple(saved.get("value_range", BY_TYPE))
+        mean, std = tuple(saved["mean"]), tuple(saved["std"])
+        return Preprocess(saved["size"], saved["resize"], mean, std, saved["interpolation"], value_range), []
+    size, channels = sizes.image_size, sizes.in_channels
+    content = hf_config.read_json(path.parent / hf_config.PREPROCESSOR) if imported.format == "hf_vit" else {}
+    if content:
+        asked = hf_config.preparation(content, size, channels)
+        lines = [f"images       {note}" for note in asked.notes]
+        if (asked.mean, asked.std) != (IMAGENET_MEAN, IMAGENET_STD):
+            lines.append(f"images       normalised with mean {_numbers(asked.mean)}, std {_numbers(asked.std)}")
+        return Preprocess(asked.size, asked.resize, asked.mean, asked.std), lines
+    if channels == len(IMAGENET_MEAN):
+        return Preprocess(size, size * 256 // 224), []
+    half = (0.5,) * channels
+    return Preprocess(size, size * 256 // 224, half, half), [f"assumed      mean and std 0.5 of each of the {channels} channels"]
 
 
-def _imagenet(size: int) -> Preprocess:
-    """What timm's, DINO's, iBOT's and SERE's ImageNet models are evaluated with, for files that say nothing."""
-    return Preprocess(size, size * 256 // 224)
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _resized(weights: Weights, image_size: int) -> Weights:
@@ -225,7 +270,7 @@ def _resized(weights: Weights, image_size: int) -> Weights:
     if image_size in (0, sizes.image_size):
         return weights
     prepare = weights.preprocess._replace(size=image_size, resize=image_size * 256 // 224)
-    if isinstance(sizes, resnet.Sizes):  # no positions to resize
+    if isinstance(sizes, resnet.Sizes):  # it has no positions to resize
         return weights._replace(architecture=sizes._replace(image_size=image_size), preprocess=prepare)
     if image_size % sizes.patch_size:
         raise InteropError(f"image_size: found {image_size}, expected a multiple of the patch size {sizes.patch_size}")
@@ -238,10 +283,10 @@ def _resized(weights: Weights, image_size: int) -> Weights:
 
 
 def resize_positions(embedding: np.ndarray, side: int) -> np.ndarray:
-    """A stored position embedding [1, 1 + s*s, d] for another patch grid, side x side; the cls slot stays.
+    """Resize a stored position embedding [1, 1 + s*s, d] to a patch grid of side x side; the cls slot stays.
 
-    PyTorch's bicubic interpolation by the plain ratio side / s, as iBOT prepares checkpoints for larger images. (What a ViT
-    does by itself with images of another size is DINO's rule, `ops.resize.resize_position_embedding`.)
+    PyTorch's bicubic interpolation at the plain ratio side / s, as iBOT prepares checkpoints for larger images. (A ViT that sees
+    images of another size resizes by DINO's rule, `ops.resize.resize_position_embedding`.)
     """
     stored = round((embedding.shape[1] - 1) ** 0.5)
     matrix = bicubic_matrix(stored, side, offset=0.0).astype(np.float64)

@@ -1,7 +1,7 @@
-"""The first state of a run that starts from somebody's weights: `init_from`, backbone and heads of student and teacher.
+"""Start a run from weights (`init_from`): backbone and heads of student and teacher at step 0.
 
-Read and held against the config before anything compiles. What the source does not hold starts as usual: heads that it lacks,
-the optimizer's moments, the centers, the step.
+The weights are read and checked against the config before anything compiles. What the source lacks starts as usual: missing
+heads, the optimizer's moments, the centers, the step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
@@ -27,34 +28,35 @@ MASK_TOKEN = "mask_token"
 
 
 class WarmStart(NamedTuple):
-    """Arrays for leaves of the state by their paths (`params/backbone/norm/scale`), and what was taken, as lines."""
+    """Arrays for leaves of the state by their paths (`params/backbone/norm/scale`), and a report of what was taken, as lines."""
 
     leaves: Mapping[str, np.ndarray]
     report: tuple[str, ...]
 
 
 def read(config: ConfigDict, abstract_state: State) -> WarmStart:
-    """The weights of `init_from` for the state of the config.
+    """Read the weights of `init_from` for the state of the config.
 
-    A source that holds one network gives it to student and teacher alike; one that holds both gives each its own.
-    Raises ConfigError: the source is missing, damaged, or does not fit; everything that does not fit is listed.
+    A source with one network gives it to student and teacher alike; a source with both gives each its own.
+    Raises ConfigError where the source is missing, damaged, or does not fit; every misfit is listed.
     """
     try:
-        there = networks_of(config.init_from)
-        found = {network: _weights(config, network if network in there else "") for network in NETWORKS}
+        networks = networks_of(config.init_from)
+        sources = {network: _weights(config, network if network in networks else "") for network in NETWORKS}
         leaves: dict[str, np.ndarray] = {}
-        report = []
-        for network, weights in found.items():
+        report: list[str] = []
+        for network, weights in sources.items():
             field, statistics = NETWORKS[network]
-            if not part(abstract_state, field):  # a method without a teacher
+            wanted = part(abstract_state, field)
+            if not wanted:  # a method without a teacher
                 continue
             if network == "teacher":
-                weights = weights._replace(params=without(weights.params, pretraining.recipe(config).student_only))
-            taken, lines = _taken(weights, part(abstract_state, field), config)
-            leaves |= {f"{field}/{name}": value for name, value in taken.items()}
-            found_statistics = _statistics(weights, part(abstract_state, statistics), config)
-            leaves |= {f"{statistics}/{name}": value for name, value in found_statistics.items()}
-            report += [*weights.about.get("report", ()), *lines] if network == "student" or there else []
+                weights = _of_teacher(weights, sources["student"], config)
+            params, lines = _taken(weights, wanted, config)
+            stats = _statistics(weights, part(abstract_state, statistics), config)
+            leaves |= {f"{field}/{path}": value for path, value in params.items()}
+            leaves |= {f"{statistics}/{path}": value for path, value in stats.items()}
+            report += [*weights.about.get("report", ()), *lines] if network == "student" or networks else []
         return WarmStart(leaves, tuple(dict.fromkeys(report)))
     except (CheckpointError, FileError, InteropError) as error:
         raise ConfigError([f"init_from: found {config.init_from!r}: {error}"]) from error
@@ -68,7 +70,7 @@ def begin(state: State, start: WarmStart) -> State:
         if new is None:
             return old
         whole = np.asarray(new, old.dtype)
-        # Every process holds the whole array and gives its devices their parts of it.
+        # Every process holds the whole array and gives each of its devices its part.
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: whole[index])
 
     return jax.tree_util.tree_map_with_path(replaced, state)
@@ -82,51 +84,62 @@ def _weights(config: ConfigDict, network: str) -> Weights:
         image_size=pretraining.backbone(config).image_size if config.init_resize else 0,
         norm_last_layer=config.head.norm_last_layer,
         with_heads=config.init_heads,
+        ignore=config.init_ignore.split(),
     )
 
 
+def _of_teacher(weights: Weights, student: Weights, config: ConfigDict) -> Weights:
+    """Without the parts that only a student has; with the student's mask token, which files of iBOT and SERE store for it alone."""
+    params = without(weights.params, pretraining.recipe(config).student_only)
+    if MASK_TOKEN in student.params["backbone"] and MASK_TOKEN not in params["backbone"]:
+        params = params | {"backbone": params["backbone"] | {MASK_TOKEN: student.params["backbone"][MASK_TOKEN]}}
+    return weights._replace(params=params)
+
+
 def _taken(weights: Weights, wanted: PyTree, config: ConfigDict) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The parameters of one network that the source has and the state wants; lines on what either has alone."""
-    own = dict(weights.params)
-    lines = []
-    fresh_token = MASK_TOKEN in wanted["backbone"] and MASK_TOKEN not in own["backbone"]
-    if MASK_TOKEN in own["backbone"] and MASK_TOKEN not in wanted["backbone"]:
-        own["backbone"] = {name: value for name, value in own["backbone"].items() if name != MASK_TOKEN}
+    """One network's parameters that both the source and the state have; lines on what only one of them has."""
+    params, lines = dict(weights.params), _norm_lines(weights, config)
+    random_token = MASK_TOKEN in wanted["backbone"] and MASK_TOKEN not in params["backbone"]
+    if MASK_TOKEN in params["backbone"] and MASK_TOKEN not in wanted["backbone"]:
+        params["backbone"] = {name: value for name, value in params["backbone"].items() if name != MASK_TOKEN}
         lines.append("left         mask_token: nothing is masked in this run")
     if config.model.scan_blocks:
-        own["backbone"] = timm.stack_blocks(own["backbone"])
+        params["backbone"] = timm.stack_blocks(params["backbone"])
     heads = [name for name in wanted if name != "backbone"]
-    taken_heads = [name for name in heads if name in own and config.init_heads]
-    chosen = tables.flatten({name: own[name] for name in ("backbone", *taken_heads)})
-    shapes = {name: leaf.shape for name, leaf in _named({name: wanted[name] for name in ("backbone", *taken_heads)}).items()}
-    if fresh_token:
+    taken_heads = [name for name in heads if name in params and config.init_heads]
+    arrays = tables.flatten({name: params[name] for name in ("backbone", *taken_heads)})
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(wanted, sep="/").items() if path.split("/")[0] in ("backbone", *taken_heads)}
+    if random_token:
         del shapes[f"backbone/{MASK_TOKEN}"]
-    _check(chosen, shapes, config)
-    fresh = [name for name in heads if name not in taken_heads] + ["mask_token"] * fresh_token
-    left = [name for name in own if name != "backbone" and name not in taken_heads]
-    lines += [f"at random    {', '.join(fresh)}"] * bool(fresh) + [f"left         {', '.join(left)}"] * bool(left)
-    return chosen, lines
+    _check(arrays, shapes)
+    random = [name for name in heads if name not in taken_heads] + [MASK_TOKEN] * random_token
+    left = [name for name in params if name != "backbone" and name not in taken_heads]
+    lines += [f"at random    {', '.join(random)}"] * bool(random) + [f"left         {', '.join(left)}"] * bool(left)
+    return arrays, lines
+
+
+def _norm_lines(weights: Weights, config: ConfigDict) -> list[str]:
+    sizes, eps = weights.architecture, getattr(pretraining.backbone(config), "norm_eps", None)
+    if not isinstance(sizes, timm.Architecture) or eps in (None, sizes.norm_eps):
+        return []
+    return [f"changed      LayerNorm epsilon: {sizes.norm_eps:g} in the source, {eps:g} in this run"]
 
 
 def _statistics(weights: Weights, wanted: PyTree, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Running statistics of a ResNet and of the heads that both sides have, as far as they are stored."""
-    own = tables.flatten({name: value for name, value in weights.batch_stats.items() if config.init_heads or name == "backbone"})
-    return {name: own[name] for name, leaf in _named(wanted).items() if name in own and own[name].shape == leaf.shape}
+    """The running statistics, of a ResNet and of heads, that both sides have in the same shape."""
+    stored = tables.flatten({name: value for name, value in weights.batch_stats.items() if config.init_heads or name == "backbone"})
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(wanted, sep="/").items()}
+    return {path: value for path, value in stored.items() if shapes.get(path) == value.shape}
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _check(chosen: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], config: ConfigDict) -> None:
+def _check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
     try:
-        tables.check(chosen, shapes)
+        tables.check(arrays, shapes)
     except InteropError as error:
         positions = "backbone/pos_embed"
         advice = []
-        if positions in chosen and positions in shapes and chosen[positions].shape != shapes[positions]:
+        if positions in arrays and positions in shapes and arrays[positions].shape != shapes[positions]:
             advice.append("init_resize=True resizes the position embedding to views.global_size")
-        if any(not name.startswith("backbone/") for name in (*chosen, *shapes)):
+        if any(not name.startswith("backbone/") for name in (*arrays, *shapes)):
             advice.append("init_heads=False takes the backbone alone")
         raise InteropError("\n".join([str(error), *advice])) from error

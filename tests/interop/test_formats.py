@@ -77,30 +77,54 @@ def test_a_networks_own_names_win_over_the_other_networks():
     assert "left         dino_loss.center" in text
 
 
-@pytest.mark.parametrize(
-    ("bn", "predictor", "predictor_bn"),
-    [("0", "2", "3"), ("projector.0", "predictor.0", "predictor.1"), ("proj_bn", "pred.conv", "pred.norm"), ("a.0", "a.2", "a.3")],
-)
-def test_relation_heads_are_found_by_structure_whatever_their_layers_are_called(bn, predictor, predictor_bn):
-    params, statistics = _with_relations()
-    heads = {name: value for name, value in params.items() if name in relation.MODULES}
-    tensors = relation.to_sere(heads, statistics, relation.Names(bn, predictor, predictor_bn))
-    assert tensors[f"pixel.{predictor}.weight"].shape == (48, 48, 1, 1)
-    found, found_statistics = relation.from_sere(tensors)
-    assert _equal(found, heads)
-    assert _equal(found_statistics, statistics)
+AUTHORS = {  # the layers of each of the authors' modules, written out by hand for width 48
+    "projection.0.weight": (48,),
+    "projection.0.bias": (48,),
+    "projection.0.running_mean": (48,),
+    "projection.0.running_var": (48,),
+    "projection.0.num_batches_tracked": (),
+    "predictor.0.weight": (48, 48, 1, 1),
+    "predictor.1.weight": (48,),
+    "predictor.1.bias": (48,),
+    "predictor.1.running_mean": (48,),
+    "predictor.1.running_var": (48,),
+    "predictor.1.num_batches_tracked": (),
+}
+MODULES = ("pixel_sere", "channel_sere", "pixel_sere_local", "channel_sere_local")
 
 
-def test_a_relation_head_of_ambiguous_structure_needs_names():
+def test_the_names_of_the_relation_heads_are_the_authors():
     params, statistics = _with_relations()
-    heads = {"heads_spatial": params["heads_spatial"]}
-    tensors = relation.to_sere(heads, statistics, relation.Names("bn1", "conv", "bn2"))
-    tensors = dict(sorted(tensors.items()))  # as safetensors keeps them: the order no longer tells
-    with pytest.raises(InteropError, match="pixel: cannot tell the layers of this relation head"):
-        relation.from_sere(tensors)
-    assert _equal(relation.from_sere(tensors, relation.Names("bn1", "conv", "bn2"))[0], heads)
-    with pytest.raises(InteropError, match="found no bn.weight"):
-        relation.from_sere(tensors, relation.Names("bn", "conv", "bn2"))
+    tensors = dino.to_dino(params, layout="sere", with_heads=True, batch_stats=statistics)
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if "_sere" in name}
+    assert shapes == {f"backbone.{module}.{name}": shape for module in MODULES for name, shape in AUTHORS.items()}
+    # With or without a mask token the last layer is there twice, as in the authors' files.
+    for leaf in ("weight_g", "weight_v"):
+        np.testing.assert_array_equal(tensors[f"head.last_layer2.{leaf}"], tensors[f"head.last_layer.{leaf}"])
+    np.testing.assert_array_equal(
+        tensors["backbone.pixel_sere.predictor.0.weight"][:, :, 0, 0], params["heads_spatial"]["predictor"]["kernel"].T
+    )
+    np.testing.assert_array_equal(tensors["backbone.channel_sere.projection.0.running_var"], statistics["heads_channel"]["bn"]["var"])
+
+
+def test_the_earlier_spelling_of_relation_heads_is_read():
+    params, statistics = _with_relations()
+    tensors = dino.to_dino(params, layout="sere", with_heads=True, batch_stats=statistics)
+    earlier = {name.replace("_sere", "").replace("projection.", "projector."): tensor for name, tensor in tensors.items()}
+    assert "backbone.channel_local.projector.0.weight" in earlier
+    imported = import_network(earlier)
+    assert imported.format == "sere"
+    assert _equal(imported.params, params)
+    assert _equal(imported.batch_stats, statistics)
+
+
+def test_a_relation_head_that_lacks_a_layer_is_named():
+    params, statistics = _with_relations()
+    tensors = relation.to_sere(params, statistics)
+    with pytest.raises(InteropError, match=r"(?s)missing  predictor\.1\.bias.*unused   predictor\.2\.bias"):
+        relation.from_sere({name.replace("predictor.1.bias", "predictor.2.bias"): tensor for name, tensor in tensors.items()})
+    with pytest.raises(InteropError, match=r"pixel_sere: found no projection\.0\.weight"):
+        relation.from_sere({name.replace("projection.0", "projection.1"): tensor for name, tensor in tensors.items()})
 
 
 def test_a_symmetric_relation_head_has_no_predictor():
@@ -133,12 +157,12 @@ def test_mocov3_gives_base_and_momentum_encoder_with_twelve_heads(tmp_path):
         import_network({name: tensor for name, tensor in tensors.items() if "base_encoder" in name})
 
 
-def test_a_classifier_is_left_and_told_but_layer_scale_is_refused():
+def test_a_classifier_is_left_but_layer_scale_is_refused():
     _, params = _params()
     tensors = timm.to_timm(params) | {"head.weight": np.zeros((10, 48), np.float32), "head.bias": np.zeros(10, np.float32)}
     found = import_network(tensors)
     assert (found.format, found.left) == ("timm", ("head.weight", "head.bias"))
-    with pytest.raises(InteropError, match=r"unused   blocks\.0\.ls1\.gamma"):
+    with pytest.raises(InteropError, match=r"layer scale .*: blocks\.0\.ls1\.gamma"):
         import_network(tensors | {"blocks.0.ls1.gamma": np.zeros(48, np.float32)})
 
 

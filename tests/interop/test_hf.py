@@ -11,7 +11,7 @@ import pytest
 
 from sere_jax import load_backbone
 from sere_jax.commands.export import export
-from sere_jax.interop import hf
+from sere_jax.interop import hf, hf_config
 from sere_jax.interop.files import write_tensors
 from sere_jax.interop.formats import import_network
 from sere_jax.interop.tables import InteropError
@@ -123,5 +123,5 @@ def test_heads_are_read_from_the_config_beside(exported, tmp_path):
     write_tensors(tmp_path / "model.safetensors", hf.to_hf(params), {})
     with pytest.raises(InteropError, match="heads: unknown"):
         load_backbone(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(hf.configuration(Architecture(48, 2, 3, 4, 16))))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config.configuration(Architecture(48, 2, 3, 4, 16))))
     assert load_backbone(tmp_path).module.heads == 3

@@ -16,7 +16,8 @@ from tests.deviations import Deviation
 
 torch = pytest.importorskip("torch")
 
-from tests.oracles import torch_resnet  # noqa: E402  (imports torch)from tests.parity.weights import relative  # noqa: E402
+from tests.oracles import torch_resnet  # noqa: E402  (imports torch)
+from tests.parity.weights import relative  # noqa: E402
 
 # Norm of the difference from PyTorch in float64 over the norm. ResNet-50 with weights of noise amplifies rounding: PyTorch's own
 # float32 is 7e-5 away from its float64.

@@ -15,6 +15,7 @@ TOP = Group(
         "init_from": Key("", TEXT, "Weights to start from: a workdir or a file of docs/weights.md; empty = random."),
         "init_heads": Key(True, BOOL, "The heads too start from init_from, as far as it holds them; false = the backbone alone."),
         "init_resize": Key(False, BOOL, "Position embeddings of another size are resized; false = they are an error."),
+        "init_ignore": Key("", TEXT, "Patterns, separated by spaces, of tensors of init_from to leave out (docs/weights.md)."),
     },
 )
 
