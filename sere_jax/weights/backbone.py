@@ -112,4 +112,4 @@ def _module(sizes: timm.Architecture | resnet.Sizes, dtype: str) -> ViT | ResNet
     shared: dict[str, Any] = {"image_size": sizes.image_size, "in_channels": sizes.in_channels, "dtype": jnp.dtype(dtype)}
     if isinstance(sizes, resnet.Sizes):
         return ResNet(stages=sizes.stages, stem=sizes.width, running_statistics=True, **shared)
-    return ViT(width=sizes.width, depth=sizes.depth, heads=sizes.heads, patch_size=sizes.patch_size, **shared)
+    return ViT(width=sizes.width, depth=sizes.depth, heads=sizes.heads, patch_size=sizes.patch_size, norm_eps=sizes.norm_eps, **shared)

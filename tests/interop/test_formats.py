@@ -150,7 +150,9 @@ def test_mocov3_gives_base_and_momentum_encoder_with_twelve_heads(tmp_path):
     assert (student.format, student.heads) == ("mocov3", 12)
     assert "predictor.0.weight" in student.left
     assert "base_encoder.head.0.weight" in student.left
-    assert load_backbone(tmp_path / "moco.safetensors").module.heads == 12
+    backbone = load_backbone(tmp_path / "moco.safetensors")
+    assert (backbone.module.heads, backbone.about["network"]) == (12, "student")  # MoCo v3 evaluates its base encoder
+    np.testing.assert_array_equal(backbone.params["cls_token"], base["cls_token"])
     with pytest.raises(InteropError, match="heads: found 6, expected 12, as the ViTs of a MoCo v3 checkpoint have"):
         load_backbone(tmp_path / "moco.safetensors", heads=6)
     with pytest.raises(InteropError, match="found no momentum_encoder"):
