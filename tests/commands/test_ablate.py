@@ -88,10 +88,10 @@ def quick(monkeypatch) -> list[str]:
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"results": [results[config.protocol]]}))
 
-    monkeypatch.setattr(ablate.loop, "train", train)
+    monkeypatch.setattr(ablate.pretrain, "train", train)
     monkeypatch.setattr(ablate, "_trained", lambda place, total: place.is_dir())
-    monkeypatch.setattr(ablate.build_eval, "load", lambda path: micro_network.network(Path(path).name))
-    monkeypatch.setattr(ablate.build_eval, "run", run)
+    monkeypatch.setattr(ablate.evaluate, "load", lambda path: micro_network.network(Path(path).name))
+    monkeypatch.setattr(ablate.evaluate, "run", run)
     return trained
 
 

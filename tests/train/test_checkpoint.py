@@ -263,7 +263,7 @@ def test_a_full_disk_is_told_and_older_steps_stand(tmp_path: Path):
     """The limit on a file's size stands in for the disk's."""
     code = """
 import resource, signal, sys, jax
-from sere_jax.checkpoint import CheckpointError, Checkpoints, read_state
+from sere_jax.train.checkpoint import CheckpointError, Checkpoints, read_state
 checkpoints = Checkpoints(sys.argv[1], every_steps=1)
 checkpoints.save(1, {'a': jax.numpy.ones(4)}, {})
 checkpoints.wait()
