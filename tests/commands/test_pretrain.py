@@ -81,7 +81,7 @@ def test_train_and_go_on_in_one_process(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pretrain, "compile_step", _once(lambda: compile_step(config, pretraining.Steps(68, 5), make_mesh(1))))
     whole = pretrain.train(config, str(tmp_path / "a"))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "fit", lambda **given: _fit_until(3, given))
+        patch.setattr(pretrain, "fit", lambda **given: _fit_until(3, given))
         pretrain.train(config, str(tmp_path / "b"))
     resumed = pretrain.train(config, str(tmp_path / "b"))
     micro.assert_equal(micro.copies(resumed), micro.copies(whole))

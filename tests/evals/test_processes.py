@@ -40,7 +40,7 @@ scores = [dict(evaluation(params)) for _ in range(2)]
 assert scores[0] == scores[1]
 images = classification.image_set('gallery', open_source(folder), batch_size=4, reading=ImageReading(max_pixels=10000), workers=0)
 described = baselines.describe(baselines.raw_pixels, images.batches(8, 8))
-print('scores', sorted(scores[0].items()), described.labels.tolist(), described.features.sum(1).round(4).tolist())
+print('scores', sorted(scores[0].items()), described.labels.tolist(), described.features['baseline'].sum(1).round(4).tolist())
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pty
 import select
@@ -126,7 +127,9 @@ def test_a_closed_terminal_and_a_closed_pipe_do_not_keep_the_run_from_saving(tmp
     assert piped.wait(60) == 0 and 8 <= checkpoint.read_state(tmp_path / "b")[1] < 400
 
 
-def test_handlers_are_put_back_and_other_threads_have_none():
+def test_handlers_are_put_back_and_other_threads_have_none(request: pytest.FixtureRequest):
+    # Under nohup SIGHUP is ignored from the start, and stays so.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL)))
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with Signals() as signals:
         signals.join(1)
