@@ -50,6 +50,8 @@ class Signals:
         self._replaced: dict[signal.Signals, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._replaced_wakeup = -1
+        self._watcher: threading.Thread | None = None
+        self._answer: threading.Thread | None = None  # says the plan
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is not threading.main_thread():
@@ -59,7 +61,8 @@ class Signals:
             os.set_inheritable(end, False)
         os.set_blocking(self._pipe[1], False)
         self._replaced_wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(self._pipe[0],), name="signals", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(self._pipe[0],), name="signals", daemon=True)
+        self._watcher.start()
         for number in STOPPING:
             if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 self._replaced[number] = signal.signal(number, self._handle)
@@ -72,8 +75,16 @@ class Signals:
         self._replaced = {}
         if self._pipe is not None:
             signal.set_wakeup_fd(self._replaced_wakeup)
-            os.close(self._pipe[1])  # ends the thread, which closes the other end
+            os.close(self._pipe[1])  # ends the watcher, which closes the other end
             self._pipe = None
+            # The program may end at once, and the answer with it; a terminal that takes no output may not hold it up.
+            self._join(self._watcher)
+            self._join(self._answer)  # started by the watcher, so read after it
+
+    @staticmethod
+    def _join(thread: threading.Thread | None) -> None:
+        if thread is not None:
+            thread.join(timeout=1.0)
 
     def join(self, processes: int, interruptible: bool = False) -> None:
         """Say how many processes the run has, once that is known.
@@ -154,7 +165,8 @@ class Signals:
                     again = " again" if number[0] == signal.SIGINT else ""
                     text = f"{signal.Signals(number[0]).name}: {self.plan} (Ctrl-C{again} ends now)"
                     # In a thread of its own: a terminal that takes no output must not keep a second Ctrl-C from working.
-                    threading.Thread(target=self.say, args=(text,), daemon=True).start()
+                    self._answer = threading.Thread(target=self.say, args=(text,), daemon=True)
+                    self._answer.start()
                 elif number[0] == signal.SIGINT and self._ends_process and time.monotonic() - answered_at > _SAME_INTERRUPT_SECONDS:
                     _end_now()
 
