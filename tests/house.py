@@ -142,12 +142,23 @@ def drawing() -> str:
     return "\n".join(["```mermaid", "graph TD", *lines, "```"])
 
 
+def table() -> str:
+    """`MAY_IMPORT` as a Markdown table, in its order."""
+    rows = [
+        f"| `{name}` | {', '.join(f'`{seen}`' for seen in MAY_IMPORT if seen in sees) or 'nothing'} |" for name, sees in MAY_IMPORT.items()
+    ]
+    return "\n".join(["| Room | sees, besides itself |", "|---|---|", *rows])
+
+
 def draw() -> str:
-    """docs/architecture.md with the picture of today's imports between its two marks."""
-    head, start, rest = MAP.read_text().partition("<!-- rooms: python -m tests.house --draw -->\n")
-    _, end, tail = rest.partition("<!-- end of rooms -->")
-    assert start and end, f"{MAP}: the marks of the picture are gone"
-    return f"{head}{start}{drawing()}\n{end}{tail}"
+    """docs/architecture.md with the picture and the table of today's imports between their marks."""
+    text = MAP.read_text()
+    for name, content in (("rooms", drawing()), ("table", table())):
+        head, start, rest = text.partition(f"<!-- {name}: python -m tests.house --draw -->\n")
+        _, end, tail = rest.partition(f"<!-- end of {name} -->")
+        assert start and end, f"{MAP}: the marks of the {name} are gone"
+        text = f"{head}{start}{content}\n{end}{tail}"
+    return text
 
 
 def count() -> str:

@@ -1,7 +1,7 @@
 """The rules of a pre-training config: every mistake is found, and all are told at once, before anything compiles.
 
-`config_rules.RULES` says for each key of `configs/common.py` what its value must be; `config_cross.CROSS_RULES` says what values
-must keep among each other. A mistake is one line: key, what was found, what was expected and, where there is one, the nearest
+`config.keys` says for each key what its value must be; `config.cross.CROSS_RULES` says what values must keep among each
+other. A mistake is one line: key, what was found, what was expected and, where there is one, the nearest
 choice. Also here: which keys may differ when a run is resumed, and the config's JSON form.
 """
 

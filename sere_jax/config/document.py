@@ -5,6 +5,7 @@ It writes FILE, by default docs/config.md below the current directory.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from sere_jax.config.keys import GROUPS, Group
 
 _OPENING = """# Config keys
 
-Every key of a pre-training config. `configs/common.py` has the defaults, and each file of `configs/` changes those that make it
-its experiment. A launch changes any of them, as an argument of the config file or as an override:
+Every key of a pre-training config with its default. Each file of `configs/` changes those that make it its
+experiment. A launch changes any of them, as an argument of the config file or as an override:
 
     python train.py --config=configs/dino_vits16.py:source=folder:PHOTOS,epochs=300 --workdir=RUN --config.optimizer.base_lr=1e-3
 
@@ -48,8 +49,9 @@ def _value(value: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page to the file that the arguments name."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    place = Path(arguments[0] if arguments else "docs/config.md")
+    parser = argparse.ArgumentParser(prog="python -m sere_jax.config.document", description="Write the page of the config's keys.")
+    parser.add_argument("file", nargs="?", type=Path, default=Path("docs/config.md"), help="where the page goes; default: %(default)s")
+    place = parser.parse_args(argv).file
     place.write_text(text(), encoding="utf-8")
     print(f"wrote {place}")
     return 0

@@ -117,7 +117,7 @@ class TfdsSource(Source):
         except NotImplementedError as error:
             raise SourceError(
                 f"{self.spec!r}: {self._data_dir} is prepared in a format without random access "
-                f"({builder.info.file_format.value}); prepare it again elsewhere: {_command(self._set)} --data_dir=OTHER_DIR"
+                f"({builder.info.file_format.value}); prepare it again elsewhere: " + _command(self._set, ", data_dir='OTHER_DIR'")
             ) from error
         except (ValueError, KeyError) as error:
             splits = sorted(builder.info.splits)
@@ -211,5 +211,7 @@ def _prepared_builder(spec: str, name: str) -> Any:
     return builder
 
 
-def _command(name: str) -> str:
-    return f"tfds build {name} --file_format=array_record"
+def _command(name: str, where: str = "") -> str:
+    """The command that prepares a set. (The `tfds` program needs apache_beam, which cannot be installed beside our pins.)"""
+    call = f"tfds.builder({name!r}, file_format='array_record'{where}).download_and_prepare()"
+    return f'python -c "import tensorflow_datasets as tfds; {call}"'
