@@ -47,6 +47,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.evals.network import EvalError
     from sere_jax.train import fit, meter
     from sere_jax.train.checkpoint import CheckpointError
+    from sere_jax.train.evaluations import UnknownScore
     from sere_jax.train.lock import WorkdirError
 
     command_line.quiet()
@@ -69,7 +70,7 @@ def main(mistakes: list[str]) -> int:
         if jax.process_index() == 0:
             print(error, file=sys.stderr)
         return 2
-    except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError) as error:
+    except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
         print(error, file=sys.stderr)
         return 2
     except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData) as error:
@@ -91,15 +92,15 @@ def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
             raise rules.refusal(mistakes)
 
 
-def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
-    """The evaluations of `run.eval_every_steps`: k-NN where the config names a gallery and a query set."""
+def evaluations(config: ConfigDict) -> dict[str, Callable[..., Any]]:
+    """The evaluations of `run.eval_every_steps`: k-NN where the config names a gallery and a query set. By name."""
     from sere_jax.build import pretraining
     from sere_jax.evals.frozen import classification
     from sere_jax.models.norm import split_statistics
     from sere_jax.weights import read
 
-    if not (config.run.eval_every_steps and config.eval.gallery and config.eval.query):
-        return []
+    if not ((config.run.eval_every_steps or config.run.eval_every_epochs) and config.eval.gallery and config.eval.query):
+        return {}
     module, prepare = pretraining.backbone(config, running_statistics=True), read.preprocess(config)
 
     def apply(params: PyTree, images: jax.Array) -> Features:
@@ -119,7 +120,7 @@ def evaluations(config: ConfigDict) -> list[Callable[..., Any]]:
         tokens=config.eval.tokens,
         reading=pretraining.image_reading(config),
     )
-    return [knn]
+    return {"knn": knn}
 
 
 if __name__ == "__main__":

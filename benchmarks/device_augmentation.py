@@ -102,7 +102,9 @@ def estimate(path: str, topology: str, images: int) -> None:
     steps = []
     for blocks in (1, 2):
         config.model.depth = blocks
-        steps.append(_counted(pretrain.compile_step(config, pretraining.Steps(1000, 100_000), mesh).step))
+        length = pretraining.Steps(1000, 100_000)
+        state = pretrain.state_parts(config, length, mesh).abstract_state
+        steps.append(_counted(pretrain.compile_step(config, length, mesh, state)))
     step = tuple(one + (depth - 1) * (two - one) for one, two in zip(*steps, strict=True))
     table = rich.table.Table("a chip", "GFLOP", "GB moved", "ms at peak", title=f"{path}, {images} images a chip, {topology}, bfloat16")
     times = [max(value / peak for value, peak in zip(cost, peaks, strict=True)) for cost in (own, step)]

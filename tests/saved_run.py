@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
-from sere_jax.train.checkpoint import Checkpoints
+from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.state import State
 
 STEP = 7

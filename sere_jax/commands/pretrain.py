@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +24,13 @@ from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.models.norm import join_statistics
 from sere_jax.reporting.progress import Progress
-from sere_jax.train.checkpoint import Checkpoints, read_config
-from sere_jax.train.fit import Periodic, fit
+from sere_jax.train.checkpoint import read_config
+from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.evaluations import Periodic
+from sere_jax.train.fit import fit
 from sere_jax.train.lock import locked
+from sere_jax.train.meter import Limits
+from sere_jax.train.scores import Best
 from sere_jax.train.signals import Signals
 from sere_jax.train.state import State
 from sere_jax.types import PyTree, Views
@@ -37,11 +41,14 @@ from sere_jax.weights.warm_start import WarmStart
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 
-def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = (), signals: Signals | None = None) -> State:
-    """Pre-train as the config says, going on from the newest checkpoint of `workdir`; the final state.
+def train(
+    config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation] | None = None, signals: Signals | None = None
+) -> State:
+    """Pre-train as the config says, going on from the newest checkpoint of `workdir`; return the final state.
 
-    `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations` run every `run.eval_every_steps`.
-    `signals` are the program's, which listen since its start; None = listen while the steps run.
+    `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations`, by name, run by the cadence of
+    `run.eval_every_steps` or `run.eval_every_epochs`. `signals` are the program's, which listen since its start; None = listen
+    while the steps run.
 
     Raises:
       ConfigError: the config has mistakes, does not fit the data or the weights of `init_from`, or is not the one of the
@@ -54,6 +61,7 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
     rules.validate(config, devices=jax.device_count(), processes=jax.process_count())
     if mistakes := rules.workdir_mistakes(workdir):
         raise rules.ConfigError(mistakes)
+    directory = Path(workdir).expanduser().absolute()  # one place, whatever the working directory becomes
     with distributed.together():
         source = open_source(config.data.source)
         length = pretraining.steps(config, len(source))
@@ -62,40 +70,37 @@ def train(config: ConfigDict, workdir: str, evaluations: Sequence[Evaluation] = 
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if jax.process_index() == 0:
-                stack.enter_context(locked(workdir))
-        return _train(config, workdir, evaluations, signals, source, length)
+                stack.enter_context(locked(directory))
+        return _train(config, directory, evaluations or {}, signals, source, length)
 
 
 def _train(
     config: ConfigDict,
-    workdir: str,
-    evaluations: Sequence[Evaluation],
+    directory: Path,
+    evaluations: Mapping[str, Evaluation],
     signals: Signals | None,
     source: Source,
     length: pretraining.Steps,
 ) -> State:
-    run = config.run
-    checkpoints = Checkpoints(
-        f"{workdir}/checkpoints", every_steps=run.checkpoint_every_steps, keep=run.keep_checkpoints, keep_every_steps=run.keep_every_steps
-    )
-    _check_same_run(config, checkpoints)
-    start = _warm_start(config, length, checkpoints)
     references = pretraining.objective(config, length).references
-    shown = Progress(workdir, total_steps=length.total, steps_per_epoch=length.per_epoch, references=references)
-    with contextlib.closing(checkpoints), shown as progress:
+    with (
+        _checkpoints(config, length, directory) as checkpoints,
+        Progress(str(directory), total_steps=length.total, steps_per_epoch=length.per_epoch, references=references) as progress,
+    ):
+        _check_same_run(config, checkpoints)
+        start = _warm_start(config, length, checkpoints)
         if jax.process_index() == 0:
-            _write_config(config, workdir)
+            _write_config(config, directory)
             if signals is not None:
                 signals.say = progress.note
-        mesh = sharding.make_mesh(run.fsdp)
-        with progress.busy("compiling"):
-            compiled = compile_step(config, length, mesh)
-        for line in (*describe(config, length, source, mesh, compiled), *(start.report if start else ())):
+        mesh = sharding.make_mesh(config.run.fsdp)
+        parts = state_parts(config, length, mesh)
+        for line in (*describe(config, length, source, mesh, parts.abstract_state), *(start.report if start else ())):
             progress.note(line)
         state = fit(
-            init=lambda: warm_start.begin(compiled.init(), start) if start else compiled.init(),
-            abstract_state=compiled.abstract_state,
-            train_step=compiled.step,
+            init=lambda: warm_start.begin(parts.init(), start) if start else parts.init(),
+            abstract_state=parts.abstract_state,
+            compile_step=functools.partial(_compile_and_tell, config, length, mesh, parts.abstract_state, progress),
             batches=functools.partial(_batches, config, source, length),
             put=functools.partial(sharding.to_global, mesh=mesh),
             total_steps=length.total,
@@ -103,31 +108,36 @@ def _train(
             checkpoints=checkpoints,
             config=config.to_dict(),
             progress=progress,
-            log_every_steps=run.log_every_steps,
-            evaluations=[Periodic(run.eval_every_steps, functools.partial(_evaluate, config, evaluation)) for evaluation in evaluations],
-            max_bad_steps=run.max_bad_steps,
+            log_every_steps=config.run.log_every_steps,
+            evaluations=_periodic(config, length, evaluations),
             replaced=lambda views: views.replaced,
-            max_bad_fraction=config.data.max_bad_fraction,
+            limits=Limits(config.run.max_bad_steps, config.run.max_bad_share, config.data.max_bad_fraction),
             signals=signals,
         )
         checkpoints.close()
-        progress.note(f"finished: step {length.total:,} is saved in {checkpoints.directory / str(length.total)}")
+        for line in _ending(checkpoints, length):
+            progress.note(line)
     return state
 
 
-class CompiledStep(NamedTuple):
-    """The train step as an executable, with what it takes."""
+class StateParts(NamedTuple):
+    """The state before it exists."""
 
-    step: jax.stages.Compiled  # (state, views) -> (state, metrics); donates the state
-    init: Callable[[], State]  # the state of step 0, in its shardings
     abstract_state: State  # shapes, types and shardings
+    init: Callable[[], State]  # the state of step 0, in its shardings; compiled at the call
 
 
-def compile_step(config: ConfigDict, length: pretraining.Steps, mesh: Mesh) -> CompiledStep:
-    """Compile the train step for a mesh: state cut by `sharding.state_shardings`, batch over all devices, metrics everywhere."""
+def state_parts(config: ConfigDict, length: pretraining.Steps, mesh: Mesh) -> StateParts:
+    """Shapes and initialisation of the state on a mesh, cut by `sharding.state_shardings`."""
     shapes = pretraining.abstract_state(config, length)
     shardings = sharding.state_shardings(shapes, mesh)
     abstract_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return StateParts(abstract_state, jax.jit(lambda: pretraining.init_state(config, length), out_shardings=shardings))
+
+
+def compile_step(config: ConfigDict, length: pretraining.Steps, mesh: Mesh, abstract_state: State) -> jax.stages.Compiled:
+    """Compile the train step (state, views) -> (state, metrics): batch over all devices, metrics everywhere; it donates the state."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     rows = sharding.batch_sharding(mesh)
     views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), pretraining.abstract_views(config))
     step = jax.jit(
@@ -136,14 +146,21 @@ def compile_step(config: ConfigDict, length: pretraining.Steps, mesh: Mesh) -> C
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    init = jax.jit(lambda: pretraining.init_state(config, length), out_shardings=shardings)
-    return CompiledStep(step.lower(abstract_state, views).compile(), init, abstract_state)
+    return step.lower(abstract_state, views).compile()
 
 
-def describe(config: ConfigDict, length: pretraining.Steps, source: Source, mesh: Mesh, compiled: CompiledStep) -> Iterator[str]:
-    """What a person wants to check before leaving the run alone, as lines."""
-    optimizer, batch = config.optimizer, config.data.batch_size
-    params = compiled.abstract_state.params
+def _compile_and_tell(
+    config: ConfigDict, length: pretraining.Steps, mesh: Mesh, abstract_state: State, progress: Progress
+) -> jax.stages.Compiled:
+    with progress.busy("compiling"):
+        step = compile_step(config, length, mesh, abstract_state)
+    progress.note(f"memory       {_memory(step)}")
+    return step
+
+
+def describe(config: ConfigDict, length: pretraining.Steps, source: Source, mesh: Mesh, state: State) -> Iterator[str]:
+    """What a person wants to check before leaving the run alone, as lines; known before anything is compiled."""
+    optimizer, batch, params = config.optimizer, config.data.batch_size, state.params
     yield f"data         {source.spec}: {len(source):,} images, {length.per_epoch:,} steps an epoch, {length.total:,} steps in all"
     effective = pretraining.effective_epochs(config, length)
     yield f"epochs       {length.total / length.per_epoch:.1f}, effective {effective:.1f} (an image's crops by their pixels, rounded up)"
@@ -153,10 +170,39 @@ def describe(config: ConfigDict, length: pretraining.Steps, source: Source, mesh
         + (f", in {optimizer.accumulate_steps} micro-batches" if optimizer.accumulate_steps > 1 else "")
     )
     yield f"learning     peak rate {optimizer.base_lr * batch / 256:.3g} = base_lr {optimizer.base_lr:g} x {batch} / 256"
-    yield f"parameters   {_count(params):,}, of these backbone {_count(params['backbone']):,}; teacher {_teacher(compiled.abstract_state)}"
-    yield f"memory       {_memory(compiled)}"
-    if config.run.eval_every_steps and config.eval.gallery and config.eval.query:
-        yield f"evaluation   every {config.run.eval_every_steps:,} steps: k-NN of {config.eval.query} by {config.eval.gallery}"
+    yield f"parameters   {_count(params):,}, of these backbone {_count(params['backbone']):,}; teacher {_teacher(state)}"
+    if (every := _cadence(config, length, "eval")) and config.eval.gallery and config.eval.query:
+        yield f"evaluation   every {every:,} steps: k-NN of {config.eval.query} by {config.eval.gallery}"
+
+
+def _ending(checkpoints: Checkpoints, length: pretraining.Steps) -> Iterator[str]:
+    yield f"finished: step {length.total:,} is saved in {checkpoints.directory / str(length.total)}"
+    if best := checkpoints.scores.best_step():
+        score = checkpoints.scores.best
+        assert score is not None
+        yield f"best: step {best[0]:,} with {score.score} {best[1]:.4f} is saved in {checkpoints.directory / str(best[0])}"
+
+
+def _cadence(config: ConfigDict, length: pretraining.Steps, what: str) -> int:
+    """The steps of `run.WHAT_every_epochs`, or of `run.WHAT_every_steps` where that is 0."""
+    return config.run[f"{what}_every_epochs"] * length.per_epoch or config.run[f"{what}_every_steps"]
+
+
+def _checkpoints(config: ConfigDict, length: pretraining.Steps, directory: Path) -> Checkpoints:
+    run = config.run
+    return Checkpoints(
+        directory / "checkpoints",
+        every_steps=_cadence(config, length, "checkpoint"),
+        keep=run.keep_checkpoints,
+        keep_every_steps=run.keep_every_steps,
+        best=Best(run.keep_best, run.keep_best_mode) if run.keep_best else None,
+        strict=run.strict_restore,
+    )
+
+
+def _periodic(config: ConfigDict, length: pretraining.Steps, evaluations: Mapping[str, Evaluation]) -> list[Periodic]:
+    every = _cadence(config, length, "eval")
+    return [Periodic(name, every, functools.partial(_evaluate, config, evaluation)) for name, evaluation in evaluations.items()]
 
 
 def _count(params: PyTree) -> int:
@@ -167,38 +213,42 @@ def _teacher(state: State) -> str:
     return f"{_count(state.method.teacher):,}" if state.method.teacher else "none"
 
 
-def _memory(compiled: CompiledStep) -> str:
+def _memory(step: jax.stages.Compiled) -> str:
     """The compiler's own account of the step, a device."""
-    found = compiled.step.memory_analysis()
-    if found is None:
+    sizes = step.memory_analysis()
+    if sizes is None:
         return "the compiler gives no estimate"
-    state, temporary = found.argument_size_in_bytes / 2**30, found.temp_size_in_bytes / 2**30
+    state, temporary = sizes.argument_size_in_bytes / 2**30, sizes.temp_size_in_bytes / 2**30
     return f"about {state + temporary:.2f} GiB a device: state and batch {state:.2f}, temporaries {temporary:.2f}"
 
 
 def _check_same_run(config: ConfigDict, checkpoints: Checkpoints) -> None:
     """Refuse to go on from a checkpoint of another config."""
-    step = checkpoints.latest_step()
+    step = checkpoints.newest()
     if step is None:
         return
     saved = completed(read_config(checkpoints.directory, step))
-    if found := rules.differences(saved, config):
+    if differences := rules.differences(saved, config):
         raise rules.ConfigError(
-            found, heading=f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config"
+            differences, heading=f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config"
         )
 
 
 def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Checkpoints) -> WarmStart | None:
     """The weights of `init_from`, unless the run goes on from a checkpoint of its own: then the file may even be gone."""
-    if not config.init_from or checkpoints.latest_step() is not None:
+    if not config.init_from or checkpoints.newest() is not None:
         return None
     return warm_start.read(config, pretraining.abstract_state(config, length))
 
 
-def _write_config(config: ConfigDict, workdir: str) -> None:
-    os.makedirs(workdir, exist_ok=True)
-    with open(f"{workdir}/config.json", "w", encoding="utf-8") as file:
-        file.write(rules.to_json(config) + "\n")
+def _write_config(config: ConfigDict, directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(rules.to_json(config) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise rules.ConfigError(
+            [f"--workdir: found {str(directory)!r}, expected a directory that can be written: {error.strerror}"]
+        ) from error
 
 
 def _batches(config: ConfigDict, source: Source, length: pretraining.Steps, start_step: int) -> Iterator[Views]:

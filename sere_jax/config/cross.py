@@ -135,15 +135,29 @@ def _training_source(v: Values, devices: int, processes: int) -> list[str]:
 
 def _evaluation(v: Values, devices: int, processes: int) -> list[str]:
     lines = []
+    cadence = next((key for key in ("run.eval_every_epochs", "run.eval_every_steps") if v[key]), "")
     for key in ("eval.gallery", "eval.query"):
         if v[key]:
             lines += source_mistakes(key, v[key])
-        elif v["run.eval_every_steps"] or v["eval.gallery"] or v["eval.query"]:
-            lines.append(f"{key}: found '', expected a source, which run.eval_every_steps and the other source need")
-    if v["run.eval_every_steps"]:
+        elif cadence or v["eval.gallery"] or v["eval.query"]:
+            lines.append(f"{key}: found '', expected a source, which {cadence or 'the other one'} needs")
+    if cadence:
         lines += batch_of_processes("eval.batch_size", v["eval.batch_size"], processes)
     # Asked of runs that evaluate nothing too: the checkpoint keeps these as the sizes to evaluate it with.
     return lines + resize_before_crop("eval.", v["eval.size"] or max(v["views.global_size"], v["views.global_width"]), v["eval.resize"])
+
+
+def _best(v: Values, devices: int, processes: int) -> list[str]:
+    """The score by which the best checkpoint is kept is one of the k-NN evaluation's."""
+    key, score = "run.keep_best", v["run.keep_best"]
+    if not score:
+        return []
+    if not (v["run.eval_every_epochs"] or v["run.eval_every_steps"]):
+        return [f"{key}: found {score!r}, expected '' in a run without evaluations; set run.eval_every_steps or run.eval_every_epochs"]
+    if re.fullmatch(r"knn/k\d+/top[15]", score):  # k itself is known once the gallery is: it may be smaller
+        return []
+    scores = [f"knn/k{k}/top{top}" for k in v["eval.neighbours"] for top in (1, 5)]
+    return [f"{key}: found {score!r}, expected a score of the evaluation: {', '.join(scores)}{nearest(score, scores)}"]
 
 
 def resize_before_crop(prefix: str, size: int, resize: int) -> list[str]:
@@ -168,7 +182,7 @@ EPOCH_KEYS = (
 )
 
 _GRID = ("views.global_size", "views.global_width", "model.patch_size")
-_EVALUATION = ("run.eval_every_steps", "eval.gallery", "eval.query", "eval.size", "eval.resize", "eval.batch_size")
+_EVALUATION = ("run.eval_every_steps", "run.eval_every_epochs", "eval.gallery", "eval.query", "eval.size", "eval.resize", "eval.batch_size")
 
 # The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.
 CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
@@ -184,6 +198,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("recipe", "views.global_count"), _global_crops),
     (("recipe", "views.local_count"), _local_crops),
     (("run.fsdp",), _mesh),
+    (("run.keep_best", "run.eval_every_steps", "run.eval_every_epochs", "eval.neighbours"), _best),
     ((*_EVALUATION, "views.global_size", "views.global_width"), _evaluation),
 )
 

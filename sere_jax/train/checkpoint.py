@@ -1,19 +1,18 @@
-"""Checkpoints: state and config in one step directory, written in the background, verified when read.
+"""A checkpoint on disk: what it holds, which of them is the newest, and reading one with every bit verified.
 
-On disk `DIRECTORY/STEP/` holds `state` (the arrays, as a nested dict of the state's field and key names) and `meta` (JSON:
-config, step, versions, and of each leaf dtype, shape and digest). The position in the data is the step itself.
-The bytes are Orbax's affair; that what is read is what was written is checked here, because Orbax does not: one flipped
-bit on disk loads without a word.
+`DIRECTORY/STEP/` holds `state` (the arrays, as a nested dict of the state's field and key names) and `meta` (JSON: config,
+identity, step, versions, and of each leaf dtype, shape and digest). The position in the data is the step itself.
+Orbax writes and reads the bytes. It does not notice when they change on disk, so the digests here do.
+`checkpoint_manager.Checkpoints` saves and resumes; it uses the same functions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import json
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -21,144 +20,69 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from sere_jax.train.digest import digests
 
 PyTree = Any
 Directory: TypeAlias = str | os.PathLike[str]
 
-_SHOWN = 20  # differences shown by an error; two different networks have thousands
-_PACKAGES = ("sere_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_SHOWN = 20  # differences listed by an error; two different networks have thousands
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged, or not of the state that is wanted."""
+    """A checkpoint is missing, cannot be read or written, or is not of the state that is wanted."""
 
 
-class Checkpoints:
-    """The checkpoints of one run, to write and to resume from. Every process makes one and calls it alike.
+class DamagedCheckpoint(CheckpointError):
+    """The bytes of a checkpoint are not those that were written."""
 
-    Args:
-      directory: the directory of the steps (WORKDIR/checkpoints), made when missing. What a killed save left is removed.
-      every_steps: the cadence that `should_save` answers by; 0 = only when forced.
-      keep: how many of the newest steps stay.
-      keep_every_steps: steps divisible by it stay for good; 0 = none do.
-    """
 
-    def __init__(self, directory: Directory, *, every_steps: int, keep: int = 2, keep_every_steps: int = 0) -> None:
-        self.directory = epath.Path(directory).expanduser().absolute()
-        self._every_steps = every_steps
-        keepers: list[Any] = [LatestN(keep)] + ([EveryNSteps(keep_every_steps)] if keep_every_steps else [])
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=AnyPreservationPolicy(keepers)),
-        )
+class RenamedCheckpoint(CheckpointError):
+    """The directory of a checkpoint has another number than the step in it."""
 
-    def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
-        return self._manager.latest_step()
 
-    def should_save(self, step: int) -> bool:
-        """Whether the cadence asks for a checkpoint of this step."""
-        return self._every_steps > 0 and step > 0 and step % self._every_steps == 0
-
-    def save(self, step: int, state: PyTree, config: Mapping[str, Any], force: bool = False) -> bool:
-        """Begin to save; False when neither the cadence nor `force` asks for it, or the step is there already.
-
-        Returns as soon as the arrays are copied, so that the caller may donate them; they are written in the background,
-        and an error of that (`CheckpointError`, as from a full disk) is raised by the next `save`, `wait` or `close`.
-        """
-        if not (force or self.should_save(step)) or step in self._manager.all_steps():
-            return False
-        named = named_leaves(state)
-        values = digests(named)
-        leaves = {name: [str(leaf.dtype), list(leaf.shape), value] for (name, leaf), value in zip(named.items(), values, strict=True)}
-        meta = {"step": step, "config": dict(config), "versions": _versions(), "leaves": leaves}
-        arrays = nested({name: leaf for name, leaf in named.items() if leaf.size})  # Orbax refuses arrays without elements
-        args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave({**meta, "digest": _json_digest(meta)}))
-        with self._failing_clearly():
-            self._manager.save(step, args=args, force=True)
-        return True
-
-    def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
-        """Read a step (the newest by default) into the structure, dtypes and shardings of `abstract_state`, and verify it.
-
-        The leaves of `abstract_state` are `jax.ShapeDtypeStruct`; one without a sharding goes to the first local device.
-        The devices and processes may be other ones, and another number, than when it was saved.
-
-        Raises:
-          CheckpointError: no such step; another structure, shape or dtype (every difference listed); a damaged leaf (named).
-        """
-        root, step = find_step(self.directory, step)
-        leaves = _read_meta(root, step)["leaves"]
-        wanted = named_leaves(abstract_state)
-        _check_same(wanted, leaves, root / str(step))
-        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        targets = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default) for name, leaf in wanted.items()}
-        args = {
-            name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
-            for name, target in targets.items()
-        }
-        arrays = _read_arrays(root, step, leaves, args)
-        # Orbax holds no arrays without elements; those of the target are as good.
-        empty = {name: jnp.zeros(target.shape, target.dtype, device=target.sharding) for name, target in targets.items() if not target.size}
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), [(arrays | empty)[name] for name in wanted])
-
-    def wait(self) -> None:
-        """Until the last save is on disk; raises what went wrong with it."""
-        with self._failing_clearly():
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Wait for the last save and let go of the directory."""
-        with self._failing_clearly():
-            self._manager.close()
-
-    @contextlib.contextmanager
-    def _failing_clearly(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever Orbax and TensorStore raise: a full disk, a lost mount
-            there = _listed(_steps(self.directory)) or "none"
-            raise CheckpointError(
-                f"a checkpoint in {self.directory} could not be written: {_brief(error)}; complete steps: {there}"
-            ) from error
+class IncompleteCheckpoint(CheckpointError):
+    """A directory with a step's number that no save ended in, or whose deletion began."""
 
 
 def read_config(directory: Directory, step: int | None = None) -> dict[str, Any]:
     """The config that was saved with a step (the newest by default). `directory` as in `read_state`."""
-    root, step = find_step(directory, step)
-    return _read_meta(root, step)["config"]
+    return read_meta(*find_step(directory, step))["config"]
 
 
 def holds(directory: Directory, path: str, step: int | None = None) -> bool:
     """Whether a saved step (the newest by default) holds a leaf at a path such as `method/teacher`, or below it."""
-    root, step = find_step(directory, step)
-    return any(f"{name}/".startswith(f"{path}/") for name in _read_meta(root, step)["leaves"])
+    return any(_is_below(name, path) for name in read_meta(*find_step(directory, step))["leaves"])
+
+
+def _is_below(name: str, path: str) -> bool:
+    return f"{name}/".startswith(f"{path}/")
 
 
 def read_state(directory: Directory, step: int | None = None, only: Sequence[str] = ()) -> tuple[dict[str, Any], int]:
-    """A saved state as a nested dict of NumPy arrays, and its step; no target needed, and any machine will do.
+    """A saved state as a nested dict of NumPy arrays, and its step. Needs no target and works on any machine.
 
     NamedTuple fields, dict keys and positions are the keys: `state['opt_state']['0']['mu'][...]`.
 
     Args:
       directory: a run's workdir, its `checkpoints` directory, or one step in there.
       step: the newest by default.
-      only: paths to read, `('params', 'method/teacher')`, each with what is below it; all by default. The rest is not touched.
+      only: paths to read, `('params', 'method/teacher')`, each with what is below it; all by default. Nothing else is read from disk.
 
     Raises:
-      CheckpointError: nothing there (says what was found); a path in `only` is not there; a damaged leaf (named).
+      CheckpointError: no checkpoint there (the message lists what is); a path in `only` is not in it.
+      DamagedCheckpoint: the message names the leaves.
     """
     root, step = find_step(directory, step)
-    leaves = _read_meta(root, step)["leaves"]
-    if unknown := [path for path in only if not any(f"{name}/".startswith(f"{path}/") for name in leaves)]:
-        top = sorted({name.split("/")[0] for name in leaves})
-        raise CheckpointError(f"{root / str(step)}: found no {', '.join(unknown)}; expected paths below {', '.join(top)}")
-    chosen = {name: leaf for name, leaf in leaves.items() if not only or any(f"{name}/".startswith(f"{path}/") for path in only)}
-    arrays = _read_arrays(root, step, chosen, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in chosen})
-    empty = {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, shape, _) in chosen.items() if 0 in shape}
+    leaves = read_meta(root, step)["leaves"]
+    if unknown := [path for path in only if not any(_is_below(name, path) for name in leaves)]:
+        fields = sorted({name.split("/")[0] for name in leaves})
+        raise CheckpointError(f"{root / str(step)}: found no {', '.join(unknown)}; expected paths below {', '.join(fields)}")
+    wanted = {name: leaf for name, leaf in leaves.items() if not only or any(_is_below(name, path) for path in only)}
+    arrays = read_arrays(root, step, wanted, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted})
+    verify(root, step, wanted, arrays)
+    empty = {name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, shape, _) in wanted.items() if 0 in shape}
     return nested(arrays | empty), step
 
 
@@ -176,7 +100,11 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """`{'a/b': x}` -> `{'a': {'b': x}}`."""
+    """Turn paths into a nested dict.
+
+    >>> nested({"a/b": 1, "a/c": 2})
+    {'a': {'b': 1, 'c': 2}}
+    """
     tree: dict[str, Any] = {}
     for name, leaf in named.items():
         *parents, last = name.split("/")
@@ -188,83 +116,160 @@ def nested(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_step(directory: Directory, step: int | None = None) -> tuple[epath.Path, int]:
-    """The directory of the steps and the chosen step (the newest by default), from a workdir, `checkpoints` or a step in it.
+    """The directory of the steps and the step to read: `step`, or the newest. A renamed step is skipped with a warning.
+
+    Args:
+      directory: a run's workdir, its `checkpoints` directory, or one step in there.
 
     Raises:
-      CheckpointError: there is none; says what was found instead.
+      CheckpointError: there is none; the message lists what was found instead.
     """
-    given = epath.Path(directory).expanduser().absolute()
-    root = given / "checkpoints" if (given / "checkpoints").is_dir() else given
-    if step is None and given.name.isdigit() and (given / "meta").is_dir():
-        root, step = given.parent, int(given.name)
-    found = _steps(root)
-    if not found:
-        raise CheckpointError(f"no checkpoint in {given}: {_seen(root)}; expected STEP/state and STEP/meta, in it or in its 'checkpoints'")
-    if step is not None and step not in found:
-        raise CheckpointError(f"no checkpoint of step {step} in {root}; there are {_listed(found)}")
-    return root, max(found) if step is None else step
+    path = epath.Path(directory).expanduser().absolute()
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if step is None and _is_step_name(path.name) and (path / "meta").is_dir():
+        root, step = path.parent, int(path.name)
+    steps = complete_steps(root)
+    if not steps:
+        raise CheckpointError(
+            f"no checkpoint in {path}: {_contents(root)}; expected STEP/state and STEP/meta, in it or in its 'checkpoints'"
+        )
+    if step is not None:
+        if step not in steps:
+            raise CheckpointError(f"no checkpoint of step {step} in {root}; there are {listed(steps)}")
+        return root, step
+    for newest in reversed(steps):
+        try:
+            read_meta(root, newest)
+        except RenamedCheckpoint as error:
+            _log.warning("skipped: %s", error)
+        else:
+            return root, newest
+    raise CheckpointError(f"no checkpoint in {root} has the number of its step; there are {listed(steps)}")
 
 
-def _steps(root: epath.Path) -> list[int]:
-    """Complete steps. Orbax marks a step's end with a file; a deletion that was killed midway leaves a number that lacks something."""
-    if not root.is_dir():
-        return []
-    numbers = [path for path in root.iterdir() if path.name.isdigit()]
-    return sorted(int(path.name) for path in numbers if _meta_path(path).exists() and (path / "commit_success.txt").exists())
+def complete_steps(root: epath.Path) -> list[int]:
+    """The steps that were written to their end, oldest first.
+
+    Orbax marks that end with a file. A deletion that was killed midway leaves a number that lacks something.
+    """
+    return [step for step in step_directories(root) if is_complete(root / str(step))]
 
 
-def _seen(path: epath.Path) -> str:
+def step_directories(root: epath.Path) -> list[int]:
+    """The numbers among the names in a directory, in order, whatever is behind them."""
+    return sorted(int(path.name) for path in root.iterdir() if _is_step_name(path.name)) if root.is_dir() else []
+
+
+def is_complete(step_directory: epath.Path) -> bool:
+    """Whether a save ended here, and no deletion began."""
+    return _meta_path(step_directory).exists() and (step_directory / "commit_success.txt").exists()
+
+
+def _is_step_name(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name == str(int(name))
+
+
+def _contents(path: epath.Path) -> str:
     if not path.exists():
         return "it does not exist"
     if not path.is_dir():
         return "it is a file"
-    return f"found {_listed(sorted(child.name for child in path.iterdir())) or 'an empty directory'}"
+    return f"found {listed(sorted(child.name for child in path.iterdir())) or 'an empty directory'}"
 
 
 def _meta_path(step_directory: epath.Path) -> epath.Path:
     return step_directory / "meta" / "metadata"
 
 
-def _read_meta(root: epath.Path, step: int) -> dict[str, Any]:
+def read_meta(root: epath.Path, step: int) -> dict[str, Any]:
+    """The description of a step, verified.
+
+    Raises:
+      CheckpointError: the file system does not let it be read.
+      DamagedCheckpoint, RenamedCheckpoint: as they say.
+    """
     path = _meta_path(root / str(step))
     try:
-        meta = json.loads(path.read_text())
-        sound = meta.pop("digest") == _json_digest(meta)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise _damaged(root, step, f"{path} cannot be read ({_brief(error)})") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {brief(error)}") from error
+    try:
+        meta = json.loads(data)
+        sound = meta.pop("digest") == json_digest(meta)
+    except Exception as error:  # damaged JSON can be any value, nested however deep
+        raise _damaged(root, step, f"{path} cannot be read ({brief(error)})") from error
     if not sound:
         raise _damaged(root, step, f"{path} is not what was written")
+    if meta["step"] != step:
+        raise RenamedCheckpoint(f"{root / str(step)} holds step {meta['step']}: it was renamed or copied")
     return meta
 
 
-def _json_digest(meta: Mapping[str, Any]) -> str:
+def json_digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, the same before it is written and after it is read."""
     plain = json.loads(json.dumps(meta))  # tuples become lists, keys strings, as they will when read
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _read_arrays(root: epath.Path, step: int, leaves: Mapping[str, Any], args: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
-    """Read the leaves that have elements, and hold their digests against those saved."""
-    stored = nested({name: arg for name, arg in args.items() if 0 not in leaves[name][1]})
+def read_arrays(root: epath.Path, step: int, leaves: Mapping[str, Any], args: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
+    """Read the leaves that have elements, not yet verified. Waits for no other process.
+
+    Raises:
+      DamagedCheckpoint: they cannot be decoded, or are not the arrays that `leaves` describes.
+      CheckpointError: the file system or the device does not let them be read.
+    """
+    stored = {name: arg for name, arg in args.items() if 0 not in leaves[name][1]}
+    if not stored:
+        return {}
     try:
-        restore = ocp.args.PyTreeRestore(item=stored, restore_args=stored, partial_restore=True)
-        arrays = named_leaves(ocp.PyTreeCheckpointer().restore(root / str(step) / "state", args=restore)) if stored else {}
-    except Exception as error:  # whatever Orbax and TensorStore raise on bytes they cannot decode
-        raise _damaged(root, step, f"its arrays cannot be read ({_brief(error)})") from error
-    found = dict(zip(arrays, digests(arrays), strict=True))
-    if wrong := [name for name, value in found.items() if value != leaves[name][2]]:
-        raise _damaged(root, step, f"not what was written: {_listed(wrong)} ({len(wrong)} of {len(found)} leaves)")
+        tree = nested(stored)
+        restore = ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
+        arrays = named_leaves(_local_reader().restore(root / str(step) / "state", args=restore))
+        readable = {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in arrays.items()}
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the device's memory, for one: no fault of the file
+        raise CheckpointError(f"the checkpoint of step {step} in {root} cannot be restored: {brief(error)}") from error
+    except Exception as error:  # Orbax and TensorStore raise anything on bytes that they cannot decode
+        _check_readable(root / str(step))
+        raise _damaged(root, step, f"its arrays cannot be read ({brief(error)})") from error
+    if wrong := [name for name in stored if readable.get(name) != leaves[name][:2]]:
+        raise _damaged(root, step, f"of another type or shape than was written: {listed(wrong)}")
     return arrays
 
 
-def _damaged(root: epath.Path, step: int, what: str) -> CheckpointError:
-    older = [other for other in _steps(root) if other != step]
-    advice = (
-        f"other steps here: {_listed(older)}; move {root / str(step)} away to go on from {older[-1]}" if older else "no other step is here"
-    )
-    return CheckpointError(f"the checkpoint of step {step} is damaged: {what}; {advice}")
+def _local_reader() -> ocp.Checkpointer:
+    """Reading has no need of the other processes. With Orbax's default a process that fails leaves the others waiting."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"read{index}")
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
-def _check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], path: epath.Path) -> None:
+def _check_readable(step_directory: epath.Path) -> None:
+    """Raise CheckpointError where the file system, not the content, is why a checkpoint cannot be read."""
+    for directory, _, names in os.walk(step_directory, onerror=None):
+        for name in names:
+            try:
+                with open(os.path.join(directory, name), "rb") as file:
+                    while file.read(1 << 24):
+                        pass
+            except OSError as error:
+                raise CheckpointError(f"{step_directory} cannot be read: {brief(error)}") from error
+
+
+def verify(root: epath.Path, step: int, leaves: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Hold the digests of the arrays against the saved ones. Every process calls this alike. Raises DamagedCheckpoint."""
+    read = dict(zip(arrays, digests(arrays), strict=True))
+    if wrong := [name for name, value in read.items() if value != leaves[name][2]]:
+        raise _damaged(root, step, f"not what was written: {listed(wrong)} ({len(wrong)} of {len(read)} leaves)")
+
+
+def _damaged(root: epath.Path, step: int, what: str) -> DamagedCheckpoint:
+    others = [other for other in complete_steps(root) if other != step]
+    advice = f"other steps here: {listed(others)}, such as {root / str(others[-1])}" if others else "no other step is here"
+    return DamagedCheckpoint(f"the checkpoint of step {step} in {root} is damaged: {what}; {advice}")
+
+
+def check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], path: epath.Path) -> None:
+    """Raise CheckpointError with all differences in names, types and shapes between wanted and saved leaves."""
     differences = [f"{name}: saved, but not wanted" for name in saved if name not in wanted]
     differences += [f"{name}: wanted, but not saved" for name in wanted if name not in saved]
     for name in wanted.keys() & saved.keys():
@@ -273,26 +278,18 @@ def _check_same(wanted: Mapping[str, Any], saved: Mapping[str, Any], path: epath
         if have != want:
             differences.append(f"{name}: saved {have[0]}{list(have[1])}, wanted {want[0]}{list(want[1])}")
     if differences:
-        raise CheckpointError(f"{path} is of another state ({len(differences)} differences):\n  " + _listed(sorted(differences), "\n  "))
+        raise CheckpointError(f"{path} is of another state ({len(differences)} differences):\n  " + listed(sorted(differences), "\n  "))
 
 
-def _listed(items: Iterable[Any], separator: str = ", ") -> str:
+def listed(items: Iterable[Any], separator: str = ", ") -> str:
+    """The first 20 items as text, and how many more there are."""
     words = [str(item) for item in items]
     return separator.join(words[:_SHOWN] + ([f"... and {len(words) - _SHOWN} more"] if len(words) > _SHOWN else []))
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """An error in one line. TensorStore's messages hold its whole configuration, with the cause at the end."""
     text = " ".join(str(error).split())
-    if len(text) > 500:  # TensorStore tells its whole configuration, and the cause at the end
+    if len(text) > 500:
         text = f"{text[:240]} ... {text[-240:]}"
     return f"{type(error).__name__}: {text}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # a source tree that was not installed
-            found[package] = "unknown"
-    return found

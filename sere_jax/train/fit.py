@@ -6,36 +6,32 @@ use the same one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import jax
 
-from sere_jax.train.checkpoint import Checkpoints
-from sere_jax.train.meter import Meter, Metrics, Reporter
+from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.evaluations import Evaluations, Periodic
+from sere_jax.train.meter import Limits, Meter, Metrics, Reporter
 from sere_jax.train.prefetch import Feed
-from sere_jax.train.signals import Interrupted, Signals, listening
+from sere_jax.train.signals import Signals, listening
 
 PyTree = Any
 Batch = Any
+TrainStep: TypeAlias = Callable[[Any, Batch], tuple[Any, Metrics]]
 
 
 class Stopped(Exception):
     """A signal ended the run early, after its state was saved (where there are checkpoints). No failure: exit with 0."""
 
 
-class Periodic(NamedTuple):
-    """An evaluation in the loop: `run(state, step)` yields (name, value), every so many steps and after the last. 0 = never."""
-
-    every_steps: int
-    run: Callable[[Any, int], Iterable[tuple[str, float]]]
-
-
 def fit(
     *,
     init: Callable[[], PyTree],
     abstract_state: PyTree,
-    train_step: Callable[[Any, Batch], tuple[Any, Metrics]],
+    compile_step: Callable[[], TrainStep],
     batches: Callable[[int], Iterator[Batch]],
     put: Callable[[Batch], Batch],
     total_steps: int,
@@ -43,51 +39,58 @@ def fit(
     checkpoints: Checkpoints | None,
     config: Mapping[str, Any],
     progress: Reporter,
+    identity: Mapping[str, Any] | None = None,
     log_every_steps: int = 10,
     evaluations: Sequence[Periodic] = (),
-    max_bad_steps: int = 10,
     replaced: Callable[[Batch], jax.Array] | None = None,
-    max_bad_fraction: float = 0.01,
+    limits: Limits | None = None,
     signals: Signals | None = None,
 ) -> PyTree:
-    """Train from the newest checkpoint, or from the start, to `total_steps`; the final state, which is saved.
+    """Train from the newest checkpoint, or from the start, to `total_steps`; return the final state, which is saved.
 
     What is logged every `log_every_steps`: each metric's mean over the steps since the last log (bad steps left out),
     `bad_steps` (all since the run began), `data/replaced` (unreadable images since this start), and of the same steps
     `speed/images_per_second`, `speed/seconds_per_step` and `speed/data_wait`, the share of time in which the device had
     nothing to do for want of a batch. Compilation, evaluations and saving are not in these times.
 
+    Evaluations of the restored step that a signal cut short are done first. A run that is finished compiles nothing.
+
     Args:
-      init: makes the state of step 0; called only when there is no checkpoint.
+      init: makes the state of step 0, with the weights that the run starts from; called only when there is no checkpoint.
       abstract_state: `jax.ShapeDtypeStruct`s with shardings, to restore into.
-      train_step: (state, device batch) -> (state, scalar metrics); it may donate the state. `metrics['bad_step']` is 1
-        where it left the parameters alone because something was not finite.
+      compile_step: makes the train step (state, device batch) -> (state, scalar metrics), which may donate the state.
+        `metrics['bad_step']` is 1 where it left the parameters alone because something was not finite. Called once, after
+        the state is restored, and only where there are steps to take.
       batches: step -> the host batches from that step on (the batch of step `start + 1` comes first). Taken in a thread.
       put: host batch -> device batch, one ahead of the step.
       images_per_step: of all processes together.
-      checkpoints: where to resume from and save to; None = nowhere.
-      config: JSON-able, saved with the state.
-      max_bad_steps: that many bad steps are borne, over the whole run.
+      checkpoints: where to resume from and save to; None = nowhere. The caller closes it.
+      config, identity: JSON-able, saved with the state.
       replaced: device batch -> a boolean for each of its images, True where it stands in for an unreadable one.
-      max_bad_fraction: the largest share of them that is borne, judged over at least 1000 images.
+      limits: how many bad steps and images are borne; None = the defaults.
       signals: the program's, which listen since its start; None = listen from here to the end.
 
     Raises:
       Stopped: SIGTERM or SIGINT came; the step was finished and saved. With several processes, all at the same step.
-      TooManyBadSteps, TooManyBadImages, DataEnded: as they say; the newest checkpoint stays as it is.
+      TooManyBadSteps, TooManyBadImages, DataEnded, UnknownScore, CheckpointError: as they say; the newest checkpoint
+        stays as it is.
     """
-    start = (checkpoints.latest_step() if checkpoints else None) or 0
-    progress.start(start)
-    with progress.busy(f"restoring step {start}" if start else "initialising"):
-        state = checkpoints.restore(abstract_state, start) if checkpoints and start else init()
+    state, start = _restore(checkpoints, abstract_state, init, progress)
+    evaluating = Evaluations(evaluations, total_steps, checkpoints.scores if checkpoints else None, progress)
+    if missed := evaluating.missed(start):
+        with listening(signals) as heard:
+            if evaluating.run(missed, state, start, heard, progress.write):
+                raise Stopped(_stopped(heard, start, total_steps, checkpoints))
+            heard.join(jax.process_count(), interruptible=signals is not None)  # compiling may be dropped again
     if start >= total_steps:
-        if not start and checkpoints:  # a run of no steps: what an evaluation of the random initialisation reads
-            checkpoints.save(0, state, config, force=True)
-            checkpoints.wait()
+        if checkpoints and checkpoints.save(start, state, config, force=True, identity=identity):
+            checkpoints.wait()  # a run of no steps: what an evaluation of the random initialisation reads
         progress.note(f"nothing to train: the checkpoint is of step {start}, the run ends at {total_steps}")
         return state
-    meter = Meter(start, images_per_step, progress, max_bad_steps, max_bad_fraction, int(getattr(state, "bad_steps", 0)))
-    saver = _Saver(checkpoints, config, progress, meter)
+    train_step = compile_step()
+    bad_steps = int(getattr(state, "bad_steps", 0))
+    meter = Meter(start, images_per_step, progress, limits or Limits(), bad_steps)
+    saver = _Saver(checkpoints, {"config": config, "identity": identity}, progress, meter)
     with listening(signals) as signals, Feed(batches(start), put, total_steps - start) as feed:
         if signals.begin():
             saver.stop(start, total_steps, state, signals)
@@ -96,57 +99,61 @@ def fit(
             if batch is None:
                 saver.stop(step - 1, total_steps, state, signals)
             state, metrics = train_step(state, batch)
-            meter.add(step, metrics, replaced(batch) if replaced else None, due=step % log_every_steps == 0 or step == total_steps)
+            log = step % log_every_steps == 0 or step == total_steps
+            meter.add(step, metrics, replaced(batch) if replaced else None, log)
             stopping = signals.reached()
-            if not stopping:
-                stopping = _evaluate(state, step, total_steps, evaluations, meter, signals, progress)
+            if not stopping and (due := evaluating.due(step)):
+                meter.wait(keep_last=True)
+                with meter.paused():
+                    stopping = evaluating.run(due, state, step, signals, meter.emit)
             if stopping:
                 saver.stop(step, total_steps, state, signals)
-            saver.save(step, state, last=step == total_steps)
+            saver.save(step, state, last=step == total_steps, best=evaluating.is_best(step))
     return state
 
 
-def _evaluate(
-    state: PyTree, step: int, total_steps: int, evaluations: Sequence[Periodic], meter: Meter, signals: Signals, progress: Reporter
-) -> bool:
-    """Run the evaluations that are due; True when a signal cut them short. Their values go out with the step's metrics."""
-    due = [e for e in evaluations if e.every_steps and (step % e.every_steps == 0 or step == total_steps)]
-    if not due:
-        return False
-    meter.wait(keep_last=True)
-    values: dict[str, float] = {}
-    try:
-        with meter.paused(), progress.busy("evaluating"), signals.interrupting():
-            for evaluation in due:
-                values.update((name, float(value)) for name, value in evaluation.run(state, step))
-    except Interrupted:
-        return True
-    finally:
-        meter.emit(step, values)
-    return False
+def _restore(checkpoints: Checkpoints | None, abstract_state: PyTree, init: Callable[[], PyTree], progress: Reporter) -> tuple[PyTree, int]:
+    """The state to go on from, and its step. A checkpoint of step 0 counts too: it may hold weights that a run started from."""
+    newest = None
+    if checkpoints and checkpoints.newest() is not None:
+        with progress.busy("restoring"):
+            newest = checkpoints.restore_newest(abstract_state)
+    start = newest.step if newest else 0
+    progress.start(start)
+    if checkpoints:
+        checkpoints.scores.start(start)
+        for note in checkpoints.notes:
+            progress.note(note)
+    if newest:
+        return newest.state, start
+    with progress.busy("initialising"):
+        return init(), 0
+
+
+def _stopped(signals: Signals, step: int, total_steps: int, checkpoints: Checkpoints | None) -> str:
+    where = f"its state is saved in {checkpoints.directory / str(step)}" if checkpoints else "nothing was saved"
+    advice = "; the same command goes on from there" if checkpoints else ""
+    return f"stopped by {signals.name} after step {step} of {total_steps}; {where}{advice}"
 
 
 class _Saver:
     """Saves by cadence, at the end and on a signal. Everything known of a step is reported before its checkpoint exists."""
 
-    def __init__(self, checkpoints: Checkpoints | None, config: Mapping[str, Any], progress: Reporter, meter: Meter) -> None:
-        self._checkpoints, self._config, self._progress, self._meter = checkpoints, config, progress, meter
+    def __init__(self, checkpoints: Checkpoints | None, meta: Mapping[str, Any], progress: Reporter, meter: Meter) -> None:
+        self._checkpoints, self._meta, self._progress, self._meter = checkpoints, meta, progress, meter
 
-    def save(self, step: int, state: PyTree, *, last: bool) -> None:
-        if self._checkpoints is None or not (last or self._checkpoints.should_save(step)):
+    def save(self, step: int, state: PyTree, *, last: bool, best: bool = False) -> None:
+        if self._checkpoints is None or not (last or best or self._checkpoints.should_save(step)):
             if last:
                 self._meter.wait()
             return
         self._meter.wait()
-        with self._meter.paused():
-            self._checkpoints.save(step, state, self._config, force=True)
+        with self._meter.paused(), self._progress.busy("saving") if last else contextlib.nullcontext():
+            self._checkpoints.save(step, state, force=True, **self._meta)
             if last:
-                with self._progress.busy("saving"):
-                    self._checkpoints.wait()
+                self._checkpoints.wait()
 
     def stop(self, step: int, total_steps: int, state: PyTree, signals: Signals) -> NoReturn:
         """Save and raise `Stopped`."""
         self.save(step, state, last=True)
-        where = f"its state is saved in {self._checkpoints.directory / str(step)}" if self._checkpoints else "nothing was saved"
-        advice = "; the same command goes on from there" if self._checkpoints else ""
-        raise Stopped(f"stopped by {signals.name} after step {step} of {total_steps}; {where}{advice}")
+        raise Stopped(_stopped(signals, step, total_steps, self._checkpoints))

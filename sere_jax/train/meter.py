@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -15,8 +16,24 @@ Metrics = Mapping[str, jax.Array]
 
 # Steps that may be under way before the host waits for the oldest: the device always has work, and batches do not pile up.
 _RUN_AHEAD = 2
-# A share of unreadable images is judged over at least so many: one bad file in the first batch is no reason to end.
+# Shares are judged over at least so many images and steps: one bad file in the first batch is no reason to end.
 _FEWEST_IMAGES = 1000
+_FEWEST_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How much a run bears before it ends.
+
+    Attributes:
+      bad_steps: steps in a row that are skipped for a non-finite loss or gradient.
+      bad_step_share: such steps as a share of all steps of the run, judged over at least 1000.
+      bad_image_share: unreadable images as a share of all images since this start, judged over at least 1000.
+    """
+
+    bad_steps: int = 10
+    bad_step_share: float = 0.01
+    bad_image_share: float = 0.01
 
 
 class TooManyBadSteps(RuntimeError):
@@ -50,12 +67,9 @@ class Reporter(Protocol):
 class Meter:
     """Means of metrics over the steps since the last log, summed on the device, and the clock of the same steps."""
 
-    def __init__(
-        self, start: int, images_per_step: int, progress: Reporter, max_bad_steps: int, max_bad_fraction: float, bad_steps: int
-    ) -> None:
-        self._start, self._images_per_step, self._progress = start, images_per_step, progress
-        self._max_bad_steps, self._max_bad_fraction = max_bad_steps, max_bad_fraction
-        self._bad_steps, self._replaced = bad_steps, 0
+    def __init__(self, start: int, images_per_step: int, progress: Reporter, limits: Limits, bad_steps: int) -> None:
+        self._start, self._images_per_step, self._progress, self._limits = start, images_per_step, progress, limits
+        self._bad_steps, self._bad_in_a_row, self._replaced = bad_steps, 0, 0
         self._sums: Any = None
         self._pending: collections.deque[tuple[int, jax.Array, Any]] = collections.deque()
         self._held: tuple[int, dict[str, float]] | None = None
@@ -119,11 +133,20 @@ class Meter:
             else:
                 self._progress.write(step, values)
             self._check_images(step)
-        if int(bad) and self._bad_steps > self._max_bad_steps:
+        self._bad_in_a_row = self._bad_in_a_row + 1 if int(bad) else 0
+        if int(bad):
+            self._check_steps(step)
+
+    def _check_steps(self, step: int) -> None:
+        limits, reason = self._limits, ""
+        if self._bad_in_a_row > limits.bad_steps:
+            reason = f"{self._bad_in_a_row} steps in a row had; run.max_bad_steps allows {limits.bad_steps}"
+        elif self._bad_steps > limits.bad_step_share * max(step, _FEWEST_STEPS):
+            reason = f"{self._bad_steps} of {step} steps had; run.max_bad_share allows {limits.bad_step_share:g}"
+        if reason:
             raise TooManyBadSteps(
-                f"{self._bad_steps} steps had a non-finite loss or gradient, the last at step {step}; run.max_bad_steps allows "
-                f"{self._max_bad_steps}. They were skipped: parameters, teacher and checkpoints are finite. "
-                "Usual causes: too high a learning rate, too short a warm-up, too low a temperature, broken inputs."
+                f"step {step} had a non-finite loss or gradient, and {reason}. These steps were skipped: parameters, teacher and "
+                "checkpoints are finite. Usual causes: too high a learning rate, too short a warm-up, too low a temperature, broken inputs."
             )
 
     def _values(self, sums: Mapping[str, Any]) -> dict[str, float]:
@@ -144,10 +167,10 @@ class Meter:
 
     def _check_images(self, step: int) -> None:
         seen = (step - self._start) * self._images_per_step
-        if self._replaced > self._max_bad_fraction * max(seen, _FEWEST_IMAGES):
+        if self._replaced > self._limits.bad_image_share * max(seen, _FEWEST_IMAGES):
             raise TooManyBadImages(
                 f"{self._replaced} of {seen} images since this start were unreadable; data.max_bad_fraction allows "
-                f"{self._max_bad_fraction:g}. Look for the files that the log names, or raise the limit."
+                f"{self._limits.bad_image_share:g}. Look for the files that the log names, or raise the limit."
             )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +17,8 @@ import pytest
 
 from sere_jax import sharding
 from sere_jax.train import checkpoint
-from sere_jax.train.checkpoint import CheckpointError, Checkpoints
+from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint
+from sere_jax.train.checkpoint_manager import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"recipe": "dino_sere", "views": {"scale": (0.1, 1.0)}, "seed": 3, "name": None}
@@ -88,7 +86,7 @@ def test_round_trip_is_bit_identical_on_any_devices(tmp_path: Path, before: int 
     state = place(make_state(), before)
     saved(tmp_path, state, 7)
     target = abstract(place(make_state(1), after))
-    read = Checkpoints(tmp_path, every_steps=1).restore(target)
+    read = Checkpoints(tmp_path, every_steps=1).restore(target, 7)
     assert_same_bits(read, state)
     assert all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(target), strict=True))
 
@@ -102,7 +100,7 @@ def test_what_is_saved_is_the_state_at_the_call_though_it_is_donated_at_once(tmp
     for _ in range(5):
         state = advance(state)
     checkpoints.wait()
-    assert_same_bits(checkpoints.restore(abstract(state)), expected)
+    assert_same_bits(checkpoints.restore(abstract(state), 1), expected)
 
 
 def test_cadence_and_what_is_kept(tmp_path: Path):
@@ -113,7 +111,7 @@ def test_cadence_and_what_is_kept(tmp_path: Path):
     assert checkpoints.save(11, state, CONFIG, force=True) and not checkpoints.save(11, state, CONFIG, force=True)
     checkpoints.close()
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 8, 10, 11]
-    assert checkpoints.latest_step() == 11
+    assert checkpoints.newest() == 11
 
 
 def test_the_config_comes_back(tmp_path: Path):
@@ -164,29 +162,12 @@ def test_a_flipped_bit_is_found_and_older_steps_are_told(tmp_path: Path, where: 
     saved(tmp_path, make_state(), 1, 2, 3)
     flip_a_bit(tmp_path / "3", where)
     checkpoints = Checkpoints(tmp_path, every_steps=1)
-    with pytest.raises(CheckpointError, match=r"step 3 is damaged.*other steps here: 1, 2; move .*3 away to go on from 2") as error:
-        checkpoints.restore(abstract(make_state()))
+    with pytest.raises(DamagedCheckpoint, match=r"step 3 in .* is damaged.*other steps here: 1, 2, such as .*/2") as error:
+        checkpoints.restore(abstract(make_state()), 3)
     assert "/" in str(error.value)
-    with pytest.raises(CheckpointError, match="step 3 is damaged"):
+    with pytest.raises(DamagedCheckpoint, match="step 3 in .* is damaged"):
         checkpoint.read_state(tmp_path)
     assert int(checkpoints.restore(abstract(make_state()), step=2).step) == 2
-
-
-@pytest.mark.slow
-def test_no_flipped_bit_anywhere_goes_unseen(tmp_path: Path):
-    """Whatever file it hits: an error, or the very same arrays (Orbax does not read all that it writes)."""
-    state = make_state()
-    saved(tmp_path, state, 7)
-    checkpoints, chance = Checkpoints(tmp_path, every_steps=1), random.Random(0)
-    files = sorted(path for path in (tmp_path / "7").rglob("*") if path.is_file())
-    for path in chance.choices(files, k=100):
-        sound = path.read_bytes()
-        data = bytearray(sound)
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        path.write_bytes(bytes(data))
-        with contextlib.suppress(CheckpointError):
-            assert_same_bits(checkpoints.restore(abstract(state)), state)
-        path.write_bytes(sound)
 
 
 def test_the_damaged_leaf_is_named(tmp_path: Path):
@@ -197,9 +178,9 @@ def test_the_damaged_leaf_is_named(tmp_path: Path):
     meta = json.loads(path.read_text())
     meta.pop("digest")
     meta["leaves"]["params/head/bias"][2] ^= 1
-    path.write_text(json.dumps({**meta, "digest": checkpoint._json_digest(meta)}))
+    path.write_text(json.dumps({**meta, "digest": checkpoint.json_digest(meta)}))
     with pytest.raises(CheckpointError, match=r"not what was written: params/head/bias \(1 of \d+ leaves\); no other step is here"):
-        Checkpoints(tmp_path, every_steps=1).restore(abstract(state))
+        Checkpoints(tmp_path, every_steps=1).restore(abstract(state), 1)
 
 
 def test_a_changed_config_is_found(tmp_path: Path):
@@ -220,7 +201,7 @@ def test_all_differences_of_another_state_are_listed(tmp_path: Path):
         params={"backbone": {"kernel": jnp.zeros((24, 17)), "half": jnp.zeros((5, 8))}, "extra": jnp.zeros(2)}, bad_steps=jnp.float32(0)
     )
     with pytest.raises(CheckpointError) as error:
-        Checkpoints(tmp_path, every_steps=1).restore(abstract(other))
+        Checkpoints(tmp_path, every_steps=1).restore(abstract(other), 1)
     assert sorted(str(error.value).split("\n  ")[1:]) == [
         "bad_steps: saved int32[], wanted float32[]",
         "params/backbone/half: saved bfloat16[5, 8], wanted float32[5, 8]",
@@ -243,27 +224,15 @@ def test_nothing_there_says_what_is_there(tmp_path: Path):
     saved(tmp_path / "checkpoints", make_state(), 1, 2)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 5 in .*there are 1, 2"):
         checkpoint.read_state(tmp_path, 5)
-    assert Checkpoints(tmp_path / "fresh", every_steps=1).latest_step() is None
-
-
-def test_remains_of_killed_saves_and_deletions_do_no_harm(tmp_path: Path):
-    saved(tmp_path, make_state(), 1, 2)
-    shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
-    shutil.rmtree(tmp_path / "1" / "meta")
-    assert checkpoint.read_state(tmp_path)[1] == 2
-    checkpoints = Checkpoints(tmp_path, every_steps=1, keep=2)
-    assert checkpoints.latest_step() == 2
-    checkpoints.save(3, make_state(), CONFIG)
-    checkpoints.save(4, make_state(), CONFIG)
-    checkpoints.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+    assert Checkpoints(tmp_path / "fresh", every_steps=1).newest() is None
 
 
 def test_a_full_disk_is_told_and_older_steps_stand(tmp_path: Path):
     """The limit on a file's size stands in for the disk's."""
     code = """
 import resource, signal, sys, jax
-from sere_jax.train.checkpoint import CheckpointError, Checkpoints, read_state
+from sere_jax.train.checkpoint import CheckpointError, read_state
+from sere_jax.train.checkpoint_manager import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], every_steps=1)
 checkpoints.save(1, {'a': jax.numpy.ones(4)}, {})
 checkpoints.wait()

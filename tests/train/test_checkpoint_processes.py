@@ -18,17 +18,17 @@ import pytest
 
 from sere_jax import sharding
 from sere_jax.train import checkpoint
-from sere_jax.train.checkpoint import Checkpoints
+from sere_jax.train.checkpoint_manager import Checkpoints
 from tests.train.test_checkpoint import CONFIG, ROOT, assert_same_bits, make_state
 
 _SAVE_AND_DIE = """
 import sys, jax, jax.numpy as jnp, numpy as np
-from sere_jax.train.checkpoint import Checkpoints
+from sere_jax.train.checkpoint_manager import Checkpoints
 state = {'a': jnp.zeros((1000, 3000)), 'step': jnp.int32(0)}
 checkpoints = Checkpoints(sys.argv[1], every_steps=1, keep=2)
-last = checkpoints.latest_step() or 0
+last = checkpoints.newest() or 0
 if last:
-    state = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
+    state = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), last)
     assert int(state['step']) == last and bool((state['a'] == jax.random.normal(jax.random.key(last), (1000, 3000))).all())
     print('resumed', last, flush=True)
 for step in range(last + 1, last + 1000):
@@ -81,7 +81,8 @@ def test_repeated_kills_at_random_times(tmp_path: Path):
 _TWO_PROCESSES = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from sere_jax import distributed, sharding
-from sere_jax.train.checkpoint import Checkpoints, read_state
+from sere_jax.train.checkpoint import read_state
+from sere_jax.train.checkpoint_manager import Checkpoints
 port, rank, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 distributed.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
 mesh = sharding.make_mesh(4)
@@ -90,12 +91,12 @@ cut = sharding.state_shardings(jax.eval_shape(make), mesh, min_size=8)
 state = jax.jit(make, out_shardings=cut)()
 checkpoints = Checkpoints(directory, every_steps=1, keep=2)
 target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, cut)
-if checkpoints.latest_step() == 5:  # written by one process with eight devices
-    old = checkpoints.restore(target)
+if checkpoints.newest() == 5:  # written by one process with eight devices
+    old = checkpoints.restore(target, 5)
     assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(state)))
 checkpoints.save(6, state, {'seed': 1}, force=True)
 checkpoints.wait()
-again = checkpoints.restore(target)
+again = checkpoints.restore(target, 6)
 assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state)))
 np.testing.assert_array_equal(read_state(directory)[0]['a'], np.arange(64.).reshape(8, 8))
 checkpoints.close()
@@ -126,5 +127,5 @@ def test_two_processes_read_what_one_wrote_and_the_reverse(tmp_path: Path):
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert all("agreed" in output for output in outputs), "\n".join(outputs)
     again = Checkpoints(tmp_path, every_steps=1)
-    assert again.latest_step() == 6
-    assert_same_bits(again.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)), state)
+    assert again.newest() == 6
+    assert_same_bits(again.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), 6), state)

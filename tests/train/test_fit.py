@@ -22,10 +22,12 @@ import numpy as np
 import pytest
 
 from sere_jax.train import checkpoint
-from sere_jax.train.checkpoint import Checkpoints
-from sere_jax.train.fit import Periodic, fit
-from sere_jax.train.meter import TooManyBadImages, TooManyBadSteps
+from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.evaluations import Periodic
+from sere_jax.train.fit import fit
+from sere_jax.train.meter import Limits, TooManyBadImages, TooManyBadSteps
 from sere_jax.train.prefetch import DataEnded
+from sere_jax.train.scores import Best
 from tests.train import toy_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,14 +59,18 @@ class Listener:
 
 
 def run(
-    directory: Path | None, total: int, listener: Listener | None = None, fsdp: int = 1, every: int = 4, feed: Any = None, **given: Any
+    directory: Path | None,
+    total: int,
+    listener: Listener | None = None,
+    fsdp: int = 1,
+    every: int = 4,
+    feed: Any = None,
+    best: Best | None = None,
+    **given: Any,
 ) -> Any:
-    checkpoints = None if directory is None else Checkpoints(directory, every_steps=every)
     arguments = {**toy_run.pieces(fsdp), "log_every_steps": 2, "progress": listener or Listener(), **given}
-    state = fit(batches=feed or toy_run.batches, total_steps=total, checkpoints=checkpoints, **arguments)
-    if checkpoints:
-        checkpoints.close()
-    return state
+    with contextlib.nullcontext() if directory is None else Checkpoints(directory, every_steps=every, best=best) as checkpoints:
+        return fit(batches=feed or toy_run.batches, total_steps=total, checkpoints=checkpoints, **arguments)
 
 
 def bits(state: Any) -> list[bytes]:
@@ -115,7 +121,7 @@ def test_evaluations_come_by_cadence_and_at_the_end_in_one_record_with_the_metri
         seen.append(step)
         yield "knn", 0.5
 
-    run(None, 7, listener, log_every_steps=2, evaluations=[Periodic(3, evaluate), Periodic(0, evaluate)])
+    run(None, 7, listener, log_every_steps=2, evaluations=[Periodic("knn", 3, evaluate), Periodic("never", 0, evaluate)])
     assert seen == [3, 6, 7]
     assert [(step, "knn" in values, "loss" in values) for step, values in listener.written] == [
         (2, False, True),
@@ -126,17 +132,29 @@ def test_evaluations_come_by_cadence_and_at_the_end_in_one_record_with_the_metri
     ]
 
 
-def test_bad_steps_are_counted_left_out_of_the_means_and_bounded(tmp_path: Path):
+def with_bad_steps(*bad: int) -> Any:
+    return lambda start: toy_run.batches(start, bad=bad)
+
+
+def test_bad_steps_are_counted_and_left_out_of_the_means(tmp_path: Path):
     listener = Listener()
-    state = run(tmp_path, 8, listener, feed=lambda start: toy_run.batches(start, bad=(3, 7, 8)), max_bad_steps=3)
+    state = run(tmp_path, 8, listener, feed=with_bad_steps(3, 7, 8))
     assert int(state.bad_steps) == 3 and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state))
     assert [(step, values["bad_steps"], values["at"]) for step, values in listener.written][:2] == [(2, 0.0, 1.5), (4, 1.0, 4.0)]
     assert np.isnan(listener.written[-1][1]["loss"]), "no good step between 6 and 8"
-    with pytest.raises(TooManyBadSteps, match=r"4 steps .* the last at step 10; run\.max_bad_steps allows 3.*learning rate"):
-        run(tmp_path, 20, feed=lambda start: toy_run.batches(start, bad=(10,)), max_bad_steps=3)
-    assert checkpoint.read_state(tmp_path)[1] == 8
-    with pytest.raises(TooManyBadSteps, match="at step 1;"):
-        run(None, 5, feed=lambda start: toy_run.batches(start, bad=(1,)), max_bad_steps=0)
+
+
+def test_bad_steps_are_bounded_in_a_row_and_by_their_share(tmp_path: Path):
+    limits = Limits(bad_steps=2, bad_step_share=0.005)  # of at least 1000 steps: five
+    state = run(tmp_path, 14, feed=with_bad_steps(1, 2, 4, 8, 9), limits=limits)
+    assert int(state.bad_steps) == 5, "five, but never three in a row"
+    with pytest.raises(TooManyBadSteps, match=r"step 16 had .* 6 of 16 steps had; run\.max_bad_share allows 0\.005.*learning rate"):
+        run(tmp_path, 20, feed=with_bad_steps(16), limits=limits)
+    assert checkpoint.read_state(tmp_path)[1] == 14
+    with pytest.raises(TooManyBadSteps, match=r"step 5 had .* 3 steps in a row had; run\.max_bad_steps allows 2"):
+        run(None, 9, feed=with_bad_steps(3, 4, 5), limits=limits)
+    with pytest.raises(TooManyBadSteps, match="step 1 had"):
+        run(None, 5, feed=with_bad_steps(1), limits=Limits(bad_steps=0))
 
 
 def test_bad_images_are_counted_and_bounded():
@@ -146,7 +164,7 @@ def test_bad_images_are_counted_and_bounded():
     assert listener.written[-1][1]["data/replaced"] == 10
     with pytest.raises(TooManyBadImages, match=r"12 of 192 images .*data\.max_bad_fraction allows 0\.01"):
         run(None, 20, feed=lambda start: toy_run.batches(start, broken=1))
-    run(None, 20, feed=lambda start: toy_run.batches(start, broken=1), max_bad_fraction=0.1)
+    run(None, 20, feed=lambda start: toy_run.batches(start, broken=1), limits=Limits(bad_image_share=0.1))
 
 
 def test_an_error_of_the_data_and_its_end_reach_the_caller():
@@ -176,7 +194,7 @@ def test_batches_are_made_one_ahead_and_no_further():
         assert made[-1] == min(step + 1, 4)
         yield "x", 0.0
 
-    run(None, 4, feed=counting, evaluations=[Periodic(1, check)])
+    run(None, 4, feed=counting, evaluations=[Periodic("check", 1, check)])
     assert done == [1, 2, 3, 4] and made == [1, 2, 3, 4]
 
 
@@ -184,13 +202,13 @@ def test_waiting_for_data_is_the_time_the_device_is_idle():
     slow_data, quick_data = Listener(), Listener()
     run(None, 20, slow_data, feed=lambda start: toy_run.batches(start, delay=0.03), log_every_steps=10)
     assert slow_data.written[-1][1]["speed/data_wait"] > 0.5
-    step = toy_run.pieces()["train_step"]
+    step = toy_run.pieces()["compile_step"]()
 
     def slow_step(state: Any, batch: Any) -> Any:
         time.sleep(0.03)
         return step(state, batch)
 
-    run(None, 20, quick_data, train_step=slow_step, log_every_steps=10)
+    run(None, 20, quick_data, compile_step=lambda: slow_step, log_every_steps=10)
     assert quick_data.written[-1][1]["speed/data_wait"] < 0.2
 
 
@@ -218,7 +236,7 @@ def assert_same_end(directory: Path, total: int) -> None:
     assert step == total
     mine = toy_run.pieces()
     whole = fit(
-        **{**mine, "put": jax.device_put, "train_step": jax.jit(toy_run.train_step), "init": jax.jit(toy_run.init)},
+        **{**mine, "put": jax.device_put, "compile_step": lambda: jax.jit(toy_run.train_step), "init": jax.jit(toy_run.init)},
         batches=toy_run.batches,
         total_steps=total,
         checkpoints=None,

@@ -5,7 +5,6 @@ The state is a NamedTuple as the real one; batches depend on the step only, so a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
@@ -29,8 +28,9 @@ import numpy as np
 
 from sere_jax import distributed, sharding
 from sere_jax.reporting.progress import Progress
-from sere_jax.train.checkpoint import Checkpoints
-from sere_jax.train.fit import Periodic, Stopped, fit
+from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.evaluations import Periodic
+from sere_jax.train.fit import Stopped, fit
 
 ROWS = 16
 
@@ -91,7 +91,7 @@ def pieces(fsdp: int = 1) -> dict[str, Any]:
     return {
         "init": jax.jit(init, out_shardings=cut),
         "abstract_state": jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, cut),
-        "train_step": step,
+        "compile_step": lambda: step,
         "put": lambda batch: sharding.to_global(batch, mesh),
         "images_per_step": ROWS,
         "config": {"toy": True},
@@ -121,10 +121,9 @@ def main(directory: str, **given: str) -> None:
     def rows(start: int) -> Iterator[ToyBatch]:
         return batches(start, delay=delay, processes=jax.process_count(), process=jax.process_index())
 
-    checkpoints = Checkpoints(Path(directory) / "checkpoints", every_steps=int(given.get("every", 5)))
     try:
         with (
-            contextlib.closing(checkpoints),
+            Checkpoints(Path(directory) / "checkpoints", every_steps=int(given.get("every", 5))) as checkpoints,
             Progress(directory, total_steps=total, steps_per_epoch=10, references={"loss": 1.0}) as progress,
         ):
             state = fit(
@@ -134,7 +133,7 @@ def main(directory: str, **given: str) -> None:
                 checkpoints=checkpoints,
                 progress=progress,
                 log_every_steps=2,
-                evaluations=[Periodic(int(given.get("evaluate", 0)), evaluate)],
+                evaluations=[Periodic("knn", int(given.get("evaluate", 0)), evaluate)],
                 signals=SIGNALS,
             )
     except Stopped as stopped:

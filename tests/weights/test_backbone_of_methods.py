@@ -16,7 +16,8 @@ from sere_jax.commands.export import export
 from sere_jax.interop.files import read_tensors
 from sere_jax.interop.tables import InteropError
 from sere_jax.models.resnet import ResNet
-from sere_jax.train.checkpoint import CheckpointError, Checkpoints
+from sere_jax.train.checkpoint import CheckpointError
+from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.state import State
 from sere_jax.weights.backbone import load_backbone
 from sere_jax.weights.read import read_weights
@@ -120,7 +121,7 @@ def test_maes_encoder_is_what_counts(tmp_path):
     state = saved_run.state(config)
     assert state.method.teacher == {}
     backbone = load_backbone(saved_run.checkpoint(tmp_path, config, state))
-    again = Checkpoints(tmp_path / "checkpoints", every_steps=1).restore(pretraining.abstract_state(config, pretraining.Steps(10, 100)))
+    again = Checkpoints(tmp_path / "checkpoints", every_steps=1).restore(pretraining.abstract_state(config, pretraining.Steps(10, 100)), 7)
     micro.assert_equal(micro.copies(again), micro.copies(state))
     micro.assert_equal(micro.copies(backbone.params), micro.copies(state.params["backbone"]))
     assert backbone(np.zeros((1, 16, 16, 3), np.float32)).patches.shape == (1, 4, 4, 48)

@@ -57,10 +57,16 @@ _SCHEDULE = {
 _RUN = {
     "log_every_steps": Key(10, count(1), "Steps between two lines of the log."),
     "eval_every_steps": Key(0, count(), "Steps between two k-NN evaluations of the run; 0 = none."),
+    "eval_every_epochs": Key(0, count(), "Epochs between two k-NN evaluations of the run; 0 = run.eval_every_steps counts."),
     "checkpoint_every_steps": Key(500, count(1), "Steps between two checkpoints."),
+    "checkpoint_every_epochs": Key(0, count(), "Epochs between two checkpoints; 0 = run.checkpoint_every_steps counts."),
     "keep_checkpoints": Key(2, count(1), "Newest checkpoints that are kept."),
     "keep_every_steps": Key(0, count(), "Checkpoints of every so many steps are kept for good; 0 = none."),
-    "max_bad_steps": Key(10, count(), "Steps with a non-finite loss or gradient that are skipped before the run ends."),
+    "keep_best": Key("", TEXT, "Score of the evaluation, such as knn/k20/top1, whose best step is saved and kept; empty = none."),
+    "keep_best_mode": Key("max", choice("max", "min"), "Which value of run.keep_best is best."),
+    "max_bad_steps": Key(10, count(), "Steps in a row with a non-finite loss or gradient that are skipped before the run ends."),
+    "max_bad_share": Key(0.01, SHARE, "Share of such steps in all, of at least 1000, above which the run ends."),
+    "strict_restore": Key(False, BOOL, "A damaged or renamed checkpoint ends the start, instead of being set aside for an older one."),
     "fsdp": Key(1, count(1), "Devices over which one copy of the state is split; 1 = each device holds a copy."),
 }
 

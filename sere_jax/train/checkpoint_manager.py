@@ -1,0 +1,286 @@
+"""The checkpoints of a run: saved in the background, pruned, and resumed from the newest that is sound."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+
+from sere_jax.train import checkpoint
+from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint, Directory, IncompleteCheckpoint, RenamedCheckpoint, brief, listed
+from sere_jax.train.digest import digests
+from sere_jax.train.scores import Best, BestStep, Scores
+
+PyTree = Any
+
+_PACKAGES = ("sere_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Restored(NamedTuple):
+    """A state that was read, and its step."""
+
+    state: PyTree
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of one run, to write and to resume from. Use it in a `with`; every process makes one and calls it alike.
+
+    Nothing is written before the first `save`; that also makes the directory and removes what killed saves left.
+
+    Args:
+      directory: the directory of the steps (WORKDIR/checkpoints).
+      every_steps: the cadence by which `should_save` answers; 0 = only when forced.
+      keep: how many of the newest steps stay.
+      keep_every_steps: steps divisible by it stay for good; 0 = none do.
+      best: the score by which the best step stays too; None = none does.
+      strict: refuse to resume where a directory would be set aside.
+
+    Attributes:
+      notes: what was set aside so far, as sentences.
+      scores: the evaluations done so far.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        every_steps: int,
+        keep: int = 2,
+        keep_every_steps: int = 0,
+        best: Best | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.directory = epath.Path(directory).expanduser().absolute()
+        self.notes: list[str] = []
+        self.scores = Scores(self.directory, best)
+        self._every_steps, self._strict = every_steps, strict
+        self._rejected: dict[int, DamagedCheckpoint] = {}  # damage that was found while the arrays were read
+        self._policies: list[Any] = [LatestN(keep)]
+        if keep_every_steps:
+            self._policies.append(EveryNSteps(keep_every_steps))
+        if best is not None:
+            self._policies.append(BestStep(self.scores))
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        elif kind is not KeyboardInterrupt:  # the error under way is the one to report; an interrupt waits for nothing
+            with contextlib.suppress(CheckpointError):
+                self.close()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=AnyPreservationPolicy(self._policies))
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    def newest(self) -> int | None:
+        """The newest step whose description is sound, or None where there never was a checkpoint.
+
+        Newer directories are set aside, and `notes` says so: `STEP.damaged`, `STEP.renamed`, `STEP.incomplete`. The arrays
+        are verified by `restore_newest` only. With several processes the first one decides.
+
+        Raises:
+          CheckpointError: every checkpoint is damaged; or something would have to be set aside and `strict` forbids it.
+        """
+        error: CheckpointError | None = None
+        step = -1
+        if jax.process_index() == 0:
+            try:
+                step = self._survey()
+            except CheckpointError as caught:
+                error = caught
+        step, failed = _from_first_process(step, error is not None)
+        if failed:
+            raise error or CheckpointError(f"process 0 finds no checkpoint in {self.directory} to resume from; its output says why")
+        return None if step < 0 else step
+
+    def restore_newest(self, abstract_state: PyTree) -> Restored | None:
+        """Restore the newest step of which every bit is right, or None where there never was a checkpoint. As `newest` otherwise."""
+        while (step := self.newest()) is not None:
+            try:
+                return Restored(self.restore(abstract_state, step), step)
+            except DamagedCheckpoint as error:
+                self._rejected[step] = error
+        return None
+
+    def should_save(self, step: int) -> bool:
+        """Whether the cadence asks for a checkpoint of this step."""
+        return self._every_steps > 0 and step > 0 and step % self._every_steps == 0
+
+    def save(
+        self, step: int, state: PyTree, config: Mapping[str, Any], force: bool = False, identity: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Begin to save; False when neither the cadence nor `force` asks for it, or the step has been saved.
+
+        Returns as soon as the arrays are copied, so that the caller may donate them. They are written in the background,
+        and an error of that (`CheckpointError`, as from a full disk) is raised by the next `save`, `wait` or `close`.
+
+        Args:
+          config, identity: JSON-able; what `read_config` returns, and what the run was trained on.
+        """
+        if not (force or self.should_save(step)):
+            return False
+        with self._failing_clearly():
+            if step in self._manager.all_steps():
+                return False
+        named = checkpoint.named_leaves(state)
+        values = digests(named)
+        leaves = {name: [str(leaf.dtype), list(leaf.shape), value] for (name, leaf), value in zip(named.items(), values, strict=True)}
+        meta = {"step": step, "config": dict(config), "identity": dict(identity or {}), "versions": versions(), "leaves": leaves}
+        meta["digest"] = checkpoint.json_digest(meta)
+        arrays = checkpoint.nested({name: leaf for name, leaf in named.items() if leaf.size})  # Orbax refuses arrays without elements
+        with self._failing_clearly():
+            args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+            self._manager.save(step, args=args, force=True)
+        return True
+
+    def restore(self, abstract_state: PyTree, step: int) -> PyTree:
+        """Read a step into the structure, dtypes and shardings of `abstract_state`, and verify it.
+
+        The leaves of `abstract_state` are `jax.ShapeDtypeStruct`; one without a sharding goes to the first local device.
+        The devices and processes may be other ones, and another number, than when it was saved.
+
+        Raises:
+          CheckpointError: no such step; another structure, shape or dtype (every difference is listed).
+          DamagedCheckpoint: the message names the leaves. With several processes all raise the same.
+        """
+        wanted = checkpoint.named_leaves(abstract_state)
+        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        targets = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default) for name, leaf in wanted.items()}
+        args = {
+            name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
+            for name, target in targets.items()
+        }
+        leaves: Mapping[str, Any] = {}
+        arrays: dict[str, Any] = {}
+        with self._agreeing(step):
+            root, step = checkpoint.find_step(self.directory, step)
+            leaves = checkpoint.read_meta(root, step)["leaves"]
+            checkpoint.check_same(wanted, leaves, root / str(step))
+            arrays = checkpoint.read_arrays(root, step, leaves, args)
+        checkpoint.verify(self.directory, step, leaves, arrays)
+        # Orbax stores no arrays without elements; those of the target are as good.
+        empty = {name: jnp.zeros(target.shape, target.dtype, device=target.sharding) for name, target in targets.items() if not target.size}
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), [(arrays | empty)[name] for name in wanted])
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk; raise its error if it had one."""
+        if "_manager" in vars(self):
+            with self._failing_clearly():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the last save and let go of the directory."""
+        if "_manager" not in vars(self):
+            return
+        manager = self._manager
+        del self._manager
+        with self._failing_clearly():
+            manager.close()
+
+    def _survey(self) -> int:
+        """The newest sound step, -1 where there is none, after setting aside what is newer. For process 0 alone."""
+        for step in reversed(checkpoint.step_directories(self.directory)):
+            path = self.directory / str(step)
+            try:
+                if not checkpoint.is_complete(path):
+                    raise IncompleteCheckpoint(f"{path} is no complete checkpoint: it lacks its description or its end mark")
+                if step in self._rejected:
+                    raise self._rejected.pop(step)
+                checkpoint.read_meta(self.directory, step)
+                return step
+            except DamagedCheckpoint as error:
+                # The last one stays: without it the run would begin again at step 0 without a word.
+                if not [other for other in checkpoint.complete_steps(self.directory) if other < step]:
+                    raise CheckpointError(f"{error}. Move it away to begin again at step 0") from error
+                self._set_aside(path, "damaged", error)
+            except RenamedCheckpoint as error:
+                self._set_aside(path, "renamed", error)
+            except IncompleteCheckpoint as error:
+                self._set_aside(path, "incomplete", error)
+        return -1
+
+    def _set_aside(self, path: epath.Path, kind: str, error: CheckpointError) -> None:
+        """Rename a directory so that it counts as a step no more. Raise `error` in strict mode."""
+        if self._strict:
+            raise CheckpointError(f"{error}. Nothing is set aside, because run.strict_restore is True") from error
+        target = next(_free_names(path.with_name(f"{path.name}.{kind}")))
+        try:
+            path.rename(target)
+        except OSError as failure:
+            raise CheckpointError(f"{error}. It could not be set aside: {brief(failure)}") from failure
+        self.notes.append(f"{error}. It was set aside as {target}")
+
+    @contextlib.contextmanager
+    def _agreeing(self, step: int) -> Iterator[None]:
+        """Raise on every process where one raises CheckpointError: those that do not would wait for it for ever."""
+        error: CheckpointError | None = None
+        try:
+            yield
+        except CheckpointError as caught:
+            error = caught
+        if jax.process_count() > 1:
+            severity = 0 if error is None else 1 if isinstance(error, DamagedCheckpoint) else 2
+            everywhere = np.asarray(multihost_utils.process_allgather(np.int32(severity)))
+            if (worst := int(everywhere.max())) > severity:
+                kind = DamagedCheckpoint if worst == 1 else CheckpointError
+                error = kind(f"the checkpoint of step {step} in {self.directory} cannot be read by process {int(everywhere.argmax())}")
+        if error is not None:
+            raise error
+
+    @contextlib.contextmanager
+    def _failing_clearly(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever Orbax and TensorStore raise: a full disk, a lost mount
+            steps = listed(_steps_if_readable(self.directory)) or "none"
+            raise CheckpointError(
+                f"a checkpoint in {self.directory} could not be written: {brief(error)}; complete steps: {steps}"
+            ) from error
+
+
+def _free_names(path: epath.Path) -> Iterator[epath.Path]:
+    """The path, or with .2, .3, ... at its end, as long as nothing has that name."""
+    names = (path if number == 1 else path.with_name(f"{path.name}.{number}") for number in range(1, 10**6))
+    return (name for name in names if not name.exists())
+
+
+def _from_first_process(step: int, failed: bool) -> tuple[int, bool]:
+    """What process 0 decided, on every process."""
+    if jax.process_count() > 1:
+        agreed = multihost_utils.broadcast_one_to_all(np.array([step, failed], np.int32))
+        step, failed = int(agreed[0]), bool(agreed[1])
+    return step, failed
+
+
+def _steps_if_readable(directory: epath.Path) -> list[int]:
+    try:
+        return checkpoint.complete_steps(directory)
+    except OSError:  # the mount is gone
+        return []
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide a run's numbers."""
+    installed = {}
+    for package in _PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # a source tree that was not installed
+            installed[package] = "unknown"
+    return installed
