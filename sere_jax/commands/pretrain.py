@@ -41,9 +41,7 @@ from sere_jax.weights.warm_start import WarmStart
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 
-def train(
-    config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation] | None = None, signals: Signals | None = None
-) -> State:
+def train(config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation] | None = None, signals: Signals | None = None) -> State:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; return the final state.
 
     `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations`, by name, run by the cadence of

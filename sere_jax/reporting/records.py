@@ -20,15 +20,23 @@ class Records:
         path = Path(directory) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
+        earlier = [line for line in lines if _step(line) <= after]
         beside = path.with_suffix(".jsonl.new")
-        beside.write_text("".join(line + "\n" for line in lines if _step(line) <= after))
+        beside.write_text("".join(line + "\n" for line in earlier))
         beside.replace(path)
         self._file = path.open("a")
+        # An evaluation that a stop cut short is reported after the restart: it joins the line of its step.
+        self._last: dict[str, object] = json.loads(earlier[-1]) if earlier else {}
+        self._last_length = len(f"{earlier[-1]}\n".encode()) if earlier else 0
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add a line, on disk at once. JSON knows no NaN: what is not finite becomes null."""
         plain = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         own = {"step": step, "time": round(time.time(), 3)}
+        if self._last.get("step") == step:
+            self._file.truncate(self._file.seek(0, os.SEEK_END) - self._last_length)
+            plain = {**self._last, **plain}
+        self._last = {}
         line = json.dumps({**own, **plain, **own})  # first in the line, and not to be overwritten by a metric of that name
         self._file.write(line + "\n")
         self._file.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
 
@@ -77,30 +77,23 @@ def fit(
     """
     state, start = _restore(checkpoints, abstract_state, init, progress)
     evaluating = Evaluations(evaluations, total_steps, checkpoints.scores if checkpoints else None, progress)
-    if missed := evaluating.missed(start):
-        with listening(signals) as heard:
-            if evaluating.run(missed, state, start, heard, progress.write):
-                raise Stopped(_stopped(heard, start, total_steps, checkpoints))
-            heard.join(jax.process_count(), interruptible=signals is not None)  # compiling may be dropped again
+    _make_up(evaluating, state, signals, progress, _End(start, total_steps, checkpoints))
     if start >= total_steps:
         if checkpoints and checkpoints.save(start, state, config, force=True, identity=identity):
             checkpoints.wait()  # a run of no steps: what an evaluation of the random initialisation reads
         progress.note(f"nothing to train: the checkpoint is of step {start}, the run ends at {total_steps}")
         return state
     train_step = compile_step()
-    bad_steps = int(getattr(state, "bad_steps", 0))
-    meter = Meter(start, images_per_step, progress, limits or Limits(), bad_steps)
+    meter = Meter(start, images_per_step, progress, limits or Limits(), int(getattr(state, "bad_steps", 0)))
     saver = _Saver(checkpoints, {"config": config, "identity": identity}, progress, meter)
     with listening(signals) as signals, Feed(batches(start), put, total_steps - start) as feed:
         if signals.begin():
             saver.stop(start, total_steps, state, signals)
         for step in range(start + 1, total_steps + 1):
-            batch = feed.take(meter, signals)
-            if batch is None:
+            if (batch := feed.take(meter, signals)) is None:
                 saver.stop(step - 1, total_steps, state, signals)
             state, metrics = train_step(state, batch)
-            log = step % log_every_steps == 0 or step == total_steps
-            meter.add(step, metrics, replaced(batch) if replaced else None, log)
+            meter.add(step, metrics, replaced(batch) if replaced else None, due=step % log_every_steps == 0 or step == total_steps)
             stopping = signals.reached()
             if not stopping and (due := evaluating.due(step)):
                 meter.wait(keep_last=True)
@@ -130,10 +123,28 @@ def _restore(checkpoints: Checkpoints | None, abstract_state: PyTree, init: Call
         return init(), 0
 
 
-def _stopped(signals: Signals, step: int, total_steps: int, checkpoints: Checkpoints | None) -> str:
-    where = f"its state is saved in {checkpoints.directory / str(step)}" if checkpoints else "nothing was saved"
-    advice = "; the same command goes on from there" if checkpoints else ""
-    return f"stopped by {signals.name} after step {step} of {total_steps}; {where}{advice}"
+class _End(NamedTuple):
+    """Where a run stops early."""
+
+    step: int
+    total_steps: int
+    checkpoints: Checkpoints | None
+
+    def stopped(self, signals: Signals) -> Stopped:
+        where = f"its state is saved in {self.checkpoints.directory / str(self.step)}" if self.checkpoints else "nothing was saved"
+        advice = "; the same command goes on from there" if self.checkpoints else ""
+        return Stopped(f"stopped by {signals.name} after step {self.step} of {self.total_steps}; {where}{advice}")
+
+
+def _make_up(evaluating: Evaluations, state: PyTree, signals: Signals | None, progress: Reporter, end: _End) -> None:
+    """Do the evaluations that the restored step still lacks. A signal cuts them short again, and the next start does them."""
+    missed = evaluating.missed(end.step)
+    if not missed:
+        return
+    with listening(signals) as heard:
+        if evaluating.run(missed, state, end.step, heard, progress.write):
+            raise end.stopped(heard)
+        heard.join(jax.process_count(), interruptible=signals is not None)  # a compilation may be broken off, as before
 
 
 class _Saver:
@@ -156,4 +167,4 @@ class _Saver:
     def stop(self, step: int, total_steps: int, state: PyTree, signals: Signals) -> NoReturn:
         """Save and raise `Stopped`."""
         self.save(step, state, last=True)
-        raise Stopped(_stopped(signals, step, total_steps, self._checkpoints))
+        raise _End(step, total_steps, self._checkpoints).stopped(signals)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -12,20 +11,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from configs import quickstart
-from sere_jax.build import pretraining
 from sere_jax.commands import pretrain
-from sere_jax.commands.pretrain import compile_step
 from sere_jax.config.check import ConfigError
-from sere_jax.sharding import make_mesh
 from sere_jax.train.checkpoint import read_state
+from sere_jax.train.fit import Stopped
 from tests import micro
 from tests.evals import micro_network
 
@@ -73,36 +71,33 @@ def records(workdir: Path) -> dict[int, dict]:
     return {row["step"]: row for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
 
 
-def test_train_and_go_on_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Three steps, two more after a restart; another config is refused; the files are there."""
+def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
+    """Real runs in one process: stopped by a signal at step 3, gone on with, finished; another config is refused."""
     config = quickstart.get_config()
-    config.update_from_flattened_dict(MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 3})
-    # Three calls share one compilation, which is most of the time.
-    monkeypatch.setattr(pretrain, "compile_step", _once(lambda: compile_step(config, pretraining.Steps(68, 5), make_mesh(1))))
-    whole = pretrain.train(config, str(tmp_path / "a"))
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "fit", lambda **given: _fit_until(3, given))
-        pretrain.train(config, str(tmp_path / "b"))
-    resumed = pretrain.train(config, str(tmp_path / "b"))
+    config.update_from_flattened_dict(MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 2, "run.eval_every_steps": 3})
+
+    def score(params: Any) -> Iterator[tuple[str, float]]:
+        yield "sum", float(jax.tree.leaves(params)[0].sum())
+
+    def stop(params: Any) -> Iterator[tuple[str, float]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        yield "sum", 0.0
+
+    whole = pretrain.train(config, str(tmp_path / "a"), {"score": score})
+    with pytest.raises(Stopped, match="after step 3 of 5"):
+        pretrain.train(config, str(tmp_path / "b"), {"score": stop})
+    resumed = pretrain.train(config, str(tmp_path / "b"), {"score": score})
     micro.assert_equal(micro.copies(resumed), micro.copies(whole))
-    assert sorted(records(tmp_path / "b")) == [1, 2, 3, 4, 5]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5] and {"sum", "loss"} <= records(tmp_path / "b")[3].keys()
+    done = [[json.loads(line) for line in (tmp_path / run / "checkpoints" / "evaluations.jsonl").read_text().splitlines()] for run in "ab"]
+    assert [entry["step"] for entry in done[0]] == [3, 5] and done[0] == done[1]
     assert json.loads((tmp_path / "a" / "config.json").read_text())["schedule"]["total_steps"] == 5
     assert list((tmp_path / "a" / "tensorboard").iterdir())
     config.relation.alpha = 0.5
     with pytest.raises(ConfigError, match=r"relation.alpha: saved 1.0, now 0.5"):
         pretrain.train(config, str(tmp_path / "a"))
-
-
-def _once(make: Callable[[], Any]) -> Callable[..., Any]:
-    made = functools.cache(make)
-    return lambda *_: made()
-
-
-def _fit_until(step: int, given: dict) -> object:
-    """`fit`, but as if the run ended at `step`: the schedules keep the full length."""
-    from sere_jax.train.fit import fit
-
-    return fit(**(given | {"total_steps": step}))
 
 
 def assert_same_end(found: Path, expected: Path, step: int) -> None:

@@ -23,8 +23,8 @@ import pytest
 
 from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint_manager import Checkpoints
-from sere_jax.train.evaluations import Periodic
-from sere_jax.train.fit import fit
+from sere_jax.train.evaluations import Periodic, UnknownScore
+from sere_jax.train.fit import Stopped, fit
 from sere_jax.train.meter import Limits, TooManyBadImages, TooManyBadSteps
 from sere_jax.train.prefetch import DataEnded
 from sere_jax.train.scores import Best
@@ -130,6 +130,61 @@ def test_evaluations_come_by_cadence_and_at_the_end_in_one_record_with_the_metri
         (6, True, True),
         (7, True, True),
     ]
+
+
+def test_an_evaluation_that_a_signal_cut_short_is_done_after_the_restart_and_once(tmp_path: Path):
+    """The last one included; the finished run compiles nothing for it."""
+    ran: list[int] = []
+
+    def cut_short(state: Any, step: int) -> Iterator[tuple[str, float]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        yield "knn", 0.0
+
+    def whole(state: Any, step: int) -> Iterator[tuple[str, float]]:
+        assert int(state.step) == step
+        ran.append(step)
+        yield "knn", 0.5
+
+    with pytest.raises(Stopped, match="after step 6 of 6"):
+        run(tmp_path, 6, evaluations=[Periodic("knn", 6, cut_short)])
+
+    def never() -> Any:
+        raise AssertionError("a finished run compiled its step")
+
+    for _ in range(2):
+        listener = Listener()
+        run(tmp_path, 6, listener, evaluations=[Periodic("knn", 6, whole)], compile_step=never)
+        assert ran == [6]
+    assert not listener.written
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 3), ("min", 5)])
+def test_the_best_step_is_saved_and_stays(tmp_path: Path, mode: str, best: int):
+    scores = {1: 0.5, 2: 0.5, 3: 0.9, 4: 0.6, 5: 0.1, 6: float("nan"), 7: 0.2, 8: 0.2, 9: 0.2}
+
+    def evaluate(state: Any, step: int) -> Iterator[tuple[str, float]]:
+        yield "knn", scores[step]
+
+    settings = {"every": 4, "best": Best("knn", mode), "evaluations": [Periodic("knn", 1, evaluate)]}
+    run(tmp_path, 6, **settings)
+    run(tmp_path, 9, **settings)
+    assert checkpoint.complete_steps(checkpoint.epath.Path(tmp_path)) == [best, 8, 9]
+    with pytest.raises(UnknownScore, match="found 'loss', expected one of knn"):
+        run(tmp_path / "other", 2, **{**settings, "best": Best("loss")})
+
+
+def test_a_checkpoint_of_step_0_is_restored(tmp_path: Path):
+    """It holds the weights that the run started from, which may be gone by now."""
+    pieces = toy_run.pieces()
+    start = pieces["init"]()._replace(bad_steps=jnp.int32(2))
+    with Checkpoints(tmp_path, every_steps=4) as checkpoints:
+        checkpoints.save(0, start, {}, force=True)
+
+    def never() -> Any:
+        raise AssertionError("the run was initialised again")
+
+    assert int(run(tmp_path, 2, init=never).bad_steps) == 2
 
 
 def with_bad_steps(*bad: int) -> Any:
