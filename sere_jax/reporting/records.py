@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class Records:
@@ -26,7 +27,7 @@ class Records:
         beside.replace(path)
         self._file = path.open("a")
         # An evaluation that a stop cut short is reported after the restart: it joins the line of its step.
-        self._last: dict[str, object] = json.loads(earlier[-1]) if earlier else {}
+        self._last: dict[str, Any] = json.loads(earlier[-1]) if earlier else {}
         self._last_length = len(f"{earlier[-1]}\n".encode()) if earlier else 0
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
