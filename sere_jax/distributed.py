@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import importlib.util
+import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -168,6 +171,40 @@ def gather_lines(lines: list[str]) -> list[str]:
         seen.update(new)
         first += [f"process {process}: {line}" for line in new]
     return first
+
+
+def text_of_first(text: str) -> str:
+    """Process 0's text, on every process. Every process has to call it."""
+    if jax.process_count() == 1:
+        return text
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(encoded))))
+    padded = np.zeros(length, np.uint8)
+    padded[: len(encoded)] = encoded[:length]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+
+
+def assert_equal(facts: Mapping[str, Any], heading: str) -> None:
+    """Refuse processes that were started with different facts. Every process has to call it.
+
+    `facts` maps a name to any value that JSON can hold.
+
+    Raises:
+      OtherProcessError: on all processes; the message names each fact that differs, the process, its value and process 0's.
+
+    Example:
+      >>> assert_equal({"seed": 3}, "the processes of a run share their settings")
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(facts, sort_keys=True)
+    if len(set(gather_texts(hashlib.sha256(text.encode()).hexdigest()))) == 1:
+        return
+    first = json.loads(text_of_first(text))
+    mine = json.loads(text)
+    differing = [name for name in sorted(first.keys() | mine.keys()) if first.get(name) != mine.get(name)]
+    lines = [f"{name}: found {mine.get(name)!r}, process 0 has {first.get(name)!r}" for name in differing]
+    raise OtherProcessError("\n  ".join([f"{heading}:", *gather_lines(lines)]))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
 from sere_jax.config import evaluation
 from sere_jax.config.cross import EPOCH_KEYS
+from sere_jax.config.keys import MACHINE_KEYS
 from sere_jax.config.names import flatten
 from sere_jax.data.batches.pipeline import UnreadableData
 from sere_jax.data.images.decode import BadImage
@@ -175,8 +175,8 @@ def _shorten(config: ConfigDict, steps: int, per_epoch: int) -> None:
 
 def _key(config: ConfigDict) -> str:
     """A name for what a run computes: the recipe, and a digest of all that is not mere running."""
-    kept = {k: v for k, v in flatten(config).items() if not any(fnmatchcase(k, pattern) for pattern in rules.RUN_ONLY_KEYS)}
-    return f"{config.recipe}-{hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]}"
+    learning = {key: value for key, value in flatten(config).items() if key not in MACHINE_KEYS}
+    return f"{config.recipe}-{hashlib.sha256(json.dumps(learning, sort_keys=True).encode()).hexdigest()[:10]}"
 
 
 def _check(runs: Sequence[Run], protocols: Sequence[ConfigDict]) -> None:

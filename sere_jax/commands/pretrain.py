@@ -17,14 +17,13 @@ from ml_collections import ConfigDict
 
 from sere_jax import distributed, sharding
 from sere_jax.build import pretraining
+from sere_jax.commands import identity
 from sere_jax.config import check as rules
-from sere_jax.config.saved import completed
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.models.norm import join_statistics
 from sere_jax.reporting.progress import Progress
-from sere_jax.train.checkpoint import read_config
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import fit
@@ -49,27 +48,31 @@ def train(config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation
     while the steps run.
 
     Raises:
-      ConfigError: the config has mistakes, does not fit the data or the weights of `init_from`, or is not the one of the
-        checkpoints in `workdir`.
+      ConfigError: the config has mistakes, does not fit the data or the weights of `init_from`, or the checkpoints in
+        `workdir` are of another config or of other images.
       SourceError: the data cannot be opened.
       WorkdirError: another run writes to `workdir`, or nothing can be written there.
-      OtherProcessError: one of these on another process.
+      OtherProcessError: one of these on another process, or the processes differ in config, workdir, versions or images.
       Stopped: a signal ended the run after its state was saved; and what else `fit` raises.
     """
-    rules.validate(config, devices=jax.device_count(), processes=jax.process_count())
-    if mistakes := rules.workdir_mistakes(workdir):
-        raise rules.ConfigError(mistakes)
     directory = Path(workdir).expanduser().absolute()  # one place, whatever the working directory becomes
+    with distributed.together():
+        rules.validate(config, devices=jax.device_count(), processes=jax.process_count())
+        if mistakes := rules.workdir_mistakes(workdir):
+            raise rules.ConfigError(mistakes)
+    identity.check_settings(config, directory)
     with distributed.together():
         source = open_source(config.data.source)
         length = pretraining.steps(config, len(source))
         if mistakes := rules.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
             raise rules.ConfigError(mistakes)
+        data = identity.read_data(source)
+    identity.check_same_data(data)
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if jax.process_index() == 0:
                 stack.enter_context(locked(directory))
-        return _train(config, directory, evaluations or {}, signals, source, length)
+        return _train(config, directory, evaluations or {}, signals, source, length, data)
 
 
 def _train(
@@ -79,21 +82,24 @@ def _train(
     signals: Signals | None,
     source: Source,
     length: pretraining.Steps,
+    data: identity.Data,
 ) -> State:
     references = pretraining.objective(config, length).references
     with (
         _checkpoints(config, length, directory) as checkpoints,
         Progress(str(directory), total_steps=length.total, steps_per_epoch=length.per_epoch, references=references) as progress,
     ):
-        _check_same_run(config, checkpoints)
+        changed = identity.check_resumed(config, data, checkpoints, directory)
         start = _warm_start(config, length, checkpoints)
         if jax.process_index() == 0:
             _write_config(config, directory)
+            identity.keep_entries(data, directory)
             if signals is not None:
                 signals.say = progress.note
         mesh = sharding.make_mesh(config.run.fsdp)
         parts = state_parts(config, length, mesh)
-        for line in (*describe(config, length, source, mesh, parts.abstract_state), *(start.report if start else ())):
+        facts = describe(config, length, source, mesh, parts.abstract_state)
+        for line in (*facts, *changed, *(start.report if start else ())):
             progress.note(line)
         state = fit(
             init=lambda: warm_start.begin(parts.init(), start) if start else parts.init(),
@@ -105,6 +111,7 @@ def _train(
             images_per_step=config.data.batch_size,
             checkpoints=checkpoints,
             config=config.to_dict(),
+            identity=data.saved(),
             progress=progress,
             log_every_steps=config.run.log_every_steps,
             evaluations=_periodic(config, length, evaluations),
@@ -218,18 +225,6 @@ def _memory(step: jax.stages.Compiled) -> str:
         return "the compiler gives no estimate"
     state, temporary = sizes.argument_size_in_bytes / 2**30, sizes.temp_size_in_bytes / 2**30
     return f"about {state + temporary:.2f} GiB a device: state and batch {state:.2f}, temporaries {temporary:.2f}"
-
-
-def _check_same_run(config: ConfigDict, checkpoints: Checkpoints) -> None:
-    """Refuse to go on from a checkpoint of another config."""
-    step = checkpoints.newest()
-    if step is None:
-        return
-    saved = completed(read_config(checkpoints.directory, step))
-    if differences := rules.differences(saved, config):
-        raise rules.ConfigError(
-            differences, heading=f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config"
-        )
 
 
 def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Checkpoints) -> WarmStart | None:

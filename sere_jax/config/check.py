@@ -2,26 +2,22 @@
 
 `config.keys` says for each key what its value must be; `config.cross.CROSS_RULES` says what values must keep among each
 other. A mistake is one line: key, what was found, what was expected and, where there is one, the nearest
-choice. Also here: which keys may differ when a run is resumed, and the config's JSON form.
+choice. Also here: how the configs of a resumed run may differ, and the config's JSON form.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sere_jax.config.cross import CROSS_RULES, EPOCH_KEYS
-from sere_jax.config.keys import RULES
+from sere_jax.config.keys import MACHINE_KEYS, RULES
 from sere_jax.config.names import flatten, nearest, unknown_key
 from sere_jax.config.rule import Rule
-
-# Keys that only concern the running; every other key of a checkpoint's config must be the same on resume.
-RUN_ONLY_KEYS = ("data.workers", "data.prefetch", "data.max_bad_fraction", "run.*", "eval.*")
 
 
 class ConfigError(ValueError):
@@ -102,11 +98,14 @@ def length_mistakes(config: ConfigDict, *, per_epoch: int, total: int) -> list[s
 
 
 def differences(saved: Mapping[str, Any] | ConfigDict, current: Mapping[str, Any] | ConfigDict) -> list[str]:
-    """Lines `key: saved ..., now ...` where a checkpoint's config and this one differ, but for `RUN_ONLY_KEYS`."""
+    """Lines `key: saved ..., now ...` where a checkpoint's config and this one learn something else.
+
+    `MACHINE_KEYS` may differ. So may `data.source`, because the same files may lie elsewhere: who compares runs compares their listings.
+    """
     old, new = flatten(saved), flatten(current)
     lines = []
     for key in sorted(old.keys() | new.keys()):
-        if any(fnmatchcase(key, pattern) for pattern in RUN_ONLY_KEYS):
+        if key in MACHINE_KEYS or key == "data.source":
             continue
         was, now = (repr(side[key]) if key in side else "no such key" for side in (old, new))
         if was != now and (key not in old or key not in new or old[key] != new[key]):

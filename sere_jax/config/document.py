@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sere_jax.config.keys import GROUPS, Group
+from sere_jax.config.keys import GROUPS, MACHINE_KEYS, Group
 
 _OPENING = """# Config keys
 
@@ -22,6 +22,8 @@ experiment. A launch changes any of them, as an argument of the config file or a
 
 - An argument takes the last part of a key where one key ends with it; an override takes the full path.
 - Tuples are written as `(0.2,1.0)`, truth values as `true` and `false`.
+- A run that goes on from its checkpoint keeps every value, but for the keys that say "may change". `data.source` may name the same
+  files at another path.
 - All mistakes are listed at once, before anything is read or compiled.
 
 This page is generated: `python -m sere_jax.config.document` writes it from `sere_jax/config/keys`, and a test checks that it is current."""
@@ -34,10 +36,11 @@ def text() -> str:
 
 def _section(group: Group) -> str:
     lines = ["", f"## {group.name or 'At the top'}", "", *([group.about, ""] if group.about else [])]
-    lines += ["| Key | Default | Allowed | Meaning | Since |", "|---|---|---|---|---|"]
+    lines += ["| Key | Default | Allowed | Meaning | On resume | Since |", "|---|---|---|---|---|---|"]
     for name, key in group.keys.items():
         path = f"{group.name}.{name}" if group.name else name
-        lines.append(f"| `{path}` | `{_value(key.default)}` | {key.rule.expected()} | {key.meaning} | {key.since} |")
+        resume = "may change" if path in MACHINE_KEYS else ""
+        lines.append(f"| `{path}` | `{_value(key.default)}` | {key.rule.expected()} | {key.meaning} | {resume} | {key.since} |")
     return "\n".join(lines) + "\n"
 
 

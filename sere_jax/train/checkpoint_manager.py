@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from sere_jax.train import checkpoint
+from sere_jax.train import checkpoint, stacking
 from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint, Directory, IncompleteCheckpoint, RenamedCheckpoint, brief, listed
 from sere_jax.train.digest import digests
 from sere_jax.train.scores import Best, BestStep, Scores
@@ -152,6 +152,8 @@ class Checkpoints:
     def restore(self, abstract_state: PyTree, step: int) -> PyTree:
         """Read a step into the structure, dtypes and shardings of `abstract_state`, and verify it.
 
+        Blocks that were saved one by one may be wanted stacked (`scan_blocks`), and the reverse.
+
         The leaves of `abstract_state` are `jax.ShapeDtypeStruct`; one without a sharding goes to the first local device.
         The devices and processes may be other ones, and another number, than when it was saved.
 
@@ -162,21 +164,20 @@ class Checkpoints:
         wanted = checkpoint.named_leaves(abstract_state)
         default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default) for name, leaf in wanted.items()}
-        args = {
-            name: ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
-            for name, target in targets.items()
-        }
         leaves: Mapping[str, Any] = {}
+        stored: dict[str, jax.ShapeDtypeStruct] = {}
         arrays: dict[str, Any] = {}
         with self._agreeing(step):
             root, step = checkpoint.find_step(self.directory, step)
             leaves = checkpoint.read_meta(root, step)["leaves"]
-            checkpoint.check_same(wanted, leaves, root / str(step))
-            arrays = checkpoint.read_arrays(root, step, leaves, args)
+            stored = stacking.stored(targets, leaves)
+            checkpoint.check_same(stored, leaves, root / str(step))
+            arrays = checkpoint.read_arrays(root, step, leaves, {name: _restore_args(leaf) for name, leaf in stored.items()})
         checkpoint.verify(self.directory, step, leaves, arrays)
         # Orbax stores no arrays without elements; those of the target are as good.
-        empty = {name: jnp.zeros(target.shape, target.dtype, device=target.sharding) for name, target in targets.items() if not target.size}
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), [(arrays | empty)[name] for name in wanted])
+        empty = {name: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for name, leaf in stored.items() if not leaf.size}
+        named = stacking.arranged(arrays | empty, targets)
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), [named[name] for name in wanted])
 
     def wait(self) -> None:
         """Wait until the last save is on disk; raise its error if it had one."""
@@ -252,6 +253,10 @@ class Checkpoints:
             raise CheckpointError(
                 f"a checkpoint in {self.directory} could not be written: {brief(error)}; complete steps: {steps}"
             ) from error
+
+
+def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.ArrayRestoreArgs:
+    return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
 def _free_names(path: epath.Path) -> Iterator[epath.Path]:

@@ -74,7 +74,9 @@ def records(workdir: Path) -> dict[int, dict]:
 def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
     """Real runs in one process: stopped by a signal at step 3, gone on with, finished; another config is refused."""
     config = quickstart.get_config()
-    config.update_from_flattened_dict(MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 2, "run.eval_every_steps": 3})
+    config.update_from_flattened_dict(
+        MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 2, "run.eval_every_steps": 3, "data.workers": 0}
+    )
 
     def score(params: Any) -> Iterator[tuple[str, float]]:
         yield "sum", float(jax.tree.leaves(params)[0].sum())
@@ -95,6 +97,9 @@ def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
     assert [entry["step"] for entry in done[0]] == [3, 5] and done[0] == done[1]
     assert json.loads((tmp_path / "a" / "config.json").read_text())["schedule"]["total_steps"] == 5
     assert list((tmp_path / "a" / "tensorboard").iterdir())
+    config.data.source = "bundled:query"
+    with pytest.raises(ConfigError, match=r"(?s)the images have changed since step 5.* new: .* gone: .*accept_changed_data=True"):
+        pretrain.train(config, str(tmp_path / "a"))
     config.relation.alpha = 0.5
     with pytest.raises(ConfigError, match=r"relation.alpha: saved 1.0, now 0.5"):
         pretrain.train(config, str(tmp_path / "a"))

@@ -277,6 +277,9 @@ def test_differences_ignore_what_only_concerns_the_running():
     running = _config(
         data__workers=9, data__prefetch=7, run__fsdp=4, run__log_every_steps=1, eval__temperature=0.2, views__aspect=(0.5, 2.0)
     )
+    running.data.update(max_pixels=100, source="folder:/elsewhere")
+    running.model.update(remat="full", scan_blocks=True)
+    running.relation.sampling_impl = "separable"
     assert rules.differences(saved, running) == []
     other = _config(model__depth=3, views__aspect=(0.5, 1.0))
     assert rules.differences(saved, other) == [

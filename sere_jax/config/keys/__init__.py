@@ -14,7 +14,7 @@ from sere_jax.config.keys import data, methods, model, training
 from sere_jax.config.keys.key import FIRST, Group, Key
 from sere_jax.config.rule import Rule
 
-__all__ = ["FIRST", "GROUPS", "KEYS", "RULES", "Group", "Key", "defaults"]
+__all__ = ["FIRST", "GROUPS", "KEYS", "MACHINE_KEYS", "RULES", "Group", "Key", "defaults"]
 
 GROUPS: tuple[Group, ...] = (training.TOP, *data.GROUPS, *model.GROUPS, *methods.GROUPS, *training.GROUPS)
 
@@ -22,6 +22,11 @@ GROUPS: tuple[Group, ...] = (training.TOP, *data.GROUPS, *model.GROUPS, *methods
 KEYS: Mapping[str, Key] = {f"{group.name}.{name}" if group.name else name: key for group in GROUPS for name, key in group.keys.items()}
 
 RULES: Mapping[str, Rule] = {path: key.rule for path, key in KEYS.items()}
+
+# Keys that a run may change when it goes on; every other one decides what is learned.
+MACHINE_KEYS = frozenset(
+    f"{group.name}.{name}" for group in GROUPS for name, key in group.keys.items() if group.name and (group.machine or key.machine)
+)
 
 
 def defaults() -> dict[str, Any]:

@@ -9,10 +9,10 @@ _DATA = {
     "source": Key("folder:", TEXT, "Images to train on: bundled, folder:DIR, list:FILE, tfds:..., classes:..., mix:... (docs/data.md)."),
     "batch_size": Key(512, count(1), "Images in a step, over all devices and processes."),
     "backend": Key("fast", choice("fast", "pil"), "Decoder: fast = simplejpeg and OpenCV; pil = Pillow's bicubic, as the authors' code."),
-    "workers": Key(4, count(), "Processes of each host that decode and crop; 0 works in the trainer's own process."),
-    "prefetch": Key(2, count(1), "Batches that each worker keeps ready."),
-    "max_bad_fraction": Key(0.01, SHARE, "Largest share of unreadable images; above it the run ends."),
-    "max_pixels": Key(50_000_000, count(1), "Images of more pixels (width x height) count as unreadable."),
+    "workers": Key(4, count(), "Processes of each host that decode and crop; 0 works in the trainer's own process.", machine=True),
+    "prefetch": Key(2, count(1), "Batches that each worker keeps ready.", machine=True),
+    "max_bad_fraction": Key(0.01, SHARE, "Largest share of unreadable images; above it the run ends.", machine=True),
+    "max_pixels": Key(50_000_000, count(1), "Images of more pixels (width x height) count as unreadable.", machine=True),
     "value_range": Key(
         (0.0, 0.0), Rule(float, length=2, ordered=True), "Array and TIFF values that become 0 and 255; zeros = the type's own."
     ),

@@ -13,6 +13,8 @@ FIRST = "0.1"  # the first version whose checkpoints are read
 class Key(NamedTuple):
     """One key: its default, the rule that its value must keep, and its meaning in one line, with the unit.
 
+    `machine` keys only concern the machine and the running: a run that goes on may change them (`Group.machine`: all of a group).
+
     A key that is added later names the first version that has it (`since`), and the value that stands for what
     older versions did (`before`). Configs in older checkpoints are completed with that value.
     """
@@ -22,6 +24,7 @@ class Key(NamedTuple):
     meaning: str
     since: str = FIRST
     before: Any = None
+    machine: bool = False
 
 
 class Group(NamedTuple):
@@ -30,3 +33,4 @@ class Group(NamedTuple):
     name: str
     about: str
     keys: Mapping[str, Key]
+    machine: bool = False

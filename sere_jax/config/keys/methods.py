@@ -62,6 +62,7 @@ _RELATION = {
         "map_coordinates",
         choice("map_coordinates", "separable"),
         "Two ways to sample, equal to 1e-5; separable is faster: two small matrices.",
+        machine=True,
     ),
     "disjoint": Key(
         "count", choice("count", "skip"), "Views without overlap count with a constant (code), or are left out (TPAMI's footnote)."

@@ -26,9 +26,12 @@ _MODEL = {
     "zero_init_residual": Key(False, BOOL, "A ResNet's blocks start as the identity (MoCo v3)."),
     "drop_path": Key(0.1, number(0.0, 0.99), "Drop path probability of the student's last block; it grows linearly from 0."),
     "dtype": Key("bfloat16", choice("float32", "bfloat16"), "Type of activations; parameters, losses and statistics are float32."),
-    "scan_blocks": Key(False, BOOL, "One compiled block runs depth times: compiles faster, trains the same."),
+    "scan_blocks": Key(False, BOOL, "One compiled block runs depth times: compiles faster, trains the same.", machine=True),
     "remat": Key(
-        "none", choice("none", "dots", "full"), "What the backward pass recomputes to save memory; dots = all but matrix products."
+        "none",
+        choice("none", "dots", "full"),
+        "What the backward pass recomputes to save memory; dots = all but matrix products.",
+        machine=True,
     ),
 }
 

@@ -67,6 +67,7 @@ _RUN = {
     "max_bad_steps": Key(10, count(), "Steps in a row with a non-finite loss or gradient that are skipped before the run ends."),
     "max_bad_share": Key(0.01, SHARE, "Share of such steps in all, of at least 1000, above which the run ends."),
     "strict_restore": Key(False, BOOL, "A damaged or renamed checkpoint ends the start, instead of being set aside for an older one."),
+    "accept_changed_data": Key(False, BOOL, "A run goes on with other images than before; false = they are an error."),
     "fsdp": Key(1, count(1), "Devices over which one copy of the state is split; 1 = each device holds a copy."),
 }
 
@@ -85,6 +86,6 @@ GROUPS = (
     Group("optimizer", "The optimizer and its schedules.", _OPTIMIZER),
     Group("teacher", "The teacher is an exponential moving average of the student.", _TEACHER),
     Group("schedule", "How long is trained. A launch that gives one of the two overrides the other.", _SCHEDULE),
-    Group("run", "How it runs. Nothing here changes what is learned.", _RUN),
-    Group("eval", "The k-NN evaluation of run.eval_every_steps.", _EVAL),
+    Group("run", "How it runs. Nothing here changes what is learned.", _RUN, machine=True),
+    Group("eval", "The k-NN evaluation of run.eval_every_steps.", _EVAL, machine=True),
 )

@@ -1,0 +1,142 @@
+"""What makes a run the same run: what it learns from its config, the images, and the versions of the packages.
+
+Compared with the newest checkpoint at every start, and between the processes of a run, before anything is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sere_jax import distributed
+from sere_jax.build import pretraining
+from sere_jax.build.optimizer import optimizer_schedules
+from sere_jax.config import check as rules
+from sere_jax.config.names import flatten
+from sere_jax.config.saved import completed
+from sere_jax.data.sources import listing
+from sere_jax.data.sources.example import Source
+from sere_jax.train.checkpoint import read_meta
+from sere_jax.train.checkpoint_manager import Checkpoints, versions
+from sere_jax.writing import replacing
+
+# What each process may decide for itself. The images are compared by their listings, since each machine may keep them elsewhere.
+_OF_ONE_PROCESS = frozenset({"data.source", "data.workers", "data.prefetch"})
+_HEADING = "the processes of this run disagree, nothing was started"
+
+
+class Data(NamedTuple):
+    """The images of a run."""
+
+    source: str  # as the config names them
+    images: int
+    digest: str  # of the listing, and of the weights of a mixture
+    entries: bytes  # `Listing.entries`
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps of them."""
+        return {"data": {"source": self.source, "images": self.images, "digest": self.digest}}
+
+
+def check_settings(config: ConfigDict, directory: Path) -> None:
+    """Refuse processes with different configs, workdirs or versions. Raises OtherProcessError on all of them."""
+    facts = {key: value for key, value in flatten(config).items() if key not in _OF_ONE_PROCESS}
+    facts |= {"--workdir": str(directory)} | {f"version of {package}": version for package, version in versions().items()}
+    distributed.assert_equal(facts, _HEADING)
+
+
+def read_data(source: Source) -> Data:
+    """List the images."""
+    (images, digest), entries = listing.take(source)
+    shares = getattr(source, "shares", None)
+    if shares is not None:
+        digest = f"{digest} {','.join(f'{weight:g}' for weight in shares.weights)}"
+    return Data(source.spec, images, digest, entries)
+
+
+def check_same_data(data: Data) -> None:
+    """Refuse processes that see different images. Raises OtherProcessError on all of them, with the first names that differ."""
+    digests = distributed.gather_texts(data.digest)
+    if len(set(digests)) == 1:
+        return
+    first = bytes.fromhex(distributed.text_of_first(data.entries.hex()))
+    lines = []
+    if data.digest != digests[0]:
+        changes = "; ".join(listing.changes(first, data.entries))
+        lines = [f"data.source: found {data.images:,} images in {data.source!r}; compared with process 0: {changes}"]
+    raise distributed.OtherProcessError("\n  ".join([f"{_HEADING}:", *distributed.gather_lines(lines)]))
+
+
+def check_resumed(config: ConfigDict, data: Data, checkpoints: Checkpoints, directory: Path) -> list[str]:
+    """Compare a run with its newest checkpoint; lines on what may differ and does. All processes call it.
+
+    Raises:
+      ConfigError: the checkpoint is of another config, or of other images while `run.accept_changed_data` is False.
+      OtherProcessError: that, on processes other than the first.
+    """
+    step = checkpoints.newest()
+    if step is None:
+        return []
+    with distributed.together():
+        meta = read_meta(checkpoints.directory, step)
+        saved = completed(meta["config"])
+        if differences := rules.differences(saved, config):
+            heading = f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config"
+            raise rules.ConfigError(differences, heading=heading)
+        return [*_changed_versions(meta["versions"]), *_changed_data(config, saved, data, meta["identity"], step, directory)]
+
+
+def keep_entries(data: Data, directory: Path) -> None:
+    """Write the list of images to WORKDIR/listings, where a later start finds it when the images have changed. For one process."""
+    path = _entries_path(directory, data.digest)
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_bytes(data.entries)
+
+
+def _entries_path(directory: Path, digest: str) -> Path:
+    return directory / "listings" / f"{digest[:16]}.jsonl.gz"
+
+
+def _changed_versions(saved: Mapping[str, str]) -> Iterator[str]:
+    now = versions()
+    changed = [f"{package} {saved.get(package)} -> {now[package]}" for package in now if saved.get(package) != now[package]]
+    if changed:
+        yield f"versions     {', '.join(changed)} since the checkpoint: the last bits of the numbers may differ"
+
+
+def _changed_data(
+    config: ConfigDict, saved: ConfigDict, data: Data, identity: Mapping[str, Any], step: int, directory: Path
+) -> Iterator[str]:
+    before = identity["data"]
+    if before["digest"] == data.digest:
+        if before["source"] != data.source:
+            yield f"data         moved from {before['source']} to {data.source}: the same {data.images:,} images"
+        return
+    path = _entries_path(directory, before["digest"])
+    names = listing.changes(path.read_bytes(), data.entries) if path.exists() else [f"{path}, which lists the images of then, is gone"]
+    if not config.run.accept_changed_data:
+        found = f"data.source: found {data.images:,} images in {data.source!r}, expected the {before['images']:,} of step {step}"
+        advice = "give the same images, another --workdir, or --config.run.accept_changed_data=True to go on with these"
+        raise rules.ConfigError([found, *names, advice], heading=f"the images have changed since step {step} was saved in {directory}")
+    yield f"data         changed from {before['images']:,} to {data.images:,} images: {'; '.join(names)}"
+    yield from _moved(config, pretraining.steps(saved, before["images"]), pretraining.steps(config, data.images), step)
+
+
+def _moved(config: ConfigDict, before: pretraining.Steps, now: pretraining.Steps, step: int) -> Iterator[str]:
+    """What another number of images moves at a step."""
+    if before == now:
+        yield "data         the number of steps stays; from here on the order of the images is another"
+        return
+    yield (
+        f"data         steps an epoch {before.per_epoch:,} -> {now.per_epoch:,}, in all {before.total:,} -> {now.total:,}; "
+        f"step {step:,} is epoch {step / before.per_epoch:.2f} -> {step / now.per_epoch:.2f}"
+    )
+    old, new = (optimizer_schedules(config, length) for length in (before, now))
+    rates = [f"{float(schedules.learning_rate(jnp.int32(step))):.3g}" for schedules in (old, new)]
+    decays = [f"{float(schedules.weight_decay(jnp.int32(step))):.3g}" for schedules in (old, new)]
+    yield f"data         learning rate at this step {rates[0]} -> {rates[1]}, weight decay {decays[0]} -> {decays[1]}"
