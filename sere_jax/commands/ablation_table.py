@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from sere_jax.reporting.table import console, write
+from sere_jax.reporting import screen
+from sere_jax.reporting.table import write
 
 
 @runtime_checkable
@@ -78,7 +79,7 @@ def publish(table: PaperTable, number: int, found: Sequence[Measured], *, note: 
     title = f"Table {number}: {table.title}"
     notes = [f"paper: {note}. Not comparable with the columns before.", *_errors(found)]
     text = _markdown(title, heads, cells, [*notes, f"`{about['command']}`"])
-    console().print(text, markup=False, highlight=False, soft_wrap=True)  # wider than most screens: a table would lose columns
+    screen.stdout().print(text, markup=False, highlight=False, soft_wrap=True)  # wider than most screens: a table would lose columns
     directory.mkdir(parents=True, exist_ok=True)
     (directory / f"table{number}.md").write_text(text)
     content = [_json(table.rows[row], row, table.columns, [one for one in found if one.row == row]) for row in rows]

@@ -27,6 +27,7 @@ from sere_jax.data.crops.views import ImageViews, ViewRecipe, empty_views, make_
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import BACKENDS, Backend, ImageReading
 from sere_jax.data.sources.open import Source, SourceError, open_source
+from sere_jax.reporting import screen
 
 _HOST = ("read", "decode", "crop", "assemble")
 
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     title = (
         f"{flags.source}, {flags.backend}, 2 x {flags.global_size} + {flags.local_count} x {flags.local_size}, {os.cpu_count()} cores here"
     )
-    show(title, host, device, wanted, rich.console.Console())
+    show(title, host, device, wanted, screen.stdout())
     if flags.json:
         with open(flags.json, "w") as file:
             json.dump(

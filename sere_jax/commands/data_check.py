@@ -24,6 +24,7 @@ import rich.table
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import BACKENDS, BY_TYPE, DEFAULT_READING, MAX_PIXELS, ImageReading
 from sere_jax.data.sources.open import Source, open_source
+from sere_jax.reporting import screen
 
 _SHOWN = 20  # unreadable images in the table; the JSON has all
 
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if quiet:
         print(text)
     else:
-        show(report, rich.console.Console())
+        show(report, screen.stdout())
     if flags.json and not quiet:
         with open(flags.json, "w") as file:
             file.write(text + "\n")

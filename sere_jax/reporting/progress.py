@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import jax
 import rich.console
 import rich.live
 import rich.progress
 import rich.text
-import tensorboardX
 
+from sere_jax.reporting import screen
 from sere_jax.reporting.display import Panel, duration
 from sere_jax.reporting.records import Records
+from sere_jax.reporting.tensorboard import EventFile
 
 Item = TypeVar("Item")
 
@@ -51,14 +52,15 @@ class Progress:
         console: rich.console.Console | None = None,
     ) -> None:
         self._first = jax.process_index() == 0
-        self._console = console or rich.console.Console()
-        self._live_wanted = _is_terminal(self._console) if live is None else live
+        self._console = console or screen.stdout()
+        self._live_wanted = screen.can_redraw(self._console) if live is None else live
         self._panel = Panel(total_steps, steps_per_epoch, dict(references or {}))
         self._lock = threading.Lock()  # the live display draws from a thread of its own
         self._live: rich.live.Live | None = None
         self._directory = directory
         self._records: Records | None = None
-        self._board: Any = None
+        self._events: EventFile | None = None
+        self._reported_lost: set[str] = set()  # files that a warning has named
 
     def __enter__(self) -> Progress:
         if self._first and self._live_wanted:
@@ -76,9 +78,10 @@ class Progress:
         if not self._first:
             return
         if self._directory is not None:
-            self._records = Records(self._directory, after=step)
-            logdir = f"{str(self._directory).rstrip('/')}/tensorboard"
-            self._board = tensorboardX.SummaryWriter(logdir, purge_step=step + 1, flush_secs=10, write_to_disk=True)
+            with self._may_fail("metrics.jsonl"):
+                self._records = Records(self._directory, after=step)
+            with self._may_fail("tensorboard"):
+                self._events = EventFile(Path(self._directory) / "tensorboard", after=step)
         if step:
             self.note(f"resumed from step {step}")
 
@@ -92,10 +95,11 @@ class Progress:
         with self._lock:
             self._panel.write(step, values)
         if self._records is not None:
-            self._records.write(step, values)
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with self._may_fail("metrics.jsonl"):
+                self._records.write(step, values)
+        if self._events is not None:
+            with self._may_fail("tensorboard"):
+                self._events.write(step, values)
         if self._first and self._live is None:
             self._say(self._panel.line(step, values))
 
@@ -130,21 +134,33 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-        if self._records is not None:
-            self._records.close()
-            self._records = None
+        for name, file in (("metrics.jsonl", self._records), ("tensorboard", self._events)):
+            if file is not None:
+                with self._may_fail(name):
+                    file.close()
+        self._records, self._events = None, None
+
+    @contextlib.contextmanager
+    def _may_fail(self, name: str) -> Iterator[None]:
+        """Training goes on when a log cannot be written (a full or vanished disk). One warning a file says so."""
+        try:
+            yield
+        except OSError as error:
+            if name == "tensorboard":
+                self._events = None  # a record may be cut in the middle, and readers stop there
+            if name not in self._reported_lost:
+                self._reported_lost.add(name)
+                self.note(f"warning: {name} cannot be written ({error.strerror or error}); training goes on and lines of it may be lost")
 
     def _draw(self) -> rich.console.RenderableType:
         with self._lock:
             return self._panel.draw(self._console.width)
 
     def _say(self, text: str) -> None:
-        stamp = "" if self._live is not None else f"{datetime.datetime.now():%H:%M:%S} "
-        # No markup, no wrapping: log lines are for grep too.
-        self._console.print(rich.text.Text(stamp + text), soft_wrap=True, highlight=False)
+        if self._live is None:
+            _stamped(self._console, text)
+        else:
+            self._console.print(rich.text.Text(text), soft_wrap=True, highlight=False)
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
@@ -159,8 +175,8 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
     if jax.process_index() != 0:
         yield from items
         return
-    console = rich.console.Console()
-    if _is_terminal(console):
+    console = screen.stdout()
+    if screen.can_redraw(console):
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -170,7 +186,7 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         with rich.progress.Progress(*columns, console=console, transient=True) as bars:
             yield from bars.track(items, total=count, description=label)
         return
-    print(f"{datetime.datetime.now():%H:%M:%S} {label}" + (f": 0 of {count}" if count else ""), flush=True)
+    _stamped(console, label + (f": 0 of {count}" if count else ""))
     began = told = time.perf_counter()
     for done, item in enumerate(items, 1):
         yield item
@@ -178,8 +194,9 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         if now - told >= _PLAIN_EVERY_SECONDS:
             told = now
             left = f" of {count}, {duration((now - began) / done * (count - done))} left" if count else ""
-            print(f"{datetime.datetime.now():%H:%M:%S} {label}: {done}{left}", flush=True)
+            _stamped(console, f"{label}: {done}{left}")
 
 
-def _is_terminal(console: rich.console.Console) -> bool:
-    return sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+def _stamped(console: rich.console.Console, text: str) -> None:
+    # No markup, no wrapping: log lines are for grep too.
+    console.print(rich.text.Text(f"{datetime.datetime.now():%H:%M:%S} {text}"), soft_wrap=True, highlight=False)

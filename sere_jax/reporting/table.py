@@ -8,32 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.table import Table
 
+from sere_jax.reporting import screen
+
 _NAME = 12  # characters of a first column that may be broken
-
-
-def console() -> Console:
-    """Standard output; a file or a pipe gets no colours and is not wrapped at 80 columns."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=160, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print one line, unwrapped, on process 0."""
     if jax.process_index() == 0:
-        console().print(text, highlight=False, markup=False)
+        screen.stdout().print(text, highlight=False, markup=False)
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print one table (first column left, numbers right) with its notes below."""
     if jax.process_index() != 0:
         return
-    screen = console()
-    screen.print(_table(title, columns, rows, screen.width))
+    console = screen.stdout()
+    console.print(_table(title, columns, rows, console.width))
     for note in notes:
-        screen.print(note, highlight=False, markup=False)
+        console.print(note, highlight=False, markup=False)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:

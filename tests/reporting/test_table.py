@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sere_jax.reporting import table
+from sere_jax.reporting import screen, table
 
 NAME = "dino_sere_vits16 (mean patch)"
 KNN = (("accuracy, %", *(f"k={k}\ntop{n}" for k in (10, 20, 100, 200) for n in (1, 5))), ["100.0"] * 8)
@@ -19,10 +19,10 @@ RELATIONS = (
 
 def shown(monkeypatch: pytest.MonkeyPatch, width: int, columns: tuple[str, ...], row: list[str]) -> list[str]:
     """The lines of a table on a terminal of that width."""
-    screen = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    monkeypatch.setattr(table, "console", lambda: screen)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(screen, "stdout", lambda: console)
     table.show("Title", columns, [[NAME, *row]])
-    return screen.file.getvalue().splitlines()
+    return console.file.getvalue().splitlines()
 
 
 def columns_of(lines: list[str]) -> list[str]:

@@ -1,0 +1,118 @@
+"""A run outlives whoever watched it: a closed pipe, a closed terminal, a full disk. All of them are real here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rich.console
+
+from sere_jax.reporting.progress import Progress
+from sere_jax.reporting.screen import LossyStream
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def report_ten_steps(progress: Progress) -> None:
+    progress.start(0)
+    for step in range(1, 11):
+        progress.advance(step)
+        progress.write(step, {"loss": float(step), "note": 0.5})
+        progress.note("x" * 500)
+
+
+def test_a_run_goes_on_when_its_pipe_is_closed(tmp_path: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        console = rich.console.Console(file=LossyStream(stream))
+        with Progress(str(tmp_path), total_steps=10, live=False, console=console) as progress:
+            report_ten_steps(progress)
+        stream.write("others who write there do no harm either")
+        stream.flush()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [*range(1, 11)]
+
+
+def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path: Path):
+    terminal, program = os.openpty()
+    with open(program, "w") as stream:
+        console = rich.console.Console(file=LossyStream(stream), width=80)
+        with Progress(str(tmp_path), total_steps=10, live=True, console=console) as progress:
+            progress.start(0)
+            progress.note("while it is watched")
+            seen = b""
+            while b"while it is watched" not in seen:
+                seen += os.read(terminal, 4096)
+            os.close(terminal)
+            report_ten_steps(progress)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 10
+
+
+_PRINT_MUCH = """
+import sys
+from sere_jax.reporting import screen
+console = screen.stdout()
+for number in range(2000):
+    console.print(f"line {number} {'x' * 100}")
+print("all of it", file=sys.stderr)
+"""
+
+
+def test_a_program_whose_output_goes_to_head_ends_well():
+    head = subprocess.Popen(["head", "-n1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert head.stdin is not None
+    program = subprocess.run([sys.executable, "-c", _PRINT_MUCH], cwd=ROOT, stdout=head.stdin, stderr=subprocess.PIPE, timeout=60)
+    assert head.communicate()[0].startswith(b"line 0 x")
+    assert program.returncode == 0 and program.stderr == b"all of it\n"
+
+
+def test_a_full_disk_under_standard_output_is_borne(tmp_path: Path):
+    stream = open("/dev/full", "w")  # noqa: SIM115  # closing it fails too, as it should
+    with Progress(str(tmp_path), total_steps=10, live=False, console=rich.console.Console(file=LossyStream(stream))) as progress:
+        report_ten_steps(progress)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 10
+    with pytest.raises(OSError):
+        stream.close()
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """The system refuses to let a file grow beyond `size` bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_logs_on_a_full_disk_are_lost_with_one_warning_each(tmp_path: Path):
+    shown = io.StringIO()
+    with Progress(str(tmp_path), total_steps=2000, live=False, console=rich.console.Console(file=shown, width=200)) as progress:
+        progress.start(0)
+        with no_file_above(4096):
+            for step in range(1, 501):  # both files outgrow 4 kB, and Python's buffers of 8 kB
+                progress.write(step, {"loss": 0.5})
+        progress.write(501, {"loss": 0.5})  # there is space again
+    warnings = [line for line in shown.getvalue().splitlines() if "cannot be written" in line]
+    assert len(warnings) == 2, warnings
+    assert "metrics.jsonl" in warnings[0] + warnings[1] and "tensorboard" in warnings[0] + warnings[1]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]  # no line is torn
+    assert lines[0]["step"] == 1 and lines[-1]["step"] == 501, "what comes after the disk was full is written"
+
+
+def test_a_directory_that_cannot_be_written_is_told_once(tmp_path: Path):
+    (tmp_path / "tensorboard").write_text("a file where a directory should be")
+    shown = io.StringIO()
+    with Progress(str(tmp_path), total_steps=10, live=False, console=rich.console.Console(file=shown, width=200)) as progress:
+        report_ten_steps(progress)
+    assert shown.getvalue().count("tensorboard cannot be written (File exists)") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 10
