@@ -225,6 +225,11 @@ def source_mistakes(key: str, spec: str) -> list[str]:
         if inner.startswith("mix:"):
             return [*lines, f"{key}: found {spec!r}, expected classes:LIST:SOURCE, SOURCE no mixture; mix sources of classes instead"]
         return lines + source_mistakes(key, inner)
+    if kind == "masks" and ":" in rest:
+        maps, _, inner = rest.partition(":")
+        known = os.path.isdir(os.path.expanduser(maps))
+        lines = [] if known else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
+        return lines + source_mistakes(key, inner)
     if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
         return []
     if os.path.isdir(os.path.expanduser(spec)):

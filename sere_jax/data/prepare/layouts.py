@@ -13,8 +13,8 @@ from typing import Any
 from sere_jax.data.prepare.boxes import coco, voc
 from sere_jax.data.prepare.records import Layout, Place, Record, from_source
 from sere_jax.data.sources.example import SourceError
-from sere_jax.data.sources.folder import image_paths
 from sere_jax.data.sources.open import open_source
+from sere_jax.data.sources.walk import walk
 
 
 def open_layout(spec: str, *, split: str = "") -> Layout:
@@ -65,7 +65,7 @@ def _classified(name: str, splits: dict[str, list[tuple[str, str, Place]]]) -> L
 
 
 def _by_class(directory: str, folder: str) -> Iterator[tuple[str, str, Place]]:
-    for path in image_paths(os.path.join(directory, folder)):
+    for path in walk(os.path.join(directory, folder)).images:
         if os.sep in path:
             yield path.split(os.sep)[0], path, Place(os.path.join(directory, folder, path))
 
@@ -137,7 +137,7 @@ def ade20k(directory: str) -> Layout:
         if os.path.isdir(root):
             splits[split] = [
                 Record(path, Place(os.path.join(root, path)), label_map=_existing(_png(directory, "annotations", folder, path)))
-                for path in image_paths(root)
+                for path in walk(root).images
             ]
     if not splits:
         raise SourceError(f"{directory}: expected images/training and annotations/training, as in ADEChallengeData2016")

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from sere_jax.data.sources.annotation import Instance, Size
-from sere_jax.data.sources.example import Source, SourceError
+from sere_jax.data.sources.example import Source, SourceError, nfc
 from sere_jax.data.sources.folder import FolderSource, read_file
+from sere_jax.data.sources.lists import read_names
 
 
 class Bytes(Protocol):
@@ -116,7 +117,7 @@ def subset(layout: Layout, *, classes: str = "", images: str = "") -> Layout:
     splits = layout.splits
     names = layout.classes
     if classes:
-        wanted = _lines(classes)
+        wanted = [nfc(name) for name in read_names(classes, classes)]
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise SourceError(f"{classes}: {len(unknown)} of {len(wanted)} classes are unknown, the first is {unknown[0]!r}")
@@ -124,7 +125,7 @@ def subset(layout: Layout, *, classes: str = "", images: str = "") -> Layout:
         splits = {key: [r._replace(label=new[r.label]) for r in records if r.label in new] for key, records in splits.items()}
         names = tuple(wanted)
     if images:
-        listed = _lines(images)
+        listed = read_names(images, images)
         counts = collections.Counter(listed)
         splits = {key: [r for r in records if any(word in counts for word in _spellings(r.name))] for key, records in splits.items()}
         found = {word for records in splits.values() for r in records for word in _spellings(r.name)}
@@ -140,15 +141,3 @@ def subset(layout: Layout, *, classes: str = "", images: str = "") -> Layout:
 def _spellings(name: str) -> Iterable[str]:
     file = os.path.basename(name)
     return (name, os.path.splitext(name)[0], file, os.path.splitext(file)[0])
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        with open(os.path.expanduser(path)) as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read as a list: {error}") from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise SourceError(f"{path}: an empty list")
-    return found

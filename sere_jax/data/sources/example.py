@@ -87,6 +87,14 @@ class Source(Protocol):
         """
         return ((self.spec, number) for number in range(len(self)))
 
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what a user should know of the data, such as files that are not read; `open_source` logs them."""
+        return ()
+
+    def left_out(self) -> Iterator[str]:
+        """The full paths of files that lie among the images and are not read."""
+        return iter(())
+
     def fingerprint(self) -> Fingerprint:
         """Number of examples and digest of the listing and the classes: equal for the same files at another path."""
         return fingerprint(len(self), self.listing(), self.classes)

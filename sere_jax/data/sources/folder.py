@@ -14,19 +14,18 @@ import numpy as np
 from jaxtyping import Int
 
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
+from sere_jax.data.sources.walk import EXTENSIONS, Tree, count_extensions, walk
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif"})
-ARRAYS = frozenset({".npy"})
 MAX_BYTES = 1 << 30
 _CHUNK = 1000  # files whose sizes a thread asks for in one go
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 _ALIKE = 0.7  # share of letters: imagnet is like imagenet (0.93), nope is not like opt (0.57) or snap (0.5)
 
 
 class FolderSource(Source):
     """Image files under a directory, sorted by path.
 
-    Arrays (`.npy`) are listed where there is no other image; beside images they are taken for something else.
-    Hidden files and directories (a leading dot) are skipped, links are followed. When every image lies in a sub-folder,
+    `walk` says which files are listed; `notes` tells how many others there are. When every image lies in a sub-folder,
     the first level of sub-folders gives the labels (sorted names of those that hold images); when every image lies in
     the directory itself there are no labels; images in both places are refused, because labelling some would be a guess.
     """
@@ -35,9 +34,10 @@ class FolderSource(Source):
         self.spec = spec
         self.directory = os.path.abspath(os.path.expanduser(directory))
         _check_directory(spec, directory, self.directory)
-        self._paths = _list(spec, self.directory)
+        self._paths, others = _walk(spec, self.directory)
         if not self._paths:
-            raise SourceError(f"{spec!r}: no image files under {self.directory} (extensions looked for: {' '.join(sorted(EXTENSIONS))})")
+            found = f"; found {count_extensions(others)}" if others else ""
+            raise SourceError(f"{spec!r}: no image files under {self.directory}{found}, expected one of {' '.join(sorted(EXTENSIONS))}")
         tops = [nfc(path.partition(os.sep)[0]) if os.sep in path else "" for path in self._paths]
         if "" in tops and any(tops):
             loose, nested = tops.count(""), len(tops) - tops.count("")
@@ -48,6 +48,7 @@ class FolderSource(Source):
         self.classes = tuple(sorted(set(tops) - {""}))
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._labels = [numbers.get(top, -1) for top in tops]
+        self._notes = _notes(self.directory, others, self.classes)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -71,10 +72,32 @@ class FolderSource(Source):
         for path, size, label in zip(self._paths, sizes, self._labels, strict=True):
             yield Entry(nfc(path.replace(os.sep, "/")), size, label)
 
+    def notes(self) -> tuple[str, ...]:
+        """How many files are not read, by extension; and classes that look like the splits of a data set."""
+        return self._notes
+
+    def left_out(self) -> Iterator[str]:
+        """The full paths of the files below the directory that are not listed as images."""
+        return (os.path.join(self.directory, path) for path in _walk(self.spec, self.directory).others)
+
+    def names(self) -> list[str]:
+        """The name of each image, in order."""
+        return self._paths
+
     def describe(self, index: int) -> tuple[str, str, int]:
         """Name, path and label of an item, without reading it."""
         path = self._paths[index]
         return path, os.path.join(self.directory, path), self._labels[index]
+
+
+def _notes(directory: str, others: list[str], classes: tuple[str, ...]) -> tuple[str, ...]:
+    notes = []
+    if others:
+        notes.append(f"{len(others):,} files are not read as images: {count_extensions(others)}")
+    if classes and {name.lower() for name in classes} <= _SPLITS:
+        example = os.path.join(directory, classes[0])
+        notes.append(f"the classes are {', '.join(classes)}, which look like splits; expected one of them, as in folder:{example}")
+    return tuple(notes)
 
 
 def read_file(path: str) -> bytes:
@@ -109,39 +132,13 @@ def _size(path: str) -> int:
         return -1
 
 
-def _list(spec: str, root: str) -> list[str]:
+def _walk(spec: str, root: str) -> Tree:
     """A directory that cannot be listed is refused: another machine might list it, and then see another data set."""
     try:
-        return list(image_paths(root)) or list(image_paths(root, ARRAYS))
+        return walk(root)
     except OSError as error:
         where = f"{ascii(error.filename)[:200]} cannot be listed: {error.strerror}"
         raise SourceError(f"{spec!r}: {where}. Make it readable, hide it with a leading dot, or name a sub-folder.") from error
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: listed as a file that cannot be read
-        return False
-
-
-def image_paths(root: str, extensions: frozenset[str] = EXTENSIONS) -> Iterator[str]:
-    """Relative paths of the image files under `root`, in the order of their path components (in NFC): the same on every file system."""
-
-    def walk(directory: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
-        status = os.stat(directory)
-        identity = (status.st_dev, status.st_ino)
-        if identity in ancestors:  # a link back to a directory above would never end
-            return
-        with os.scandir(directory) as entries:
-            listing = sorted((nfc(entry.name), entry.name, _is_directory(entry)) for entry in entries if not entry.name.startswith("."))
-        for _, name, is_directory in listing:
-            if is_directory:
-                yield from walk(os.path.join(directory, name), os.path.join(prefix, name), ancestors | {identity})
-            elif os.path.splitext(name)[1].lower() in extensions:
-                yield os.path.join(prefix, name)
-
-    return walk(root, "", frozenset())
 
 
 def _check_directory(spec: str, written: str, directory: str) -> None:

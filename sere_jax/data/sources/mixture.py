@@ -22,7 +22,8 @@ class Mixture(Source):
     """The examples of all parts, one part after the other: an index belongs to one image and to no other.
 
     `shares` tells the pipeline how often to draw from each part. Labels go by the classes' names: the classes are the sorted names of
-    all parts together, so that `cat` is the same class wherever it comes from; where one part has no labels there are none.
+    all parts together, so that `cat` is the same class wherever it comes from; where one part has no labels there are none. Annotations
+    are passed on where all parts have the same classes of label maps and objects.
     """
 
     def __init__(self, spec: str, parts: Sequence[Source], weights: Sequence[float]) -> None:
@@ -36,13 +37,27 @@ class Mixture(Source):
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._tables = tuple(np.array([numbers[name] for name in part.classes] if labelled else [], np.int32) for part in parts)
 
+        tables = {(part.map_classes, part.object_classes) for part in parts}
+        self._annotated = len(tables) == 1  # otherwise the same number means different classes
+        if self._annotated:
+            self.map_classes, self.object_classes = tables.pop()
+
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
         part = bisect.bisect_right(self._ends, index)
         example = self._parts[part][index - (self._ends[part - 1] if part else 0)]
-        return example._replace(label=self._label(part, example.label))
+        annotation = example.annotation if self._annotated else None
+        return example._replace(label=self._label(part, example.label), annotation=annotation)
+
+    def notes(self) -> tuple[str, ...]:
+        """Those of all parts, each with the part's text."""
+        return tuple(f"{part.spec}: {note}" for part in self._parts for note in part.notes())
+
+    def left_out(self) -> Iterator[str]:
+        """Those of all parts."""
+        return itertools.chain.from_iterable(part.left_out() for part in self._parts)
 
     def places(self) -> Iterator[tuple[str, int]]:
         """The places of all parts, one part after the other."""

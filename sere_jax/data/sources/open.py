@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 
 from sere_jax.data.sources.bundled import BundledSource
 from sere_jax.data.sources.example import Example, Source, SourceError
 from sere_jax.data.sources.folder import FolderSource
+from sere_jax.data.sources.masked import MaskedSource
 from sere_jax.data.sources.mixture import FORM as MIXTURE_FORM
 from sere_jax.data.sources.mixture import Mixture, split_mixture
 from sere_jax.data.sources.path_list import PathListSource
 from sere_jax.data.sources.subset import ClassSubset
 from sere_jax.data.sources.tfds import TfdsSource
 
+_log = logging.getLogger(__name__)
+
 __all__ = ["Example", "Source", "SourceError", "open_source"]
 
-KINDS = ("bundled", "folder", "list", "tfds", "classes", "mix")
-FORMS = f"bundled[:train|gallery|query], folder:DIR, list:FILE, tfds:NAME[/CONFIG]:SPLIT, classes:LIST:SOURCE or {MIXTURE_FORM}"
+KINDS = ("bundled", "folder", "list", "tfds", "classes", "masks", "mix")
+FORMS = (
+    "bundled[:train|gallery|query], folder:DIR, list:FILE, tfds:NAME[/CONFIG]:SPLIT, "
+    f"classes:LIST:SOURCE, masks:DIR:SOURCE or {MIXTURE_FORM}"
+)
 
 
 def open_source(spec: str) -> Source:
@@ -30,8 +37,19 @@ def open_source(spec: str) -> Source:
     `classes:LIST:SOURCE`: of one of these the images of the classes in the text file LIST, one name a line.
     `mix:WEIGHT*SOURCE|WEIGHT*SOURCE...`: several of these, each with its share of every epoch; without weights by their sizes.
 
-    Raises SourceError when the text has another form, or when the data are missing, empty or ambiguous.
+    `masks:DIR:SOURCE`: a folder or list with label maps of the same names in another directory.
+
+    Its notes are logged as warnings. Raises SourceError when the text has another form, or when the data are missing, empty or ambiguous.
     """
+    if "\0" in spec:
+        raise SourceError(f"source {spec!r} has a NUL byte, which no path has")
+    source = _open(spec)
+    for note in source.notes():
+        _log.warning("%s: %s", ascii(spec)[1:-1], note)
+    return source
+
+
+def _open(spec: str) -> Source:
     kind, _, rest = spec.partition(":")
     if kind == "bundled":
         return BundledSource(spec, rest or "train")
@@ -43,12 +61,17 @@ def open_source(spec: str) -> Source:
         return TfdsSource(spec, rest)
     if kind == "mix":
         texts, weights = split_mixture(spec)
-        return Mixture(spec, [open_source(text) for text in texts], weights)
+        return Mixture(spec, [_open(text) for text in texts], weights)
     if kind == "classes":
         file, colon, inner = rest.partition(":")
         if not (file and colon) or inner.startswith("mix:"):
             raise SourceError(f"{spec!r}: expected classes:LIST:SOURCE, e.g. 'classes:S300.txt:tfds:imagenet2012:train', SOURCE no mixture")
-        return ClassSubset(spec, file, open_source(inner))
+        return ClassSubset(spec, file, _open(inner))
+    if kind == "masks":
+        directory, colon, inner = rest.partition(":")
+        if not (directory and colon):
+            raise SourceError(f"{spec!r}: expected masks:DIR:folder:IMAGES or masks:DIR:list:FILE")
+        return MaskedSource(spec, directory, _open(inner))
     if os.path.isdir(os.path.expanduser(spec)):
         raise SourceError(f"source {spec!r} is a directory: write 'folder:{spec}' (expected {FORMS})")
     near = difflib.get_close_matches(kind, KINDS, n=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Iterator
 
@@ -10,13 +11,14 @@ from jaxtyping import Int
 
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
 from sere_jax.data.sources.folder import file_sizes, read_file
+from sere_jax.data.sources.lists import read_lines
 
 
 class PathListSource(Source):
     """The files that a list names, in its order. A relative path starts at the list's own directory.
 
-    A line is a path, or a path, a tab and the name of its class; all lines have one or none has. Empty lines and lines that begin
-    with # are skipped. Names need not be UTF-8 nor end in a known extension. Whether the files exist is found when they are read (a
+    A line is a path, or a path, a tab and the name of its class; all lines have one or none has. `read_lines` says which
+    lines are comments. Names need not be UTF-8 nor end in a known extension. Whether the files exist is found when they are read (a
     list may name millions), but for the first. Raises SourceError: no such list, nothing in it, a path twice, classes for some.
     """
 
@@ -33,6 +35,10 @@ class PathListSource(Source):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def names(self) -> list[str]:
+        """The name of each image, in order."""
+        return self._paths
 
     def labels(self) -> Int[np.ndarray, " n"]:
         """The class of every file, -1 where there are none."""
@@ -59,22 +65,27 @@ class PathListSource(Source):
 
 def _read(spec: str, file: str) -> tuple[list[str], list[str]]:
     """The paths of a list and the names of their classes, [] where there are none."""
-    try:
-        with open(os.path.expanduser(file), "rb") as lines:
-            kept = [line.rstrip(b"\r\n") for line in lines]
-    except OSError as error:
-        raise SourceError(f"{spec!r}: the list {file!r} cannot be read: {error.strerror}; expected list:FILE") from error
-    rows = [os.fsdecode(line).split("\t") for line in kept if line.strip() and not line.startswith(b"#")]
+    rows = [line.split("\t") for line in read_lines(spec, file)]
     if not rows:
         raise SourceError(f"{spec!r}: {file} names no file; expected a path a line")
-    if wrong := [row for row in rows if len(row) > 2 or not all(row)]:
+    if wrong := [row for row in rows if len(row) > 2 or not all(part.strip() for part in row)]:
         raise SourceError(f"{spec!r}: found the line {wrong[0]!r}, expected a path, or a path, a tab and a class")
-    named = sum(len(row) == 2 for row in rows)
-    if named not in (0, len(rows)):
-        raise SourceError(f"{spec!r}: {named} of {len(rows)} lines have a class; expected all or none")
-    paths = [row[0] for row in rows]
-    if len(set(paths)) < len(paths):
-        seen: set[str] = set()
-        twice = next(path for path in paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]
-        raise SourceError(f"{spec!r}: {file} names {twice!r} more than once")
-    return paths, [nfc(row[1]) for row in rows] if named else []
+    labelled = sum(len(row) == 2 for row in rows)
+    if labelled not in (0, len(rows)):
+        raise SourceError(f"{spec!r}: {labelled} of {len(rows)} lines have a class; expected all or none")
+    directory = os.path.dirname(os.path.abspath(os.path.expanduser(file)))
+    paths = [_existing(spec, directory, row[0]) for row in rows]
+    if len(set(map(os.path.normpath, paths))) < len(paths):
+        counts = collections.Counter(map(os.path.normpath, paths))
+        repeated = next(path for path in paths if counts[os.path.normpath(path)] > 1)
+        raise SourceError(f"{spec!r}: {file} names {repeated!r} more than once")
+    return paths, [nfc(row[1].strip()) for row in rows] if labelled else []
+
+
+def _existing(spec: str, directory: str, path: str) -> str:
+    """A path without blanks at its ends, unless a file has them in its name."""
+    if path != path.strip() and not os.path.lexists(os.path.join(directory, path)):
+        path = path.strip()
+    if path.startswith("#") and not os.path.lexists(os.path.join(directory, path)):
+        raise SourceError(f"{spec!r}: found the line {path!r}, and no such file; a comment begins with '# ', with a blank")
+    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
+from sere_jax.data.sources.lists import read_names
 
 
 @runtime_checkable
@@ -23,20 +23,23 @@ class Labelled(Protocol):
 class ClassSubset(Source):
     """The examples of `source` whose class stands in a text file, one name a line; labels count in the file's order.
 
-    Empty lines and those that begin with # are skipped; of a line only the first word counts, as in ImageNet's lists. Raises
-    SourceError where the file cannot be read, names a class twice or one that the source has not, or no example is left.
+    The whole line is the name, so that names may hold blanks; `read_lines` says which lines are comments. Raises SourceError where the
+    file cannot be read, names a class twice or one that the source does not have, or no example is left.
     """
 
     def __init__(self, spec: str, file: str, source: Source) -> None:
         self.spec = spec
-        self.classes = _names(spec, file)
+        self.classes = tuple(map(nfc, read_names(spec, file)))
         if not source.classes or not isinstance(source, Labelled):
             raise SourceError(f"{spec!r}: {source.spec!r} has no classes to choose from")
         _check(spec, file, self.classes, source.classes)
-        own = {source.classes.index(name): number for number, name in enumerate(self.classes)}
+        place = {name: number for number, name in enumerate(source.classes)}
+        numbers = {place[name]: number for number, name in enumerate(self.classes)}
         table = np.full(len(source.classes), -1, np.int32)
-        table[list(own)] = list(own.values())
-        labels = table[source.labels()]
+        table[list(numbers)] = list(numbers.values())
+        self.map_classes, self.object_classes = source.map_classes, source.object_classes
+        before = source.labels()
+        labels = np.where(before >= 0, table[before], -1)
         self._source, self._index, self._labels = source, np.flatnonzero(labels >= 0), labels[labels >= 0]
         if not len(self._index):
             raise SourceError(f"{spec!r}: {source.spec!r} has no image of the {len(self.classes)} classes in {file}")
@@ -56,6 +59,14 @@ class ClassSubset(Source):
         places = list(self._source.places())
         return (places[index] for index in self._index)
 
+    def notes(self) -> tuple[str, ...]:
+        """Those of the source."""
+        return self._source.notes()
+
+    def left_out(self) -> Iterator[str]:
+        """Those of the source."""
+        return self._source.left_out()
+
     def listing(self) -> Iterator[Entry]:
         """The entries of the images that belong to a listed class; of a source of packed files all entries, as they hold any class."""
         entries = list(self._source.listing())
@@ -66,22 +77,13 @@ class ClassSubset(Source):
             yield entries[index]._replace(label=int(label))
 
 
-def _names(spec: str, file: str) -> tuple[str, ...]:
-    try:
-        with open(os.path.expanduser(file), encoding="utf-8") as lines:
-            words = [nfc(line.split()[0]) for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{spec!r}: the list of classes {file!r} cannot be read: {error}") from error
-    if not words:
-        raise SourceError(f"{spec!r}: {file} names no class; expected one a line")
-    if twice := sorted({word for word in words if words.count(word) > 1}):
-        raise SourceError(f"{spec!r}: {file} names {', '.join(twice[:5])} more than once")
-    return tuple(words)
-
-
 def _check(spec: str, file: str, wanted: tuple[str, ...], known: tuple[str, ...]) -> None:
-    unknown = [name for name in wanted if name not in set(known)]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; nearest to {unknown[0]}: {near[0]}" if near else f"; it has {', '.join(known[:3])} ..."
-        raise SourceError(f"{spec!r}: {file} names {len(unknown)} classes that the source has not: {', '.join(unknown[:5])}{hint}")
+    names = set(known)
+    unknown = [name for name in wanted if name not in names]
+    if not unknown:
+        return
+    near = difflib.get_close_matches(unknown[0], known, n=1)
+    hint = f"; nearest to {unknown[0]}: {near[0]}" if near else f"; it has {', '.join(known[:3])} ..."
+    if all(name.split()[0] in names for name in unknown):
+        hint = f"; their first words are classes, the whole line is taken as a name: cut -d ' ' -f 1 {file}"
+    raise SourceError(f"{spec!r}: {file} names {len(unknown)} classes that the source does not have: {', '.join(unknown[:5])}{hint}")

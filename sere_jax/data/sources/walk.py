@@ -1,0 +1,96 @@
+"""The files below a directory: which are images, in an order that no file system decides."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sere_jax.data.sources.example import nfc
+
+_JPEG = ".jpg .jpeg .jpe .jfif .jif .jfi .pjpeg .pjp"
+EXTENSIONS = frozenset(f"{_JPEG} .png .apng .webp .bmp .ppm .pgm .pbm .pnm .tif .tiff .gif".split())
+ARRAYS = frozenset({".npy"})
+# Directories in which systems and programs keep copies, previews and waste, in lower case. Hidden ones are skipped anyway.
+_NOT_DATA = frozenset({"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "system volume information"})
+
+
+class Tree(NamedTuple):
+    """Relative paths of the files below a directory, in the order of their parts: the images, and everything else."""
+
+    images: list[str]
+    others: list[str]
+
+
+def walk(root: str) -> Tree:
+    """All files below `root` but hidden ones and those in directories that hold no data.
+
+    Links are followed. A directory that several paths reach is listed once: by its own path, else by the first link to it. Arrays
+    (`.npy`) are images where there is no other image. Raises OSError for a directory that cannot be listed.
+    """
+    visited: set[tuple[int, int]] = set()
+    links: collections.deque[str] = collections.deque()
+    paths = list(_files(root, "", visited, links))
+    linked = bool(links)
+    while links:
+        prefix = links.popleft()
+        if _identity(os.path.join(root, prefix)) not in visited:
+            paths += _files(root, prefix, visited, links)
+    if linked:
+        paths.sort(key=lambda path: [(nfc(part), part) for part in path.split(os.sep)])
+    images = [path for path in paths if extension(path) in EXTENSIONS] or [path for path in paths if extension(path) in ARRAYS]
+    listed = set(images)
+    return Tree(images, [path for path in paths if path not in listed])
+
+
+def _files(root: str, start: str, visited: set[tuple[int, int]], links: collections.deque[str]) -> Iterator[str]:
+    """The files below `start` without following links to directories, which go to `links`. A stack, as trees may be very deep."""
+    stack = [(start, True)]
+    while stack:
+        prefix, is_directory = stack.pop()
+        if not is_directory:
+            yield prefix
+            continue
+        directory = os.path.join(root, prefix)
+        visited.add(_identity(directory))
+        with os.scandir(directory) as entries:
+            listing = sorted((nfc(entry.name), entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries)
+        shown = [item for item in listing if not item[1].startswith(".")]
+        links.extend(os.path.join(prefix, name) for _, name, directory_, link in shown if directory_ and link and not _is_waste(name))
+        plain = [(os.path.join(prefix, name), directory_) for _, name, directory_, link in shown if not (directory_ and link)]
+        stack.extend(item for item in reversed(plain) if not (item[1] and _is_waste(os.path.basename(item[0]))))
+
+
+def _is_waste(name: str) -> bool:
+    return name.lower() in _NOT_DATA
+
+
+def _identity(directory: str) -> tuple[int, int]:
+    status = os.stat(directory)
+    return status.st_dev, status.st_ino
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: listed as a file that cannot be read
+        return False
+
+
+def extension(path: str) -> str:
+    """The extension in lower case with its dot, "" where there is none."""
+    return os.path.splitext(path)[1].lower()
+
+
+def count_extensions(paths: list[str]) -> str:
+    """`12 .heic, 3 without an extension`: the most frequent first, at most eight kinds.
+
+    >>> count_extensions(["a.heic", "b.HEIC", "c"])
+    '2 .heic, 1 without an extension'
+    """
+    counts = collections.Counter(extension(path) or "without an extension" for path in paths)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ordered[8:])
+    shown = [f"{count:,} {ascii(name)[1:-1]}" for name, count in ordered[:8]]
+    return ", ".join([*shown, f"{rest:,} others"] if rest else shown)
