@@ -73,7 +73,12 @@ def test_deep_directories(tmp_path):
         os.mkdir(directory)
     with open(f"{directory}/1.jpg", "wb") as file:
         file.write(PICTURE)
-    assert len(open_source(f"folder:{tmp_path}")) == 1
+    try:
+        assert len(open_source(f"folder:{tmp_path}")) == 1
+    finally:  # pytest's own cleaning cannot descend so far
+        os.unlink(f"{directory}/1.jpg")
+        os.removedirs(directory)
+        tmp_path.mkdir(exist_ok=True)
 
 
 def test_class_names_are_whole_lines(tmp_path):
