@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 
 _SLURM_NEEDED = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
+_CONCURRENT_COLLECTIVES = "--xla_cpu_enable_concurrency_optimized_scheduler"
+
 
 class DistributedError(ValueError):
     """The processes of this run cannot be started as the flags and the environment say."""
@@ -40,6 +42,7 @@ def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_
         its port is taken.
     """
     if jax.distributed.is_initialized():
+        _order_collectives()  # in time as long as XLA has compiled nothing
         return True
     if coordinator or num_processes or process_id >= 0:
         _check_explicit(coordinator, num_processes, process_id)
@@ -66,7 +69,8 @@ def _order_collectives() -> None:
     Its scheduler otherwise starts several at once, each process in an order of its own. Their data are then mixed between processes,
     and losses are NaN at random. The flag only reaches XLA's CPU compiler, so it is set whatever the devices will be.
     """
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_CONCURRENT_COLLECTIVES)]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, f"{_CONCURRENT_COLLECTIVES}=false"])
 
 
 def _start_on_tpu_vm() -> bool:
