@@ -49,7 +49,7 @@ def main(mistakes: list[str]) -> int:
     except distributed.DistributedError as error:
         print(rules.refusal([*mistakes, str(error)]), file=sys.stderr)
         return 2
-    mistakes += rules.workdir_mistakes(_WORKDIR.value)
+    mistakes += rules.workdir_mistakes(_WORKDIR.value, rules.sources(config) if config is not None else None)
     if config is not None:
         mistakes += evaluation.mistakes(config, processes=jax.process_count())
         if not _CHECKPOINT.value and config.get("protocol") not in _NEED_NO_CHECKPOINT:

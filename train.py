@@ -84,7 +84,7 @@ def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
     from sere_jax import distributed
     from sere_jax.config import check as rules
 
-    mistakes = [*mistakes, *rules.workdir_mistakes(_WORKDIR.value)]
+    mistakes = [*mistakes, *rules.workdir_mistakes(_WORKDIR.value, rules.sources(_CONFIG.value) if _CONFIG.value is not None else None)]
     if _CONFIG.value is not None:
         mistakes += rules.mistakes(_CONFIG.value, devices=devices, processes=processes)
     with distributed.together():

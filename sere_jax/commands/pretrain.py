@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation
     directory = Path(workdir).expanduser().absolute()  # one place, whatever the working directory becomes
     with distributed.together():
         rules.validate(config, devices=jax.device_count(), processes=jax.process_count())
-        if mistakes := rules.workdir_mistakes(workdir):
+        if mistakes := rules.workdir_mistakes(workdir, rules.sources(config)):
             raise rules.ConfigError(mistakes)
     identity.check_settings(config, directory)
     with distributed.together():

@@ -18,6 +18,7 @@ from sere_jax.config.cross import CROSS_RULES, EPOCH_KEYS
 from sere_jax.config.keys import MACHINE_KEYS, RULES
 from sere_jax.config.names import flatten, nearest, unknown_key
 from sere_jax.config.rule import Rule
+from sere_jax.data.sources.open import folders
 
 
 class ConfigError(ValueError):
@@ -39,16 +40,34 @@ def refusal(mistakes: Sequence[str]) -> ConfigError:
     return ConfigError(mistakes, heading=f"{counted(mistakes)}, nothing was started")
 
 
-def workdir_mistakes(workdir: str | None) -> list[str]:
-    """An address is no directory: a run writes its files as a program writes files, whatever checkpoints could do besides."""
+def workdir_mistakes(workdir: str | None, sources: Mapping[str, Any] | None = None) -> list[str]:
+    """Why nothing can be written to a workdir. `sources` maps the keys of a config that name images to their values.
+
+    An address is no directory: a run writes its files as a program writes files. A workdir below a folder of images is refused, because
+    the figures of a run would become images of the next.
+    """
     if not workdir:
         return []
-    if "://" not in workdir:
-        path = Path(workdir).absolute()
-        files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
-        return [f"--workdir: found {workdir!r}, expected a directory, there or not; {place} is a file" for place in files[:1]]
-    mounted = "/mnt/" + workdir.partition("://")[2]
-    return [f"--workdir: found {workdir!r}, expected a directory; mount the bucket (docs/pods.md) and name the mount, as in {mounted}"]
+    if "://" in workdir:
+        mounted = "/mnt/" + workdir.partition("://")[2]
+        return [f"--workdir: found {workdir!r}, expected a directory; mount the bucket (docs/pods.md) and name the mount, as in {mounted}"]
+    path = Path(workdir).expanduser().absolute()
+    files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
+    if files:
+        return [f"--workdir: found {workdir!r}, expected a directory, there or not; {files[0]} is a file"]
+    texts = {key: spec for key, spec in (sources or {}).items() if isinstance(spec, str)}
+    return [
+        f"--workdir: found {workdir!r}, expected a directory that is not below {directory}, whose images {key} reads"
+        for key, spec in texts.items()
+        for directory in folders(spec)
+        if path.resolve().is_relative_to(Path(directory).resolve())
+    ]
+
+
+def sources(config: ConfigDict) -> dict[str, Any]:
+    """The keys of a config, of pre-training or of an evaluation, that name images, with their values."""
+    names = ("data.source", "eval.gallery", "eval.query", "source", "gallery", "query")
+    return {key: value for key, value in flatten(config).items() if key in names}
 
 
 def validate(config: ConfigDict, *, devices: int, processes: int) -> None:

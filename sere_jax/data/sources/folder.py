@@ -136,6 +136,8 @@ def _walk(spec: str, root: str) -> Tree:
     """A directory that cannot be listed is refused: another machine might list it, and then see another data set."""
     try:
         return walk(root)
+    except SourceError as error:
+        raise SourceError(f"{spec!r}: {error}") from error
     except OSError as error:
         where = f"{ascii(error.filename)[:200]} cannot be listed: {error.strerror}"
         raise SourceError(f"{spec!r}: {where}. Make it readable, hide it with a leading dot, or name a sub-folder.") from error

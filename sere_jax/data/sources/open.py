@@ -77,3 +77,23 @@ def _open(spec: str) -> Source:
     near = difflib.get_close_matches(kind, KINDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise SourceError(f"source {spec!r} is of no known kind; expected {FORMS}{hint}")
+
+
+def folders(spec: str) -> list[str]:
+    """The directories of a source of which every image is read, wherever in the text they stand; nothing is opened.
+
+    >>> folders("mix:2*folder:/a|1*classes:LIST:folder:/b/c")
+    ['/a', '/b/c']
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "folder" and rest:
+        return [os.path.abspath(os.path.expanduser(rest))]
+    if kind == "classes":
+        return folders(rest.partition(":")[2])
+    if kind != "mix":
+        return []
+    try:
+        parts, _ = split_mixture(spec)
+    except SourceError:  # who opens it is told
+        return []
+    return [directory for part in parts if not part.startswith("mix:") for directory in folders(part)]

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sere_jax.data.sources.example import nfc
+from sere_jax.data.sources.example import SourceError, nfc
 
 _JPEG = ".jpg .jpeg .jpe .jfif .jif .jfi .pjpeg .pjp"
 EXTENSIONS = frozenset(f"{_JPEG} .png .apng .webp .bmp .ppm .pgm .pbm .pnm .tif .tiff .gif".split())
 ARRAYS = frozenset({".npy"})
 # Directories in which systems and programs keep copies, previews and waste, in lower case. Hidden ones are skipped anyway.
 _NOT_DATA = frozenset({"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "system volume information"})
+_FIGURES = ("crops", "attention", "relations", "pca", "channels")  # how the files of WORKDIR/figures begin
 
 
 class Tree(NamedTuple):
@@ -27,7 +28,8 @@ def walk(root: str) -> Tree:
     """All files below `root` but hidden ones and those in directories that hold no data.
 
     Links are followed. A directory that several paths reach is listed once: by its own path, else by the first link to it. Arrays
-    (`.npy`) are images where there is no other image. Raises OSError for a directory that cannot be listed.
+    (`.npy`) are images where there is no other image. Raises OSError for a directory that cannot be listed, and SourceError where
+    a run or an evaluation has written below `root`: its figures would count as images.
     """
     visited: set[tuple[int, int]] = set()
     links: collections.deque[str] = collections.deque()
@@ -57,9 +59,20 @@ def _files(root: str, start: str, visited: set[tuple[int, int]], links: collecti
         with os.scandir(directory) as entries:
             listing = sorted((nfc(entry.name), entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries)
         shown = [item for item in listing if not item[1].startswith(".")]
+        if output := _output_of(directory, {name for _, name, _, _ in shown}):
+            raise SourceError(f"{directory!a} is {output}, no images; expected a workdir outside of the images. Move it away.")
         links.extend(os.path.join(prefix, name) for _, name, directory_, link in shown if directory_ and link and not _is_waste(name))
         plain = [(os.path.join(prefix, name), directory_) for _, name, directory_, link in shown if not (directory_ and link)]
         stack.extend(item for item in reversed(plain) if not (item[1] and _is_waste(os.path.basename(item[0]))))
+
+
+def _output_of(directory: str, names: set[str]) -> str:
+    """What of this package wrote a directory; '' for a directory of somebody's images."""
+    if "config.json" in names and names & {"checkpoints", "metrics.jsonl"}:
+        return "the workdir of a run"
+    if os.path.basename(directory) == "figures" and names and all(name.startswith(_FIGURES) and name.endswith(".png") for name in names):
+        return "the figures of an evaluation"
+    return ""
 
 
 def _is_waste(name: str) -> bool:

@@ -161,3 +161,23 @@ def test_specs_of_no_known_kind(tmp_path):
         open_source("bundled:test")
     with pytest.raises(SourceError, match="of no known kind"):
         open_source("")
+
+
+def test_a_folder_that_holds_what_a_run_wrote_is_refused(tmp_path: Path):
+    """The figures of a run below the images would become a class of their own."""
+    for name in ("a/0.png", "b/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert open_source(f"folder:{tmp_path}").classes == ("a", "b")
+    figures = tmp_path / "run" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "attention.png").touch()
+    with pytest.raises(SourceError, match=r"run/figures' is the figures of an evaluation, no images"):
+        open_source(f"folder:{tmp_path}")
+    (figures / "0.png").touch()  # somebody's own figures
+    assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "run")
+    (tmp_path / "run" / "config.json").touch()
+    assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(SourceError, match=r"/run' is the workdir of a run, no images; expected a workdir outside of the images"):
+        open_source(f"folder:{tmp_path}")
