@@ -13,6 +13,8 @@ import rich.progress_bar
 import rich.table
 import rich.text
 
+from sere_jax.reporting.kinds import kind_of, verdict_colour
+
 _TRACE = 24  # values in the small curve beside a loss
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPEED = ("speed/images_per_second", "speed/seconds_per_step", "speed/data_wait")
@@ -57,11 +59,11 @@ class Panel:
         return "  ".join(words)
 
     def draw(self, width: int) -> rich.console.RenderableType:
-        """The live picture: progress, losses beside what they are when nothing is learned, and the other values."""
+        """The live picture: progress, metrics beside their values when nothing is learned, then the others, coloured by kind."""
         parts: list[rich.console.RenderableType] = [self._progress(width)]
-        losses = [name for name in self._references if name in self._values]
-        if losses:
-            parts.append(self._losses(losses))
+        referenced = [name for name in self._references if name in self._values]
+        if referenced:
+            parts.append(self._beside_references(referenced))
         others = [name for name in self._order(self._values) if name not in self._references]
         if others:
             parts.append(self._others(others, width))
@@ -104,17 +106,18 @@ class Panel:
         rows.add_row(words)
         return rows
 
-    def _losses(self, names: Sequence[str]) -> rich.table.Table:
+    def _beside_references(self, names: Sequence[str]) -> rich.table.Table:
         table = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-        table.add_column("loss")
+        table.add_column("metric")
         for header in ("now", "nothing learned", "difference"):
             table.add_column(header, justify="right")
         table.add_column("")
         for name in names:
             value, reference = self._values[name][0], self._references[name]
-            style = "green" if value < reference else "yellow"
-            curve = rich.text.Text(_curve(self._traces[name]), style="cyan")
-            table.add_row(name, _number(value), _number(reference), rich.text.Text(f"{value - reference:+.3f}", style=style), curve)
+            difference = rich.text.Text(f"{value - reference:+.3f}", style=verdict_colour(name, value, reference))
+            colour = kind_of(name).colour
+            curve = rich.text.Text(_curve(self._traces[name]), style=colour)
+            table.add_row(rich.text.Text(name, style=colour), _number(value), _number(reference), difference, curve)
         return table
 
     def _others(self, names: Sequence[str], width: int) -> rich.table.Table:
@@ -122,15 +125,16 @@ class Panel:
         columns = max(1, min(3, width // 40))
         grid = rich.table.Table.grid(padding=(0, 2))
         for _ in range(columns):
-            grid.add_column(style="dim")
+            grid.add_column()
             grid.add_column(justify="right")
         cells: list[str | rich.text.Text] = []
         for name in names:
             value, step = self._values[name]
             shown = rich.text.Text(_number(value) + (f" (step {step:,})" if step != newest else ""))
-            if name == "bad_steps" and value:
-                shown.stylize("bold red")
-            cells += [rich.text.Text(name), shown]
+            kind = kind_of(name)
+            if kind.name == "fault" and value:
+                shown.stylize(f"bold {kind.colour}")
+            cells += [rich.text.Text(name, style=kind.colour if kind.name != "fault" or value else "dim"), shown]
         for start in range(0, len(cells), 2 * columns):
             grid.add_row(*cells[start : start + 2 * columns])
         return grid
