@@ -60,7 +60,8 @@ def main(mistakes: list[str]) -> int:
         _SIGNALS.join(jax.process_count(), interruptible=True)
         _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
         assert _WORKDIR.value is not None  # a required flag
-        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value), signals=_SIGNALS)
+        said = command_line.said(sys.argv, _CONFIG.value)
+        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value), signals=_SIGNALS, said=said)
     except Interrupted:
         print(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments
+from configs.common import arguments, change_read
 from configs.common_mocov3 import vit as mocov3
 from configs.common_resnet import dino as resnet
 from configs.common_s300 import s300
@@ -213,20 +213,21 @@ def _imagenet(config: ConfigDict) -> None:
 
 
 def _small(config: ConfigDict) -> None:
-    """A few minutes on two cores; two crops of 112 pixels, or as many local ones of 48 as the setting has. Shares of a run stay shares."""
+    """A few minutes on two cores: crops of 112 pixels, local ones of 48. Shares of a run stay shares."""
     config.data.update({"batch_size": 32, "workers": 0})
-    config.views.update({"global_size": 112, "local_size": 48})
+    resnet_model = config.model.name == "resnet"
+    global_size, local_size = (128, 64) if resnet_model else (112, 48)  # a ResNet's map spans the view where 32 divides the side
+    change_read(config, {"views.global_size": global_size, "views.local_size": local_size})
     config.model.update({"variant": "custom", "drop_path": 0.0, "dtype": "float32"})
-    if config.model.name == "resnet":
-        config.views.update({"global_size": 128, "local_size": 64})  # its map spans the view where 32 divides the side
+    if resnet_model:
         config.model.update({"width": 512, "depth": 1})  # one block in each of the four stages
     else:
-        # Heads as wide as they are at full size: 64, of MoCo v3's ViT 32. One compiled block is equal in value and faster on a CPU.
+        # Heads as wide as at full size: 64, of MoCo v3's ViT 32. One compiled block trains the same and is faster on a CPU.
         config.model.update({"width": 192, "depth": 6, "heads": (config.model.heads or 6) // 2, "scan_blocks": True, "remat": "dots"})
-    # As the cheaper form of the overlap sampling is.
-    config.relation.update({"sampling_impl": "separable", "global_points": 7, "local_points": 3})  # the patch grids' own sizes
-    config.head.update({"prototypes": 512, "hidden": 512, "bottleneck": 128})
-    config.mocov3.update({"hidden": 512, "width": 128})
+    # The cheaper form of the overlap sampling, at as many points as the patch grids have.
+    change_read(config, {"relation.sampling_impl": "separable", "relation.global_points": 7, "relation.local_points": 3})
+    change_read(config, {"head.prototypes": 512, "head.hidden": 512, "head.bottleneck": 128})
+    change_read(config, {"mocov3.hidden": 512, "mocov3.width": 128})
     # A short run: the teacher must follow faster than over 150,000 steps, and the rate is 8 times the recipe's.
     config.teacher.update({"ema_momentum": 0.99, "ema_momentum_end": 1.0})
     config.optimizer.base_lr *= 8

@@ -16,12 +16,19 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common_arguments import arguments
-from sere_jax.config import keys
+from sere_jax.config import keys, unread
+from sere_jax.config.arguments import arguments
+from sere_jax.config.names import flatten
 
-__all__ = ["arguments", "pretrain"]
+__all__ = ["arguments", "change_read", "pretrain"]
 
 
 def pretrain() -> ConfigDict:
     """The defaults of all keys: ViT-S/16, DINO + SERE, ImageNet sizes. A run needs a `data.source` as well."""
     return ConfigDict(keys.defaults())
+
+
+def change_read(config: ConfigDict, changes: dict[str, object]) -> None:
+    """Change those of these keys that the config's recipe, model and views read: a setting that several recipes share."""
+    ignored = unread.unread(flatten(config))
+    config.update_from_flattened_dict({key: value for key, value in changes.items() if key not in ignored})

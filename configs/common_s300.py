@@ -17,8 +17,8 @@ def s300(recipe: str) -> ConfigDict:
     config.recipe = recipe
     config.data.batch_size = 256
     config.views.update({"global_scale": (0.14, 1.0), "local_count": 0})
-    # The six heads of the ViT-S, which stay six when the model is made smaller.
-    config.relation.heads = 6
+    if "spatial" in recipe or "sere" in recipe:
+        config.relation.heads = 6  # the ViT-S's, which stay six when the model is made smaller
     config.run.checkpoint_every_steps = 1000
     if recipe.startswith("ibot"):
         _ibot(config)
@@ -30,5 +30,6 @@ def _ibot(config: ConfigDict) -> None:
     config.head.update({"prototypes": 8192, "norm_last_layer": False})
     config.dino.update({"teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30})
     config.patch.teacher_patch_temp = 0.07
-    config.relation.update({"alpha": 0.2, "beta": 0.5})
+    if config.recipe == "ibot_sere":
+        config.relation.update({"alpha": 0.2, "beta": 0.5})
     config.optimizer.clip_grad = 0.3

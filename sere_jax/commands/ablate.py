@@ -1,18 +1,10 @@
 """Run an ablation table of the paper on any images: python -m sere_jax ablate --table=8 --data=folder:PHOTOS --steps=300 --workdir=DIR
 
-Trains every row of the table as `train.py` would, evaluates each by the same protocols, and prints and saves one table: what was
-measured here beside the paper's figures, which come from other data and another protocol. The same command goes on where it was
-stopped: rows that are done are kept, and a row that several tables share is run once (DIR/rows).
+It trains every row of the table as `train.py` would and evaluates each by the same protocols. After each row it prints and
+saves the table so far: what was measured here, beside the paper's figures, which come from other data and another protocol.
+The same command goes on where it was stopped. Finished rows are kept, and a row that several tables share is run once (DIR/rows).
 
---table       7, 8, 10 to 16, several with commas        --rows    some of its rows; default all
---size        paper | small: for a CPU (configs/ablation.py) --set  key=value,... for all rows, after everything else
---steps       of each row; warm-ups keep their share. 0: the row's own epochs
---seeds       0,1,2: a row's mean and standard deviation over several runs
---evaluate    images for retrieval and relation differences; default those of --data
---gallery, --query   labelled images: k-NN in place of retrieval
---protocol    another evaluation instead: configs/eval/NAME.py[:key=value,...]; may be given several times
-
-Exit code 2: the command cannot be carried out; 1: a row ended badly, which the table tells; the others were run.
+Exit code 2: the command cannot be carried out. 1: a row ended badly, as the table says, and the others were run.
 """
 
 from __future__ import annotations
@@ -35,9 +27,9 @@ from sere_jax.build import pretraining
 from sere_jax.commands import ablation_table, evaluate, pretrain
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
-from sere_jax.config import evaluation
-from sere_jax.config.cross import EPOCH_KEYS
-from sere_jax.config.keys import MACHINE_KEYS
+from sere_jax.config import command_line, evaluation, lengths, unread
+from sere_jax.config.arguments import said_keys
+from sere_jax.config.keys import KEYS, MACHINE_KEYS
 from sere_jax.config.names import flatten
 from sere_jax.data.batches.pipeline import UnreadableData
 from sere_jax.data.images.decode import BadImage
@@ -69,17 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         tables = _module(given.config)
         protocols = [_protocol(spec) for spec in given.protocol or _default_protocols(given)]
         runs = [run for table in given.table for run in _runs(tables, table, given)]
-        _check(runs, protocols)
+        _check(runs, protocols, _vain(tables, given))
         failed = False
         for table in given.table:
             mine = [run for run in runs if run.table == table]
-            found = [_measured(run, protocols) for run in mine]
+            found: list[Measured] = []
+            for run in mine:
+                kept = run.place.is_dir()
+                found.append(_measured(run, protocols))
+                if not kept or run is mine[-1]:
+                    ablation_table.publish(
+                        tables.TABLES[table], table, found, note=tables.PROTOCOL, directory=Path(given.workdir), about=_about(given)
+                    )
             failed |= any(one.error for one in found)
-            ablation_table.publish(
-                tables.TABLES[table], table, found, note=tables.PROTOCOL, directory=Path(given.workdir), about=_about(given)
-            )
     except Stopped as stopped:
-        print(stopped)
+        print(f"{stopped}\nfinished rows are in {given.workdir}/table*.md; the same command goes on")
         return 0
     except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, WorkdirError, _Refused) as error:
         print(error, file=sys.stderr)
@@ -93,29 +89,35 @@ class _Refused(ValueError):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sere_jax ablate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--table", required=True, type=lambda text: [int(number) for number in text.split(",")])
-    parser.add_argument("--rows", default=[], type=lambda text: text.split(","))
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--size", default="paper")
-    parser.add_argument("--set", default="")
-    parser.add_argument("--seeds", default=[0], type=lambda text: [int(number) for number in text.split(",")])
-    parser.add_argument("--evaluate", default="")
-    parser.add_argument("--gallery", default="")
-    parser.add_argument("--query", default="")
-    parser.add_argument("--protocol", action="append")
-    parser.add_argument("--config", default="configs/ablation.py", help="the file with the tables")
+    add = parser.add_argument
+    add("--table", required=True, type=_numbers, metavar="N[,N]", help="tables of the paper: 7, 8, 10 to 16")
+    add("--rows", default=[], type=lambda text: text.split(","), metavar="ROW[,ROW]", help="some of the rows (default: all)")
+    add("--data", required=True, metavar="SOURCE", help="images to train on, as in data.source (docs/data.md)")
+    add("--workdir", required=True, metavar="DIR", help="directory of the runs and of the tables")
+    add("--steps", type=int, default=0, help="steps of each row; warm-ups keep their share of the run (default: the row's own epochs)")
+    add("--size", default="paper", help="paper, or small for a CPU (default: paper)")
+    add("--set", default="", metavar="KEY=VALUE[,...]", help="keys for all rows that read them, after everything else")
+    add("--seeds", default=[0], type=_numbers, metavar="N[,N]", help="run each row with these seeds; the table has mean and deviation")
+    add("--evaluate", default="", metavar="SOURCE", help="images for retrieval and relation differences (default: those of --data)")
+    add("--gallery", default="", metavar="SOURCE", help="labelled images that vote, for k-NN in place of retrieval; with --query")
+    add("--query", default="", metavar="SOURCE", help="labelled images that k-NN classifies; with --gallery")
+    add("--protocol", action="append", metavar="FILE[:ARGUMENT]", help="evaluation in place of the default ones; may be repeated")
+    add("--config", default="configs/ablation.py", metavar="FILE", help="file with the tables (default: configs/ablation.py)")
     return parser
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def _module(path: str) -> ModuleType:
-    """A Python file of the checkout, as `--config` of the other programs reads one."""
+    """A Python file, below the current directory or else below the checkout."""
+    path = command_line.config_path(path)
     spec = importlib.util.spec_from_file_location("ablation_config", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise _Refused(f"--config: found {path!r}, expected a Python file (the program is run from the checkout)")
+        raise _Refused(f"--config: found {path!r}, expected a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, "")
+    sys.path.insert(0, str(command_line.CHECKOUT))  # the files import configs.common
     spec.loader.exec_module(module)
     return module
 
@@ -159,17 +161,23 @@ def _runs(tables: ModuleType, table: int, given: argparse.Namespace) -> Iterator
             except ValueError as error:
                 raise _Refused(f"table {table}, row {row}: {error}") from error
             config.data.source = given.data
+            _leave_unread(config, given.set)
             if given.steps and config.schedule.epochs:
                 per_epoch = per_epoch or len(open_source(given.data))
                 _shorten(config, given.steps, pretraining.steps(config, per_epoch).per_epoch)
             yield Run(table, row, seed, config, Path(given.workdir) / "rows" / _key(config))
 
 
+def _leave_unread(config: ConfigDict, changes: str) -> None:
+    """Give keys of `--set` that this row never reads their defaults again: other rows read them, or `_check` refuses them."""
+    values = flatten(config)
+    ignored = unread.changed(values)
+    config.update_from_flattened_dict({key: KEYS[key].default for key in said_keys(changes, values) if key in ignored})
+
+
 def _shorten(config: ConfigDict, steps: int, per_epoch: int) -> None:
     """Give the run that many steps; what lasts some epochs of the whole run lasts the same share of it."""
-    share = steps / (config.schedule.epochs * per_epoch)
-    found = flatten(config)
-    config.update_from_flattened_dict({key: round(found[key] * share) for key in (*EPOCH_KEYS, "masking.start_epoch")})
+    lengths.shorten(config, steps / (config.schedule.epochs * per_epoch))
     config.schedule.total_steps = steps
 
 
@@ -179,9 +187,21 @@ def _key(config: ConfigDict) -> str:
     return f"{config.recipe}-{hashlib.sha256(json.dumps(learning, sort_keys=True).encode()).hexdigest()[:10]}"
 
 
-def _check(runs: Sequence[Run], protocols: Sequence[ConfigDict]) -> None:
+def _vain(tables: ModuleType, given: argparse.Namespace) -> list[str]:
+    """The mistakes of keys in `--set` that no row of any table reads."""
+    keys = said_keys(given.set, KEYS)
+    for number, table in tables.TABLES.items() if keys else ():
+        for row in table.rows:
+            config = tables.get_config(f"table={number},row={row},size={given.size},{given.set}")
+            if config.schedule.epochs or config.schedule.total_steps:  # a row that trains nothing reads nothing
+                ignored = unread.unread(flatten(config))
+                keys = [key for key in keys if key in ignored]
+    return [f"--set: found {key}, which no row of any table reads" for key in keys]
+
+
+def _check(runs: Sequence[Run], protocols: Sequence[ConfigDict], vain: Sequence[str]) -> None:
     """Every mistake of every row before the first is trained."""
-    lines = []
+    lines = list(vain)
     for run in runs:
         found = rules.mistakes(run.config, devices=jax.device_count(), processes=jax.process_count())
         lines += [f"table {run.table}, row {run.row}: {line}" for line in found]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from sere_jax import distributed, sharding
 from sere_jax.build import pretraining
 from sere_jax.commands import identity
 from sere_jax.config import check as rules
+from sere_jax.config import lengths
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
@@ -40,12 +41,19 @@ from sere_jax.weights.warm_start import WarmStart
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 
-def train(config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation] | None = None, signals: Signals | None = None) -> State:
+def train(
+    config: ConfigDict,
+    workdir: str,
+    evaluations: Mapping[str, Evaluation] | None = None,
+    signals: Signals | None = None,
+    said: Collection[str] = (),
+) -> State:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; return the final state.
 
     `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations`, by name, run by the cadence of
     `run.eval_every_steps` or `run.eval_every_epochs`. `signals` are the program's, which listen since its start; None = listen
-    while the steps run.
+    while the steps run. `said` are the keys that the launch gave: where it made the run shorter, the file's durations that do not
+    fit are shortened in `config`, and a line says so.
 
     Raises:
       ConfigError: the config has mistakes, does not fit the data or the weights of `init_from`, or the checkpoints in
@@ -64,7 +72,8 @@ def train(config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation
     with distributed.together():
         source = open_source(config.data.source)
         length = pretraining.steps(config, len(source))
-        if mistakes := rules.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
+        shortened = lengths.fitted(config, per_epoch=length.per_epoch, total=length.total, said=said)
+        if mistakes := lengths.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
             raise rules.ConfigError(mistakes)
         data = identity.read_data(source)
     identity.check_same_data(data)
@@ -72,6 +81,7 @@ def train(config: ConfigDict, workdir: str, evaluations: Mapping[str, Evaluation
         with distributed.together():
             if jax.process_index() == 0:
                 stack.enter_context(locked(directory))
+                print("".join(f"note: {line}\n" for line in shortened), end="")
         return _train(config, directory, evaluations or {}, signals, source, length, data)
 
 

@@ -1,8 +1,8 @@
-"""The rules of a pre-training config: every mistake is found, and all are told at once, before anything compiles.
+"""The rules of a pre-training config: every mistake is found, and all are listed at once, before anything compiles.
 
-`config.keys` says for each key what its value must be; `config.cross.CROSS_RULES` says what values must keep among each
-other. A mistake is one line: key, what was found, what was expected and, where there is one, the nearest
-choice. Also here: how the configs of a resumed run may differ, and the config's JSON form.
+`config.keys` says for each key what its value must be, `config.cross.CROSS_RULES` what values must keep among each other, and
+`config.unread` which keys a run never reads. A mistake is one line: the key, what was found, what was expected and, where there is
+one, the nearest choice. Also here: how the configs of a resumed run may differ, and the config's JSON form.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sere_jax.config.cross import CROSS_RULES, EPOCH_KEYS
-from sere_jax.config.keys import MACHINE_KEYS, RULES
+from sere_jax.config import unread
+from sere_jax.config.cross import CROSS_RULES
+from sere_jax.config.keys import KEYS, MACHINE_KEYS, RULES
 from sere_jax.config.names import flatten, nearest, unknown_key
 from sere_jax.config.rule import Rule
 from sere_jax.data.sources.open import folders
@@ -90,6 +91,13 @@ def mistakes(config: ConfigDict, *, devices: int, processes: int) -> list[str]:
         # A rule among values says something only where each value is right by itself.
         if not wrong & set(keys):
             lines += rule({key: values[key] for key in keys}, devices, processes)
+    if not unread.SWITCHES & wrong:
+        told = {line.partition(":")[0] for line in lines}
+        lines += [
+            f"{key}: found {values[key]!r}, which is never read: {why}; expected its default, {KEYS[key].default!r}"
+            for key, why in unread.changed(values).items()
+            if key not in told
+        ]
     return lines
 
 
@@ -102,18 +110,6 @@ def check(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
         elif not rule.accepts(values[key]):
             lines.append(f"{key}: found {values[key]!r}, expected {rule.expected()}{nearest(values[key], rule.choices)}")
     return lines
-
-
-def length_mistakes(config: ConfigDict, *, per_epoch: int, total: int) -> list[str]:
-    """Warm-ups that do not fit into a run of `total` steps, `per_epoch` to an epoch: known once the data is open."""
-    values = flatten(config)
-    if not total:  # nothing is trained
-        return []
-    return [
-        f"{key}: found {values[key]} ({values[key] * per_epoch} steps), expected at most the {total} steps of the run"
-        for key in EPOCH_KEYS
-        if values[key] * per_epoch > total
-    ]
 
 
 def differences(saved: Mapping[str, Any] | ConfigDict, current: Mapping[str, Any] | ConfigDict) -> list[str]:

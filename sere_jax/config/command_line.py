@@ -11,13 +11,16 @@ import glob
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags, tuple_parser
 
-from sere_jax.config.names import flatten, unknown_key
+from sere_jax.config.arguments import said_keys
+from sere_jax.config.launch import adjustments, both_lengths, settle
+from sere_jax.config.names import GUESSES, WORKDIR_GUESSES, flatten, unknown_key
 
 _PARSERS = {
     bool: (flags.BooleanParser(), "true or false"),
@@ -25,6 +28,15 @@ _PARSERS = {
     float: (flags.FloatParser(), "a number"),
     tuple: (tuple_parser.TupleParser(), "a tuple"),
 }
+
+CHECKOUT = Path(__file__).resolve().parents[2]  # where configs/ lies
+
+
+def config_path(path: str) -> str:
+    """The file of that path: below the current directory, else below the checkout, so that programs run from anywhere."""
+    elsewhere = CHECKOUT / path
+    return str(elsewhere) if not os.path.isfile(path) and elsewhere.is_file() else path
+
 
 # config_flags looks for its overrides in a command line of its own; `parse` puts the tokens here that can be parsed.
 _ARGV: list[str] = []
@@ -46,8 +58,35 @@ def parse(argv: Sequence[str], required: Sequence[str] = ("config", "workdir"), 
     """
     kept, mistakes = preflight(argv, required, flag_values)
     _ARGV[:] = kept
-    app.parse_flags_with_usage(kept) if flag_values is flags.FLAGS else flag_values(kept)
+    with adjustments() as lines:
+        app.parse_flags_with_usage(kept) if flag_values is flags.FLAGS else flag_values(kept)
+    config = flag_values["config"].value
+    if config is not None:
+        lines += _settle(config, kept, lines)
+        if not mistakes:
+            print("".join(f"note: {line}\n" for line in lines), end="")
     return mistakes
+
+
+def _settle(config: ConfigDict, tokens: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Change what follows from the overrides (`launch.settle`), and return the new lines."""
+    spec = next(token.partition("=")[2] for token in tokens if token.startswith("--config="))
+    with adjustments():
+        before, _, _ = _load(spec)
+    assert before is not None  # it was loaded before
+    return [line for line in settle(config, flatten(before), said(tokens, config)) if line not in known]
+
+
+def said(argv: Sequence[str], config: ConfigDict) -> set[str]:
+    """The full paths of the keys that a command line gives, in the config file's argument and as overrides."""
+    keys: set[str] = set()
+    for token in argv:
+        name = token.lstrip("-").partition("=")[0]
+        if name == "config":
+            keys |= set(said_keys(token.partition("=")[2].partition(":")[2], flatten(config)))
+        elif name.startswith(("config.", "noconfig.")):
+            keys.add(name.partition(".")[2])
+    return keys
 
 
 def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -62,9 +101,17 @@ def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.F
     spec = next((text for name, text, _ in _pairs(tokens, None, flag_values) if name == "config"), None)
     config, good, mistakes = _load(spec)
     kept, seen, asks_for_help = [], set(), False
+    argument = said_keys(spec.partition(":")[2], flatten(config)) if spec and config is not None else []
+    seen |= {f"config.{key}" for key in argument}
     for name, text, used in _pairs(tokens, config, flag_values):
         mistake = _mistake(name, text, used, config, flag_values)
-        seen.add(name)
+        plain = name.removeprefix("no") if name.startswith("noconfig.") else name
+        if mistake is None and plain in seen:
+            mistake = (
+                f"{plain.removeprefix('config.') if _is_config(name) and name != 'config' else '--' + plain}: found twice, expected once"
+            )
+        if mistake is None or not name.startswith(("config.", "noconfig.")):
+            seen.add(plain)
         asks_for_help |= name.startswith("help") or name == "?"
         if mistake is not None:
             mistakes.append(mistake)
@@ -72,6 +119,8 @@ def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.F
             kept += [f"--config={good}"] if config is not None else []
         elif config is not None or not _is_config(name):
             kept += used
+    if not {"schedule.epochs", "schedule.total_steps"} <= set(argument):  # else the argument was refused for it
+        mistakes += both_lengths({name.removeprefix("config.") for name in seen})
     if not asks_for_help:
         mistakes += [f"--{name}: missing, expected --{name}={_EXAMPLES.get(name, name.upper())}" for name in required if name not in seen]
     # The config's file comes first: config_flags wants it before any of its overrides.
@@ -118,6 +167,8 @@ def _load(spec: str | None) -> tuple[ConfigDict | None, str, list[str]]:
     if spec is None:
         return None, "", []
     path, colon, argument = spec.partition(":")
+    path = config_path(path)
+    spec = f"{path}{colon}{argument}"
     if not os.path.isfile(path):
         near = difflib.get_close_matches(path, glob.glob(os.path.join(os.path.dirname(path) or "configs", "*.py")), n=1)
         return None, "", [f"--config: found {path!r}, expected a file that exists" + (f"; nearest: {near[0]}" if near else "")]
@@ -127,7 +178,8 @@ def _load(spec: str | None) -> tuple[ConfigDict | None, str, list[str]]:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     try:
-        return module.get_config(*([argument] if colon else [])), spec, []
+        with adjustments():  # `parse` shows them when the flag itself is parsed
+            return module.get_config(*([argument] if colon else [])), spec, []
     except ValueError as error:
         mistakes = [f"--config={spec}: {line.strip()}" for line in str(error).splitlines() if not line.endswith(":")]
         refused = getattr(error, "refused", [])  # of configs.common_arguments.ArgumentError
@@ -135,7 +187,8 @@ def _load(spec: str | None) -> tuple[ConfigDict | None, str, list[str]]:
         return None, "", mistakes
     good = _without(argument, refused)
     try:
-        return module.get_config(good), f"{path}:{good}", mistakes
+        with adjustments():
+            return module.get_config(good), f"{path}:{good}", mistakes
     except ValueError:
         return None, "", mistakes
 
@@ -155,8 +208,7 @@ def _mistake(name: str, text: str | None, used: list[str], config: ConfigDict | 
         return None if config is None else override_mistake(config, name, text)
     plain = name.removeprefix("no") if name not in flag_values else name
     if plain not in flag_values or (plain != name and not flag_values[plain].boolean):
-        near = difflib.get_close_matches(name, list(flag_values), n=1)
-        return f"--{name}: unknown flag" + (f"; nearest: --{near[0]}" if near else "")
+        return f"--{name}: unknown flag{_nearest_flag(name, config, flag_values)}"
     flag = flag_values[plain]
     if text is None or name == "config":
         return None if text is not None or flag.boolean else f"--{name}: found no value, expected --{name}=VALUE"
@@ -165,6 +217,18 @@ def _mistake(name: str, text: str | None, used: list[str], config: ConfigDict | 
     except (ValueError, TypeError) as error:
         return f"--{name}: found {text!r}, {error}"
     return None
+
+
+def _nearest_flag(name: str, config: ConfigDict | None, flag_values: flags.FlagValues) -> str:
+    """`; nearest: --FLAG`: a key of the config, what other programs call so, else the flag that is written most alike."""
+    last = {path.rpartition(".")[2]: path for path in reversed(flatten(config) if config is not None else {})}
+    key = last.get(name) or (GUESSES.get(name) if GUESSES.get(name, "").rpartition(".")[2] in last else None)
+    if name in WORKDIR_GUESSES and "workdir" in flag_values:
+        return "; nearest: --workdir"
+    if key:
+        return f"; nearest: --config.{key}"
+    near = difflib.get_close_matches(name, list(flag_values), n=1)
+    return f"; nearest: --{near[0]}" if near else ""
 
 
 def _positional(token: str, config: ConfigDict | None) -> str:

@@ -10,8 +10,10 @@ import math
 import os
 import re
 
+from sere_jax.config.lengths import DURATION_KEYS, in_epochs
 from sere_jax.config.model import MODEL_RULES, Rule, Values, needs_masks
 from sere_jax.config.names import divisors, multiples, nearest
+from sere_jax.config.unread import SWITCHES
 from sere_jax.data.sources.example import SourceError
 from sere_jax.data.sources.folder import nearest_directory
 from sere_jax.data.sources.mixture import split_mixture
@@ -34,10 +36,14 @@ def _batch(v: Values, devices: int, processes: int) -> list[str]:
 
 
 def _lengths(v: Values, devices: int, processes: int) -> list[str]:
-    if v["schedule.total_steps"] or not v["schedule.epochs"]:
-        return []  # epochs are not known before the data is opened; and of a run that trains nothing no part is too long
-    keys = [key for key in EPOCH_KEYS if v[key] > v["schedule.epochs"]]
-    return [f"{key}: found {v[key]}, expected at most schedule.epochs = {v['schedule.epochs']}" for key in keys]
+    return in_epochs(v)
+
+
+def _keeps(v: Values, devices: int, processes: int) -> list[str]:
+    keep, total = v["run.keep_every_steps"], v["schedule.total_steps"]
+    if not total or keep <= total:
+        return []
+    return [f"run.keep_every_steps: found {keep}, expected at most schedule.total_steps = {total}: no checkpoint would be kept for it"]
 
 
 def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
@@ -62,16 +68,20 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
     if kind == "none":
         missing = [f"masking.kind: found 'none', expected block or random: {v['recipe']} learns from hidden patches"]
         return missing if "patch" in RECIPES[v["recipe"]].losses else []
-    if not learns:
-        return [f"masking.kind: found {kind!r}, expected 'none': no loss of {v['recipe']} learns from hidden patches"]
+    if not learns:  # masks that nothing learns from are reported as unread
+        return []
     pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
     found = "masking.ratio: found " + " and ".join(f"{mean} -+ {var}" for mean, var in pairs) + " with masking.ratio_var"
     if not all(mean - var >= 0 and mean + var <= 1 for mean, var in pairs):
         return [f"{found}, expected shares between 0 and 1"]
     height, width, patch = v["views.global_size"], v["views.global_width"], v["model.patch_size"]
-    patches, most = (height // patch) * ((width or height) // patch), max(map(sum, pairs))
+    prob = v["masking.prob"]
+    drawn = [pair for pair, share in zip(pairs, (1.0 - prob, prob), strict=True) if share > 0]  # a view takes the second with `prob`
+    patches, most = (height // patch) * ((width or height) // patch), max(map(sum, drawn))
     if int(most * patches) or "mae" in RECIPES[v["recipe"]].losses:  # of which more is asked below
         return []
+    if len(drawn) < 2:
+        found += f" and masking.prob = {prob:g}"
     return [f"{found}, which hides none of {patches} patches; expected at least {1 / max(patches, 1):.3g}: {v['recipe']} learns from them"]
 
 
@@ -174,13 +184,6 @@ def batch_of_processes(key: str, size: int, processes: int) -> list[str]:
     return [f"{key}: found {size}, expected a multiple of the {processes} processes{multiples(size, processes)}"]
 
 
-EPOCH_KEYS = (
-    "optimizer.warmup_epochs",
-    "optimizer.freeze_last_layer_epochs",
-    "optimizer.freeze_backbone_epochs",
-    "dino.warmup_teacher_temp_epochs",
-)
-
 _GRID = ("views.global_size", "views.global_width", "model.patch_size")
 _EVALUATION = ("run.eval_every_steps", "run.eval_every_epochs", "eval.gallery", "eval.query", "eval.size", "eval.resize", "eval.batch_size")
 
@@ -190,10 +193,11 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data.value_range",), _value_range),
     (("data.batch_size", "optimizer.accumulate_steps"), _batch),
     *MODEL_RULES,
-    ((*EPOCH_KEYS, "schedule.epochs", "schedule.total_steps"), _lengths),
+    ((*DURATION_KEYS, *SWITCHES), _lengths),
+    (("run.keep_every_steps", "schedule.total_steps"), _keeps),
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
-    (("recipe", "model.name", "masking.kind", "masking.ratio", "masking.ratio_var", *_GRID), _masking),
+    (("recipe", "model.name", "masking.kind", "masking.ratio", "masking.ratio_var", "masking.prob", *_GRID), _masking),
     ((*_MAE_KEYS, "model.name", "mae.decoder_width", "mae.decoder_heads"), _mae),
     (("recipe", "views.global_count"), _global_crops),
     (("recipe", "views.local_count"), _local_crops),

@@ -24,6 +24,10 @@ experiment. A launch changes any of them, as an argument of the config file or a
 - Tuples are written as `(0.2,1.0)`, truth values as `true` and `false`.
 - A run that goes on from its checkpoint keeps every value, but for the keys that say "may change". `data.source` may name the same
   files at another path.
+- `epochs` overrides a file's `total_steps`, and the reverse. Both in one launch, and a key given twice, are mistakes.
+- Durations of the file that do not fit into a run that the launch made shorter keep their share of it, and a line says so.
+- A key that the run never reads and that differs from its default is a mistake: `relation.alpha` with `recipe=dino`. What a file sets
+  goes back to its default where the launch switches off what reads it.
 - All mistakes are listed at once, before anything is read or compiled.
 
 This page is generated: `python -m sere_jax.config.document` writes it from `sere_jax/config/keys`, and a test checks that it is current."""

@@ -90,37 +90,23 @@ def _resnet(v: Values) -> list[str]:
     return lines or _relation_heads(v, width)
 
 
-# Key -> the value that it must have with a ResNet, and why.
-_NOT_FOR_RESNETS = {
-    "masking.kind": ("none", "a ResNet has no patch tokens to hide"),
-    "model.drop_path": (0.0, "a ResNet has no drop path"),
-    "model.scan_blocks": (False, "a ResNet's blocks differ in shape"),
-    "model.freeze_patch_embed": (False, "a ResNet has no patch embedding"),
-}
-
-
 def _only_for_vits(v: Values, devices: int, processes: int) -> list[str]:
+    """What a ResNet cannot do and no default avoids; other keys of a ViT are reported as unread."""
     if v["model.name"] != "resnet":
         return []
-    lines = [f"{key}: found {v[key]!r}, expected {value!r}: {why}" for key, (value, why) in _NOT_FOR_RESNETS.items() if v[key] != value]
-    if not needs_masks(v["recipe"]):
-        return lines
-    able = ", ".join(name for name in RECIPES if not needs_masks(name))
-    refused = (
-        f"recipe: found {v['recipe']!r}, expected one of {able}: it learns from hidden patches, and {_NOT_FOR_RESNETS['masking.kind'][1]}"
-    )
-    return [refused, *(line for line in lines if not line.startswith("masking."))]
+    lines = []
+    if v["model.drop_path"]:
+        lines.append(f"model.drop_path: found {v['model.drop_path']!r}, expected 0.0: a ResNet has no drop path")
+    if needs_masks(v["recipe"]):
+        able = ", ".join(name for name in RECIPES if not needs_masks(name))
+        why = "it learns from masked patches, and a ResNet has no patch tokens to mask"
+        lines.append(f"recipe: found {v['recipe']!r}, expected one of {able}: {why}")
+    return lines
 
 
 def needs_masks(recipe: str) -> bool:
-    """Whether the recipe learns from hidden patches."""
+    """Whether the recipe learns from masked patches."""
     return bool({"patch", "mae"} & set(RECIPES[recipe].losses))
-
-
-def _zero_init(v: Values, devices: int, processes: int) -> list[str]:
-    if v["model.name"] == "resnet" or not v["model.zero_init_residual"]:
-        return []
-    return ["model.zero_init_residual: found True, expected False: it belongs to a ResNet"]
 
 
 def _square(v: Values, devices: int, processes: int) -> list[str]:
@@ -153,7 +139,6 @@ MODEL_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("recipe", "model.name", "model.patch_size", "views.local_count", *_SIDES), _patches),
     (("recipe", "model.name", "model.positions", "views.global_size", "views.global_width"), _square),
     (_SIZES, _architecture),
-    (("recipe", "model.name", *_NOT_FOR_RESNETS), _only_for_vits),
-    (("model.name", "model.zero_init_residual"), _zero_init),
+    (("recipe", "model.name", "model.drop_path"), _only_for_vits),
     (("model.in_channels", "photometry.mean", "photometry.std", *_COLOURS), _channels),
 )

@@ -10,6 +10,7 @@ import pytest
 from configs import ablation
 from sere_jax.commands import ablate, ablation_table
 from sere_jax.commands.ablation_table import Measured
+from sere_jax.config import check as rules
 from sere_jax.train import checkpoint
 from sere_jax.train.meter import TooManyBadSteps
 from tests.evals import micro_network
@@ -142,6 +143,14 @@ def test_shares_of_a_run_stay_shares():
     assert (config.schedule.total_steps, config.optimizer.warmup_epochs, config.dino.warmup_teacher_temp_epochs) == (300, 3, 9)
 
 
+@pytest.mark.parametrize("row", ["mocov3", "dino", "ibot_sere"])
+def test_a_row_without_warm_up_keeps_the_rules(row: str):
+    """MoCo v3's kind of warm-up is not read where the run is too short for one."""
+    config = ablation.get_config(f"table=7,row={row},size=small,source=bundled")
+    ablate._shorten(config, 2, 68)
+    assert config.optimizer.warmup_epochs == 0 and rules.mistakes(config, devices=1, processes=1) == []
+
+
 def test_several_seeds_and_a_row_that_ended_badly(tmp_path, capsys):
     """A mean with its spread; what failed is told, the others stand."""
     runs = [Measured("1", seed, f"rows/{seed}", 5, 2.0, {"k-NN top-1, cls": value}) for seed, value in ((0, 50.0), (1, 53.0))]
@@ -159,3 +168,44 @@ def test_numbers_of_any_other_protocol():
         "segmentation scores miou": 0.5,
         "segmentation scores per_class cat": 0.25,
     }
+
+
+def test_a_change_for_all_rows_reaches_those_that_read_it(command, tmp_path, capsys):
+    """relation.heads is for the rows with a spatial relation; a key that no row reads is a mistake."""
+    arguments = ["--table=8", "--data=bundled", "--workdir=w", "--set=relation.heads=3"]
+    runs = list(ablate._runs(ablation, 8, ablate._parser().parse_args(arguments)))
+    assert {run.row: run.config.relation.heads for run in runs if run.row in ("image", "channel", "all")} == {
+        "image": 0,
+        "channel": 0,
+        "all": 3,
+    }
+    assert (
+        ablate.main(
+            [
+                *(part for part in command if part[:5] not in ("--wor", "--set")),
+                f"--workdir={tmp_path}",
+                "--table=8",
+                "--set=mae.decoder_depth=3",
+            ]
+        )
+        == 2
+    )
+    assert "--set: found mae.decoder_depth, which no row of any table reads" in capsys.readouterr().err
+
+
+def test_the_table_is_saved_after_each_row(command, tmp_path, quick, monkeypatch, capsys):
+    """A stop in the second row leaves the table of the first."""
+
+    def stop(run, protocols):
+        raise ablate.Stopped("stopped by SIGTERM")
+
+    measured = ablate._measured
+    monkeypatch.setattr(ablate, "_measured", lambda run, protocols: (measured if run.row == "none" else stop)(run, protocols))
+    here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
+    assert ablate.main(["--table=8", "--rows=none,image_channel", *here]) == 0
+    assert [row["row"] for row in json.loads((tmp_path / "table8.json").read_text())["rows"]] == ["none"]
+    assert "stopped by SIGTERM" in capsys.readouterr().out
+
+
+def test_every_option_is_explained():
+    assert not [action.dest for action in ablate._parser()._actions if not action.help]

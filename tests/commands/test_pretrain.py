@@ -73,7 +73,7 @@ def records(workdir: Path) -> dict[int, dict]:
 
 def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
     """Real runs in one process: stopped by a signal at step 3, gone on with, finished; another config is refused."""
-    config = quickstart.get_config()
+    config = quickstart.get_config("eval_every_steps=0")
     config.update_from_flattened_dict(
         MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 2, "run.eval_every_steps": 3, "data.workers": 0}
     )
@@ -237,7 +237,7 @@ def test_data_that_fills_no_batch_is_a_mistake_like_others(tmp_path: Path):
 
 def test_a_workdir_in_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    config = quickstart.get_config()
+    config = quickstart.get_config("eval_every_steps=0")
     config.update_from_flattened_dict(MICRO)
     with pytest.raises(ConfigError, match="--workdir: found 'gs://bucket/a', expected a directory; mount the bucket"):
         pretrain.train(config, "gs://bucket/a")

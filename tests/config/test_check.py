@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from sere_jax.config import check as rules
+from sere_jax.config import lengths
 from sere_jax.config.names import divisors, flatten
 
 EXPERIMENTS = ("quickstart", "dino_vits16", "dino_sere_vits16")
@@ -91,7 +92,7 @@ MISTAKES = [
     ),
     ({"views__global_size": 225}, 1, 1, "views.global_size: found 225, expected a multiple of model.patch_size = 16; nearest: 224"),
     ({"views__local_size": 97}, 1, 1, "views.local_size: found 97, expected a multiple of model.patch_size = 16; nearest: 96"),
-    ({"views__local_size": 97, "views__local_count": 0}, 1, 1, None),
+    ({"views__local_size": 97, "views__local_count": 0}, 1, 1, "views.local_size: found 97, which is never read: views.local_count is 0"),
     (
         {"model__variant": "custom", "model__width": 100, "model__depth": 2, "model__heads": 3},
         1,
@@ -107,7 +108,7 @@ MISTAKES = [
         "model.variant: found 'resnet50', expected one of vitti, vits, vitb, vitl, custom with model.name = vit",
     ),
     ({"model__positions": "sincos_rows"}, 1, 1, None),
-    ({"model__zero_init_residual": True}, 1, 1, "model.zero_init_residual: found True, expected False: it belongs to a ResNet"),
+    ({"model__zero_init_residual": True}, 1, 1, "model.zero_init_residual: found True, which is never read: model.name = vit"),
     ({"recipe": "mocov3"}, 1, 1, "views.local_count: found 4, expected 0: no loss of mocov3 looks at local crops"),
     ({"recipe": "mocov3_sere"}, 1, 1, None),
     (_RESNET, 1, 1, None),
@@ -121,11 +122,11 @@ MISTAKES = [
     ({"views__global_count": 1}, 1, 1, "views.global_count: found 1, expected 2: dino_sere compares two global crops"),
     (_RESNET | {"relation__heads": 0}, 1, 1, "relation.heads: found 0 (the ViT's), expected a divisor of the width"),
     (_RESNET | {"relation__heads": 6}, 1, 1, "relation.heads: found 6, expected a divisor of the model's width 2048"),
-    (_RESNET | {"recipe": "dino", "views__global_size": 225, "views__local_size": 97}, 1, 1, None),
+    (_RESNET | {"relation__heads": 0, "recipe": "dino", "views__global_size": 225, "views__local_size": 97}, 1, 1, None),
     (_RESNET | {"views__global_size": 225}, 1, 1, "views.global_size: found 225, expected a multiple of 32: dino_sere compares places"),
     (_RESNET | {"recipe": "dinoplus", "views__local_size": 100}, 1, 1, "views.local_size: found 100, expected a multiple of 32"),
-    (_RESNET | {"views__local_size": 100, "views__local_count": 0}, 1, 1, None),
-    (_RESNET | {"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', expected 'none': a ResNet has no patch tokens to hide"),
+    (_RESNET | {"views__local_count": 0}, 1, 1, None),
+    (_RESNET | {"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', which is never read: no loss of recipe = dino_sere"),
     (_RESNET | {"model__drop_path": 0.1}, 1, 1, "model.drop_path: found 0.1, expected 0.0: a ResNet has no drop path"),
     (
         _RESNET | {"model__variant": "custom", "model__width": 40},
@@ -148,7 +149,7 @@ MISTAKES = [
     ({"views__global_width": 448}, 1, 1, None),
     ({"views__global_width": 440}, 1, 1, "views.global_width: found 440, expected a multiple of model.patch_size = 16; nearest: 432"),
     ({"views__local_width": 10}, 1, 1, "views.local_width: found 10, expected a multiple of model.patch_size = 16; nearest: 16"),
-    ({"views__local_width": 10, "views__local_count": 0}, 1, 1, None),
+    ({"views__local_width": 10, "views__local_count": 0}, 1, 1, "views.local_width: found 10, which is never read"),
     ({"views__global_width": -16}, 1, 1, "views.global_width: found -16, expected a whole number of at least 0"),
     (
         {"views__global_width": 448, "model__positions": "sincos_rows"},
@@ -157,9 +158,9 @@ MISTAKES = [
         "views.global_width: found 448 beside global_size = 224, expected 0 (square crops): model.positions = sincos_rows knows",
     ),
     (_MAE | {"views__global_width": 448}, 1, 1, "views.global_width: found 448 beside global_size = 224, expected 0 (square crops): mae's"),
-    (_RESNET | {"recipe": "dino_channel", "views__global_width": 300}, 1, 1, None),
+    (_RESNET | {"relation__heads": 0, "recipe": "dino_channel", "views__global_width": 300}, 1, 1, None),
     (_RESNET | {"views__global_width": 300}, 1, 1, "views.global_width: found 300, expected a multiple of 32"),
-    ({"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', expected 'none': no loss of dino_sere learns from hidden patches"),
+    ({"masking__kind": "block"}, 1, 1, "masking.kind: found 'block', which is never read: no loss of recipe = dino_sere learns"),
     ({"recipe": "ibot"}, 1, 1, "masking.kind: found 'none', expected block or random: ibot learns from hidden patches"),
     (_IBOT, 1, 1, None),
     (
@@ -168,6 +169,29 @@ MISTAKES = [
         1,
         "masking.ratio: found 0.0 -+ 0.0 and 0.0 -+ 0.0 with masking.ratio_var, which hides none of 196 patches; expected at least 0.0051",
     ),
+    (_IBOT | {"masking__prob": 0.0, "masking__ratio_var": (0.0, 0.2)}, 1, 1, "and masking.prob = 0, which hides none of 196 patches"),
+    (
+        _IBOT | {"masking__prob": 1.0, "masking__ratio": (0.3, 0.0), "masking__ratio_var": (0.2, 0.0)},
+        1,
+        1,
+        "and masking.prob = 1, which hides",
+    ),
+    (_IBOT | {"masking__prob": 0.0, "masking__ratio": (0.3, 0.0), "masking__ratio_var": (0.0, 0.0)}, 1, 1, None),
+    (
+        _IBOT | {"masking__start_epoch": 100},
+        1,
+        1,
+        "masking.start_epoch: found 100, expected less than schedule.epochs = 100: nothing would",
+    ),
+    (_IBOT | {"masking__start_epoch": 99}, 1, 1, None),
+    ({"optimizer__freeze_backbone_epochs": 100}, 1, 1, "expected less than schedule.epochs = 100: the backbone would never move"),
+    ({"optimizer__freeze_last_layer_epochs": 100}, 1, 1, "expected less than schedule.epochs = 100: the prototypes would never move"),
+    ({"run__keep_every_steps": 500, "schedule__total_steps": 400}, 1, 1, "run.keep_every_steps: found 500, expected at most"),
+    ({"eval__gallery": "bundled", "eval__query": "bundled"}, 1, 1, "which is never read: run.eval_every_steps is 0: nothing is evaluated"),
+    ({"teacher__ema_momentum": 0.9} | _MAE, 1, 1, "teacher.ema_momentum: found 0.9, which is never read: recipe = mae has no teacher"),
+    ({"views__local_size": 48, "views__local_count": 0}, 1, 1, "views.local_size: found 48, which is never read: views.local_count is 0"),
+    ({"optimizer__beta2": 0.9, "optimizer__name": "lars"}, 1, 1, "optimizer.beta2: found 0.9, which is never read: optimizer.name = lars"),
+    (_RESNET | {"model__positions": "sincos_rows"}, 1, 1, "model.positions: found 'sincos_rows', which is never read: model.name = resnet"),
     (_IBOT | {"masking__ratio": (0.0, 0.004), "masking__ratio_var": (0.0, 0.001)}, 1, 1, "which hides none of 196 patches"),
     (_IBOT | {"masking__ratio": (0.0, 0.004), "masking__ratio_var": (0.0, 0.0012)}, 1, 1, None),  # 1.02 of 196
     ({"schedule__epochs": 5}, 1, 1, "optimizer.warmup_epochs: found 10, expected at most schedule.epochs = 5"),
@@ -177,7 +201,7 @@ MISTAKES = [
     (_EVALUATED | {"eval__resize": 40, "eval__size": 40}, 1, 1, None),
     (_EVALUATED | {"eval__batch_size": 63}, 8, 2, "eval.batch_size: found 63, expected a multiple of the 2 processes; nearest: 62"),
     (_EVALUATED | {"eval__batch_size": 63}, 8, 1, None),
-    ({"eval__batch_size": 63}, 8, 2, None),
+    ({"eval__batch_size": 63}, 8, 2, "eval.batch_size: found 63, which is never read: run.eval_every_steps is 0"),
     ({"data__value_range": (0.0, 10000.0)}, 1, 1, None),
     ({"data__value_range": (5.0, 5.0)}, 1, 1, "data.value_range: found (5.0, 5.0), expected two different values, or (0.0, 0.0)"),
     ({"data__value_range": (5.0, 1.0)}, 1, 1, "data.value_range: found (5.0, 1.0), expected 2 values in rising order, each a number"),
@@ -241,9 +265,9 @@ def test_folders(tmp_path):
 
 def test_lengths_in_steps_are_judged_when_the_data_is_open():
     config = _config(optimizer__warmup_epochs=3, schedule__total_steps=100)
-    assert rules.length_mistakes(config, per_epoch=30, total=100) == []
-    assert rules.length_mistakes(config, per_epoch=40, total=0) == []  # nothing is trained, so nothing is too long
-    assert rules.length_mistakes(config, per_epoch=40, total=100) == [
+    assert lengths.length_mistakes(config, per_epoch=30, total=100) == []
+    assert lengths.length_mistakes(config, per_epoch=40, total=0) == []  # nothing is trained, so nothing is too long
+    assert lengths.length_mistakes(config, per_epoch=40, total=100) == [
         "optimizer.warmup_epochs: found 3 (120 steps), expected at most the 100 steps of the run"
     ]
 

@@ -37,6 +37,10 @@ def test_overrides_of_every_type_and_both_spellings():
 
 
 MISTAKES = [
+    ("--config.optimizer.lr=1", "optimizer.lr: unknown key; nearest: optimizer.base_lr"),
+    ("--lr=1", "--lr: unknown flag; nearest: --config.optimizer.base_lr"),
+    ("--output_dir=x", "--output_dir: unknown flag; nearest: --workdir"),
+    ("--data_path=x", "--data_path: unknown flag; nearest: --config.data.source"),
     ("--config.data.batch_siz=16", "data.batch_siz: unknown key; nearest: data.batch_size"),
     ("--config.batch_size=16", "batch_size: unknown key; nearest: data.batch_size"),
     ("--config.model.depth=2.5", "model.depth: found '2.5', expected a whole number"),
@@ -59,6 +63,38 @@ def test_each_mistake_has_its_line_and_the_rest_is_parsed(token, line):
     assert len(mistakes) == 1
     assert line in mistakes[0]
     assert (values.workdir, values.config.seed) == ("w", 7)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "name"),
+    [
+        (("--workdir=v",), "--workdir"),
+        (("--config.seed=1", "--config.seed", "2"), "seed"),
+        (("--config.optimizer.decay_bias", "--noconfig.optimizer.decay_bias"), "optimizer.decay_bias"),
+        (("--config.schedule.total_steps=3",), "schedule.total_steps"),  # the argument gives it too
+    ],
+)
+def test_what_is_given_twice(tokens, name):
+    mistakes, _ = _parse(QUICKSTART + ":total_steps=9", "--workdir=w", *tokens)
+    assert mistakes == [f"{name}: found twice, expected once"]
+
+
+def test_both_lengths_in_one_launch_are_a_mistake():
+    mistakes, _ = _parse(QUICKSTART + ":total_steps=9", "--workdir=w", "--config.schedule.epochs=3")
+    assert len(mistakes) == 1 and "found both in one launch" in mistakes[0]
+    mistakes, _ = _parse(QUICKSTART, "--workdir=w", "--config.schedule.epochs=3", "--config.schedule.total_steps=9")
+    assert len(mistakes) == 1 and "found both in one launch" in mistakes[0]
+    mistakes, _ = _parse(QUICKSTART + ":epochs=3,total_steps=9", "--workdir=w")
+    assert len(mistakes) == 1 and "found both in one launch" in mistakes[0]
+
+
+def test_overrides_settle_what_follows_from_them(capsys):
+    mistakes, values = _parse(QUICKSTART + ":source=list:a", "--workdir=w", "--config.schedule.epochs=3", "--config.recipe=dino")
+    assert mistakes == [] and capsys.readouterr().out.count("note: eval.gallery, eval.query: switched off") == 1
+    config = values.config
+    assert (config.schedule.total_steps, config.eval.gallery, config.relation.global_points) == (0, "", 13)
+    argv = [QUICKSTART + ":source=list:a", "--config.schedule.epochs=3"]
+    assert command_line.said(argv, config) == {"data.source", "schedule.epochs"}
 
 
 def test_all_at_once():
