@@ -73,7 +73,7 @@ def records(workdir: Path) -> dict[int, dict]:
 
 def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
     """Real runs in one process: stopped by a signal at step 3, gone on with, finished; another config is refused."""
-    config = quickstart.get_config("eval_every_steps=0")
+    config = quickstart.get_config()
     config.update_from_flattened_dict(
         MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 2, "run.eval_every_steps": 3, "data.workers": 0}
     )
