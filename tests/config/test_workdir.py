@@ -1,0 +1,35 @@
+"""Where a workdir may lie."""
+
+from __future__ import annotations
+
+import pytest
+
+from sere_jax.config import check as rules
+
+
+def test_a_workdir_is_a_directory(tmp_path):
+    assert rules.workdir_mistakes(None) == rules.workdir_mistakes("runs/a") == []
+    [line] = rules.workdir_mistakes(f"{__file__}/runs/a")
+    assert line == f"--workdir: found '{__file__}/runs/a', expected a directory, there or not; {__file__} is a file"
+    assert rules.workdir_mistakes(str(tmp_path / "there" / "or" / "not")) == []
+    [line] = rules.workdir_mistakes("gs://bucket/runs/a")
+    assert line.startswith("--workdir: found 'gs://bucket/runs/a', expected a directory") and line.endswith("/mnt/bucket/runs/a")
+
+
+@pytest.mark.parametrize("form", ["folder:{}", "classes:list.txt:folder:{}", "mix:2*bundled|1*folder:{}"])
+def test_a_workdir_below_a_folder_of_images_is_refused(tmp_path, form: str):
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "link").symlink_to(images)
+    sources = rules.sources(_config(eval__gallery=form.format(images)))
+    for workdir in (images, images / "run", tmp_path / "link" / "runs" / "a"):
+        [line] = rules.workdir_mistakes(str(workdir), sources)
+        assert line == f"--workdir: found '{workdir}', expected a directory that is not below {images}, whose images eval.gallery reads"
+    for workdir in (tmp_path, tmp_path / "images2", tmp_path / "run"):
+        assert rules.workdir_mistakes(str(workdir), sources) == []
+
+
+def test_a_workdir_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(rules.workdir_mistakes("~/photos/run", {"data.source": f"folder:{tmp_path}/photos"})) == 1
+    assert len(rules.workdir_mistakes(str(tmp_path / "photos" / "run"), {"data.source": "folder:~/photos"})) == 1
