@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from configs import common
 from sere_jax.config import check as rules
 
 
@@ -21,7 +22,9 @@ def test_a_workdir_below_a_folder_of_images_is_refused(tmp_path, form: str):
     images = tmp_path / "images"
     images.mkdir()
     (tmp_path / "link").symlink_to(images)
-    sources = rules.sources(_config(eval__gallery=form.format(images)))
+    config = common.pretrain()
+    config.data.source, config.eval.gallery = "bundled", form.format(images)
+    sources = rules.sources(config)
     for workdir in (images, images / "run", tmp_path / "link" / "runs" / "a"):
         [line] = rules.workdir_mistakes(str(workdir), sources)
         assert line == f"--workdir: found '{workdir}', expected a directory that is not below {images}, whose images eval.gallery reads"
