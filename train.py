@@ -42,7 +42,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax import distributed
     from sere_jax.commands import pretrain
     from sere_jax.config import check as rules
-    from sere_jax.data.batches.pipeline import UnreadableData
+    from sere_jax.data.batches.maker import UnreadableData
     from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
     from sere_jax.train import fit, meter

@@ -24,8 +24,9 @@ import rich.console
 import rich.table
 import torch
 
+from sere_jax.data.batches.maker import BatchMaker
 from sere_jax.data.batches.order import Stream, example_index, position_rng
-from sere_jax.data.batches.pipeline import BatchMaker
+from sere_jax.data.batches.pipeline import ViewsRow
 from sere_jax.data.crops.views import ViewRecipe, make_views
 from sere_jax.data.images.decode import decode
 from sere_jax.data.images.reading import Backend, ImageReading
@@ -36,7 +37,7 @@ Work = Callable[[int], None]  # the number of a round -> all its images
 
 def ours(source: Source, recipe: ViewRecipe, images: int, backend: Backend) -> Work:
     """One batch of `images` rows, as a worker makes it; a round is a step."""
-    return BatchMaker(source, recipe, seed=0, batch_size=images, first_row=0, rows=images, reading=ImageReading(backend))
+    return BatchMaker(source, ViewsRow(recipe, ImageReading(backend)), seed=0, batch_size=images, first_row=0, rows=images)
 
 
 def peer(source: Source, make: peers.Recipe, images: int) -> Work:

@@ -31,7 +31,7 @@ from sere_jax.config import command_line, evaluation, lengths, unread
 from sere_jax.config.arguments import said_keys
 from sere_jax.config.keys import KEYS, MACHINE_KEYS
 from sere_jax.config.names import flatten
-from sere_jax.data.batches.pipeline import UnreadableData
+from sere_jax.data.batches.maker import UnreadableData
 from sere_jax.data.images.decode import BadImage
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals.network import EvalError

@@ -21,8 +21,9 @@ import numpy as np
 import rich.console
 import rich.table
 
+from sere_jax.data.batches.maker import BatchMaker, UnreadableData
 from sere_jax.data.batches.order import Stream, example_index, position_rng
-from sere_jax.data.batches.pipeline import BatchMaker, UnreadableData
+from sere_jax.data.batches.pipeline import ViewsRow
 from sere_jax.data.crops.views import ImageViews, ViewRecipe, empty_views, make_views
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import BACKENDS, Backend, ImageReading
@@ -34,7 +35,7 @@ _HOST = ("read", "decode", "crop", "assemble")
 
 def host_stages(source: Source, recipe: ViewRecipe, batch_size: int, rounds: int, reading: ImageReading) -> dict[str, float]:
     """Milliseconds of CPU an image: each stage by itself, `batch` for all of them as a worker does them, medians over rounds."""
-    maker = BatchMaker(source, recipe, seed=0, batch_size=batch_size, first_row=0, rows=batch_size, reading=reading)
+    maker = BatchMaker(source, ViewsRow(recipe, reading), seed=0, batch_size=batch_size, first_row=0, rows=batch_size)
     times: dict[str, list[float]] = {name: [] for name in ("read", "decode", "crop", "batch")}
     maker(0)  # opens files, fills caches
     for step in range(rounds):

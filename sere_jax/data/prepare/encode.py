@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from sere_jax.data.annotations.maps import NO_MAP, Coding, decode_label_map
+from sere_jax.data.annotations.transforms import crop_map
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
 from sere_jax.data.prepare.records import Layout, Record
@@ -54,7 +56,7 @@ class Encoder:
         if self._layout.has_ids:
             example["image_id"] = record.id
         if self._layout.map_classes is not None:
-            example["segmentation"] = io.BytesIO(label_map(record, original, stored))
+            example["segmentation"] = io.BytesIO(label_map(record, self._layout.map_coding, original, stored))
         if self._layout.object_classes is not None:
             example["objects"] = objects(record.instances, record.frame or original)
         return self._serializer.serialize_example(self.features.encode_example(example))
@@ -128,24 +130,19 @@ def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return encoded.tobytes()
 
 
-def label_map(record: Record, original: Size, stored: Size) -> bytes:
-    """The label map as a 16-bit PNG of one channel, in the size of the stored image, nearest neighbours; all 65535 where there is none.
+def label_map(record: Record, coding: Coding, original: Size, stored: Size) -> bytes:
+    """The label map as a 16-bit grey PNG in the size of the stored image, by the nearest neighbour; all NO_MAP where there is none.
 
-    Palette images give their indices, RGB images R + 256 G (ImageNet-S). Raises BadImage where its size is not the image's.
+    `coding` says how the source stores a class. Raises BadImage for a map that cannot be read, or whose size is not the image's.
     """
     if record.label_map is None:
-        classes = np.full(original, 65535, np.uint16)
+        classes = np.full(original, NO_MAP, np.uint16)
     else:
-        with Image.open(io.BytesIO(record.label_map.read()), formats=("PNG",)) as picture:
-            values = np.asarray(picture).astype(np.uint16)
-        classes = values if values.ndim == 2 else values[:, :, 0] + 256 * values[:, :, 1]
+        classes = decode_label_map(record.label_map.read(), coding=coding)
     if classes.shape != tuple(original):
         raise BadImage(f"its label map has {classes.shape[1]} x {classes.shape[0]} pixels, the image {original[1]} x {original[0]}")
-    rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1) for new, old in zip(stored, original, strict=True)
-    )
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(classes[np.ix_(rows, columns)])).save(buffer, "PNG")
+    Image.fromarray(crop_map(classes, (0, 0, *original[::-1]), False, stored)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

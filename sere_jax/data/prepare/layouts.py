@@ -124,7 +124,7 @@ def imagenet_s(directory: str) -> Layout:
         ]
         for split, records in plain.splits.items()
     }
-    return Layout("imagenet_s", splits, plain.classes, map_classes=("other", *plain.classes))
+    return Layout("imagenet_s", splits, plain.classes, map_classes=("other", *plain.classes), map_coding="red_green")
 
 
 def ade20k(directory: str) -> Layout:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from sere_jax.data.annotations.maps import Coding
 from sere_jax.data.sources.annotation import Instance, Size
 from sere_jax.data.sources.example import Source, SourceError, nfc
 from sere_jax.data.sources.folder import FolderSource, read_file
@@ -67,7 +68,8 @@ class Record(NamedTuple):
 class Layout:
     """A data set: `classes` are the names of images' labels, `object_classes` those of objects' labels, `map_classes` those of pixels.
 
-    The latter two are None where the data set does not annotate these, and () where the names are not known.
+    The latter two are None where the data set does not annotate these, and () where the names are not known. `map_coding` says how its
+    label maps store a class.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Layout:
     classes: tuple[str, ...] = ()
     object_classes: tuple[str, ...] | None = None
     map_classes: tuple[str, ...] | None = None
+    map_coding: Coding = "index"
     has_ids: bool = False
 
     def fields(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sere_jax.data.batches.pipeline import BatchMaker, UnreadableData
+from sere_jax.data.batches.maker import BatchMaker, UnreadableData
+from sere_jax.data.batches.pipeline import ViewsRow
 from sere_jax.data.crops.masks import MaskRecipe
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
@@ -54,13 +55,11 @@ def first_batch(feed: Feed, count: int) -> FirstBatch:
     rows = min(count, batch_size)
     maker = BatchMaker(
         source=feed.source,
-        recipe=feed.recipe,
+        row=ViewsRow(feed.recipe, feed.reading, feed.masking),
         seed=feed.seed,
         batch_size=batch_size,
         first_row=0,
         rows=rows,
-        reading=feed.reading,
-        masking=feed.masking,
     )
     try:
         views = maker(0)

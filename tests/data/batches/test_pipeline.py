@@ -10,9 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from sere_jax.data.batches import pipeline
+from sere_jax.data.batches import workers
+from sere_jax.data.batches.maker import BatchMaker, UnreadableData
 from sere_jax.data.batches.order import Stream, example_index, position_rng
-from sere_jax.data.batches.pipeline import BatchMaker, UnreadableData, train_batches
+from sere_jax.data.batches.pipeline import ViewsRow, train_batches
 from sere_jax.data.crops.masks import MaskRecipe
 from sere_jax.data.crops.views import ViewRecipe, make_views
 from sere_jax.data.images.decode import decode
@@ -124,9 +125,9 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path):
     options = {"masking": MaskRecipe(grid=3), "process_index": 1, "process_count": 2, "total_steps": 9}
     whole = batches(mixture, workers=0, **options)
     assert sum(views.replaced.sum() for views in whole) > 1
-    for workers in (1, 2, 4):
-        same(batches(mixture, workers=workers, **options), whole)
-        same(batches(mixture, workers=workers, start_step=3, **options), whole[3:])
+    for count in (1, 2, 4):
+        same(batches(mixture, workers=count, **options), whole)
+        same(batches(mixture, workers=count, start_step=3, **options), whole[3:])
 
 
 def test_workers_change_no_byte_and_end_when_closed(caplog):
@@ -205,18 +206,18 @@ def test_settings_that_cannot_be(source, options, message):
 
 
 def test_small_shared_memory_sends_batches_through_pipes(source, monkeypatch, caplog):
-    maker = BatchMaker(source, RECIPE, seed=0, batch_size=8, first_row=0, rows=8)
-    assert pipeline._shared_memory_threshold(maker, batches=1) == pipeline._SHARED_FROM
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    assert pipeline._shared_memory_threshold(maker, batches=1) == sys.maxsize
+    maker = BatchMaker(source, ViewsRow(RECIPE), seed=0, batch_size=8, first_row=0, rows=8)
+    assert workers._shared_memory_threshold(maker, batches=1) == workers._SHARED_FROM
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert workers._shared_memory_threshold(maker, batches=1) == sys.maxsize
     assert "/dev/shm" in caplog.text
 
 
 TRAINER = """
 import multiprocessing, os, sys
-from sere_jax.data.pipeline import train_batches
-from sere_jax.data.sources import open_source
-from sere_jax.data.views import ViewRecipe
+from sere_jax.data.batches.pipeline import train_batches
+from sere_jax.data.sources.open import open_source
+from sere_jax.data.crops.views import ViewRecipe
 if __name__ == "__main__":
     made = train_batches(open_source("bundled"), recipe=ViewRecipe(12, local_size=8), seed=0, batch_size=8, total_steps=10**6, workers=2)
     next(made), next(made)  # both workers are up
@@ -233,18 +234,18 @@ def test_workers_survive_sigterm_for_a_while_but_not_their_trainer(tmp_path):
     trainer = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
     )
-    workers = [int(word) for word in trainer.stdout.readline().split()]
-    assert len(workers) == 2
-    for worker in workers:  # as a scheduler signals every process of a job
+    pids = [int(word) for word in trainer.stdout.readline().split()]
+    assert len(pids) == 2
+    for worker in pids:  # as a scheduler signals every process of a job
         os.kill(worker, signal.SIGTERM)
     time.sleep(2)
-    assert trainer.poll() is None and all(alive(worker) for worker in workers)
+    assert trainer.poll() is None and all(alive(worker) for worker in pids)
     trainer.kill()
     trainer.wait()
     deadline = time.monotonic() + 10
-    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+    while any(alive(worker) for worker in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(alive(worker) for worker in workers)
+    assert not any(alive(worker) for worker in pids)
 
 
 def alive(pid):

@@ -51,7 +51,7 @@ def test_imagenet_s(opened):
     assert list(opened.splits) == ["train_semi", "validation"] and opened.map_classes == ("other", *opened.classes)
     record = opened.splits["train_semi"][2]
     assert record.name == "n01443537/n01443537_0.JPEG" and record.label == 1
-    classes = decode_map(label_map(record, (24, 40), (24, 40)))
+    classes = decode_map(label_map(record, "red_green", (24, 40), (24, 40)))
     np.testing.assert_array_equal(classes, layouts.label_map().astype(int) * 100)
 
 
@@ -64,7 +64,7 @@ def test_voc(opened):
     }
     assert len(opened.object_classes) == 20 and len(opened.map_classes) == 21
     record = opened.splits["validation"][0]
-    np.testing.assert_array_equal(decode_map(label_map(record, (24, 40), (24, 40))), layouts.label_map())  # indices of a palette
+    np.testing.assert_array_equal(decode_map(label_map(record, "index", (24, 40), (24, 40))), layouts.label_map())  # indices of a palette
     cat, dog = record.instances
     assert (opened.object_classes[cat.label], cat.box, cat.is_difficult) == ("cat", (0, 0, 20, 12), False)
     assert (opened.object_classes[dog.label], dog.box, dog.is_difficult) == ("dog", (10, 6, 40, 24), True)
@@ -86,7 +86,7 @@ def test_coco(opened):
 def test_ade20k(opened):
     assert opened.map_classes == ("other", "wall", "building, edifice") and not opened.classes
     assert [len(records) for records in opened.splits.values()] == [2, 2]
-    np.testing.assert_array_equal(decode_map(label_map(opened.splits["train"][1], (24, 40), (24, 40))), layouts.label_map())
+    np.testing.assert_array_equal(decode_map(label_map(opened.splits["train"][1], "index", (24, 40), (24, 40))), layouts.label_map())
 
 
 @pytest.mark.parametrize("opened", ["inat2019"], indirect=True)
@@ -133,7 +133,7 @@ def test_shrinking_an_image_its_map_and_its_boxes_together(tmp_path):
     record = open_layout(f"voc:{tmp_path}").splits["train"][0]
     data, shown, original = shrink(record.image.read(), Sizes(max_side=20))
     assert (shown, original) == ((12, 20), (24, 40)) and decode(data).shape == (12, 20, 3)
-    small = decode_map(label_map(record, original, shown))
+    small = decode_map(label_map(record, "index", original, shown))
     np.testing.assert_array_equal(small, layouts.label_map()[1::2, 1::2])  # the nearest to the middle of 2 x 2, rounded up
     np.testing.assert_allclose(objects(record.instances, original)[1]["bbox"], (6 / 24, 10 / 40, 1, 1))
 
