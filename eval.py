@@ -29,6 +29,7 @@ _NEED_NO_CHECKPOINT = ("figures",)
 
 def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
+    command_line.announce(f"evaluating {', '.join(_CHECKPOINT.value) or 'no checkpoint'}: starting JAX", _PROCESS_ID.value)
     import jax
 
     from sere_jax import distributed
@@ -39,6 +40,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.evals.network import EvalError
     from sere_jax.interop.files import FileError
     from sere_jax.interop.tables import InteropError
+    from sere_jax.reporting import table
     from sere_jax.train import checkpoint
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
@@ -61,7 +63,10 @@ def main(mistakes: list[str]) -> int:
     assert config is not None and _WORKDIR.value is not None  # both are required flags
     try:
         load = functools.partial(evaluate.load, network=_NETWORK.value, heads=_HEADS.value, ignore=_IGNORE.value)
-        networks = [load(path) for path in _CHECKPOINT.value]
+        networks = []
+        for path in _CHECKPOINT.value:
+            table.say(f"reading {path}")
+            networks.append(load(path))
         evaluate.run(config, networks, Path(_WORKDIR.value))
     except (EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError) as error:
         print(error, file=sys.stderr)

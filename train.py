@@ -36,6 +36,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(mistakes: list[str]) -> int:
     """Train, after all mistakes of the command line and of the config were found; the exit code."""
+    command_line.announce(f"training in {_WORKDIR.value}: starting JAX", _PROCESS_ID.value)
     # Imported here: the data workers import this file too, and need none of it.
     import jax
 

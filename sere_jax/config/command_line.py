@@ -95,6 +95,12 @@ def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         logging.set_verbosity(logging.WARNING)
 
 
+def announce(text: str, process_id: int) -> None:
+    """Print a line before the slow imports begin, unless this is known to be a process other than the first."""
+    if process_id <= 0 and os.environ.get("SLURM_PROCID", "0") == "0":
+        print(text, flush=True)
+
+
 def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.FlagValues) -> tuple[list[str], list[str]]:
     """Split `argv` into what can be parsed and the lines of the mistakes. `flag_values` must hold all other flags."""
     tokens = flag_values.read_flags_from_files(list(argv[1:]), force_gnu=False)

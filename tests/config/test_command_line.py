@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,20 @@ def test_parts_before_the_argument_of_an_evaluation_stay():
     mistakes, values = _parse(f"--config={ROOT}/configs/eval/knn.py:bundled,sise=3,batch_size=8", "--workdir=w")
     assert len(mistakes) == 1 and "nearest: size" in mistakes[0]
     assert (values.config.query, values.config.batch_size) == ("bundled:query", 8)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (["train.py", QUICKSTART], "training in runs/a: starting JAX\n"),
+        (["eval.py", f"--config={ROOT}/configs/eval/knn.py:bundled", "--checkpoint=a,b"], "evaluating a, b: starting JAX\n"),
+    ],
+)
+def test_programs_speak_before_their_slow_imports(tmp_path: Path, program: list[str], words: str):
+    """JAX alone takes seconds to import; here it ends the program. Processes other than the first are silent."""
+    (tmp_path / "jax.py").write_text("raise SystemExit(77)")
+    for rank, expected in (("0", words), ("1", "")):
+        environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, *program, "--workdir=runs/a", f"--process_id={rank}"]
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (77, expected, "")

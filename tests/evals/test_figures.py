@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
+from sere_jax.evals.figures.first_batch import FirstBatch
 from sere_jax.evals.frozen.views import SeenPairs
 from sere_jax.ops.geometry import overlap_points
 from sere_jax.types import Features, Views
@@ -118,6 +119,27 @@ def test_names_are_broken_between_words_and_lose_nothing(text, width):
     assert "".join(lines).replace(" ", "") == "".join(text.split())
     whole = [word for word in text.split() if len(word) <= width]
     assert all(any(word in line for line in lines) for word in whole)
+
+
+@pytest.mark.parametrize("detail", ["seed 0", "teacher, step 1400", "student, step 250000"])
+def test_the_shares_of_a_principal_component_analysis_stay_on_one_line(detail: str):
+    caption = canvas.Caption((), (("network", detail),), ("a.png",))
+    figure = pca.draw(np.zeros((1, 8, 8, 3), np.uint8), [np.eye(16).reshape(1, 4, 4, 16)], caption)
+    lines = [line for axis in figure.axes for text in axis.texts for line in text.get_text().split("\n")]
+    assert any(line.replace("\u00a0", " ").endswith("7 + 7 + 7 %") for line in lines), lines
+
+
+def test_points_of_both_global_crops_are_seen_where_they_coincide():
+    """A local crop inside both: the first's dots are larger than the second's, which are drawn over them."""
+    boxes = np.array([[[0, 0, 40, 40], [0, 0, 40, 40], [10, 10, 10, 10]]], np.float32)
+    pixels = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    views = Views(pixels, pixels[:, :1], boxes, np.zeros((1, 3), bool), np.array([0]), np.array([False]))
+    batch = FirstBatch([np.zeros((40, 40, 3), np.uint8)], ["a.png"], views, (pixels / 255, pixels[:, :1] / 255))
+    figure = crops.draw(batch, [], patch=4, points=3, local_points=3, sampling="endpoints")
+    local = figure.axes[3]
+    dots = [(line.get_color(), line.get_markersize(), line.get_xydata().tolist()) for line in local.lines]
+    assert [colour for colour, _, _ in dots] == [crops.view_colour(0), crops.view_colour(1)]
+    assert dots[0][2] == dots[1][2] and dots[0][1] > 1.5 * dots[1][1]
 
 
 def test_a_long_note_pushes_the_panels_down():

@@ -165,6 +165,8 @@ def cross(axis: Axes, x: float, y: float) -> None:
 def wrap(text: str, width: int) -> str:
     """Lines of at most `width` characters, broken between words. A longer word is broken after the marks of file names.
 
+    A no-break space (U+00A0) belongs to its word, as between a number and its unit.
+
     >>> print(wrap("as the networks see it", 10))
     as the
     networks
@@ -174,7 +176,7 @@ def wrap(text: str, width: int) -> str:
     lobster.JPEG
     """
     lines = [""]
-    for word in text.split():
+    for word in re.split(r"[ \t\n]+", text.strip()):
         pieces = [word] if len(word) <= width else re.findall(r"[^@/_,.:-]*[@/_,.:-]|[^@/_,.:-]+", word)
         for number, piece in enumerate(part[i : i + width] for part in pieces for i in range(0, len(part), width)):
             space = " " if lines[-1] and number == 0 else ""

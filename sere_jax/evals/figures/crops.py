@@ -80,7 +80,7 @@ def _legend(views: Views) -> Iterator[str]:
     if first > 1:
         yield "Green: points of the overlap of both global crops, the same source places in both; 1 and 2 mark the ends of the top row."
     if first > 1 and count > first:
-        yield "Dots in local crops: points of the overlap with global 1 (red) and with global 2 (blue)."
+        yield "Dots in local crops: points of the overlap with global 1 (red) and with global 2 (blue; in a red rim: of both)."
     yield "Purple: centres of patches."
     if views.masks is not None and np.any(views.masks):
         yield "Crossed out: patches hidden from the student."
@@ -146,18 +146,19 @@ def _draw_crop(axis: Axes, views: Views, i: int, n: int, shared: Mapping[tuple[i
     for other in (0, 1):
         if n >= first and (other, n) in shared:
             y, x = shared[other, n].second
-            _scatter(axis, y, x, view_colour(other))
+            # Where a local crop lies inside both global crops the points coincide: a red rim stays around the blue dot.
+            _scatter(axis, y, x, view_colour(other), size=4.2 if other == 0 else 2.2)
     if views.flips[i, n]:
         canvas.corner(axis, "mirrored", right=True)
     axis.set_xlim(0, 1)
     axis.set_ylim(1, 0)
 
 
-def _scatter(axis: Axes, y: np.ndarray, x: np.ndarray, colour: str) -> None:
+def _scatter(axis: Axes, y: np.ndarray, x: np.ndarray, colour: str, size: float = 2.8) -> None:
     """Dots with a dark rim, which are seen on any colour."""
     xs, ys = np.meshgrid(x, y)
     axis.plot(
-        xs.ravel(), ys.ravel(), "o", color=colour, markersize=2.8, markeredgewidth=0.4, markeredgecolor="#101010", clip_on=False, zorder=4
+        xs.ravel(), ys.ravel(), "o", color=colour, markersize=size, markeredgewidth=0.4, markeredgecolor="#101010", clip_on=False, zorder=4
     )
 
 

@@ -29,6 +29,15 @@ def principal_colours(patches: Float[np.ndarray, "b h w d"]) -> tuple[Float[np.n
     return colours.reshape(*patches.shape[:3], -1).astype(np.float32), shares[:3].astype(np.float32)
 
 
+def percentages(shares: Float[np.ndarray, " c"]) -> str:
+    """The shares as one word of a label, which is not broken into lines.
+
+    >>> percentages(np.array([0.66, 0.24, 0.03])).split(" "), canvas.wrap("seed 0: " + percentages(np.array([0.66, 0.24, 0.03])), 19)
+    (['66\\xa0+\\xa024\\xa0+\\xa03\\xa0%'], 'seed 0:\\n66\\xa0+\\xa024\\xa0+\\xa03\\xa0%')
+    """
+    return "\u00a0".join([*" + ".join(f"{100 * share:.0f}" for share in shares).split(), "%"])
+
+
 def draw(images: UInt8[np.ndarray, "b H W c"], patches: Sequence[Float[np.ndarray, "b h w d"]], caption: canvas.Caption) -> Figure:
     """Photographs in the first row, and a row for each network below. Each network has one PCA, over all images shown."""
     figure, axes = canvas.grid(
@@ -44,8 +53,7 @@ def draw(images: UInt8[np.ndarray, "b H W c"], patches: Sequence[Float[np.ndarra
     canvas.row_label(axes[0, 0], "image")
     for row, (name, detail), features in zip(axes[1:], caption.networks, patches, strict=True):
         colours, shares = principal_colours(features)
-        percent = " + ".join(f"{100 * share:.0f}" for share in shares) + " %"
-        canvas.row_label(row[0], name, f"{detail}: {percent}" if detail else percent)
+        canvas.row_label(row[0], name, f"{detail}: {percentages(shares)}" if detail else percentages(shares))
         for axis, colour in zip(row, colours, strict=True):
             axis.imshow(colour, interpolation="nearest", extent=(0, 1, 1, 0))
     return figure
