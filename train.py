@@ -47,7 +47,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
     from sere_jax.train import fit, meter
-    from sere_jax.train.checkpoint import CheckpointError
+    from sere_jax.train.checkpoint import CheckpointError, UnwritableCheckpoint
     from sere_jax.train.evaluations import UnknownScore
     from sere_jax.train.lock import WorkdirError
 
@@ -72,12 +72,12 @@ def main(mistakes: list[str]) -> int:
         if jax.process_index() == 0:
             print(error, file=sys.stderr)
         return 2
+    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, UnwritableCheckpoint) as error:
+        print(error, file=sys.stderr)
+        return 1
     except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
         print(error, file=sys.stderr)
         return 2
-    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData) as error:
-        print(error, file=sys.stderr)
-        return 1
     return 0
 
 

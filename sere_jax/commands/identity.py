@@ -21,7 +21,8 @@ from sere_jax.config.saved import completed
 from sere_jax.data.sources import listing
 from sere_jax.data.sources.example import Source
 from sere_jax.train.checkpoint import read_meta
-from sere_jax.train.checkpoint_manager import Checkpoints, versions
+from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.versions import versions
 from sere_jax.writing import replacing
 
 # What each process may decide for itself. The images are compared by their listings, since each machine may keep them elsewhere.

@@ -28,7 +28,7 @@ from sere_jax.reporting.progress import Progress
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import fit
-from sere_jax.train.lock import locked
+from sere_jax.train.lock import WorkdirError, locked
 from sere_jax.train.meter import Limits
 from sere_jax.train.scores import Best
 from sere_jax.train.signals import Signals
@@ -101,11 +101,11 @@ def _train(
     ):
         changed = identity.check_resumed(config, data, checkpoints, directory)
         start = _warm_start(config, length, checkpoints)
-        if jax.process_index() == 0:
-            _write_config(config, directory)
-            identity.keep_entries(data, directory)
-            if signals is not None:
-                signals.say = progress.note
+        with distributed.together():
+            if jax.process_index() == 0:
+                _write_facts(config, data, directory)
+        if jax.process_index() == 0 and signals is not None:
+            signals.say = progress.note
         mesh = sharding.make_mesh(config.run.fsdp)
         parts = state_parts(config, length, mesh)
         facts = describe(config, length, source, mesh, parts.abstract_state)
@@ -244,14 +244,12 @@ def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Chec
     return warm_start.read(config, pretraining.abstract_state(config, length))
 
 
-def _write_config(config: ConfigDict, directory: Path) -> None:
+def _write_facts(config: ConfigDict, data: identity.Data, directory: Path) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(rules.to_json(config) + "\n", encoding="utf-8")
+        identity.keep_entries(data, directory)
     except OSError as error:
-        raise rules.ConfigError(
-            [f"--workdir: found {str(directory)!r}, expected a directory that can be written: {error.strerror}"]
-        ) from error
+        raise WorkdirError(f"{directory}: nothing can be written there ({error.strerror}); expected a directory to write to") from error
 
 
 def _batches(config: ConfigDict, source: Source, length: pretraining.Steps, start_step: int) -> Iterator[Views]:

@@ -11,6 +11,7 @@ import glob
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,12 @@ def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Only warnings from the libraries' logs, unless `--verbosity` asks for more: absl's programs begin at INFO."""
     if not flag_values["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().addFilter(_is_not_from_orbax)
+
+
+def _is_not_from_orbax(record: LogRecord) -> bool:
+    """Orbax logs each of its errors several times with the whole stack, and raises it too. What is raised ends in one sentence."""
+    return "orbax" not in Path(record.pathname).parts
 
 
 def announce(text: str, process_id: int) -> None:

@@ -34,6 +34,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing, cannot be read or written, or is not of the state that is wanted."""
 
 
+class UnwritableCheckpoint(CheckpointError):
+    """A checkpoint could not be written; those that were complete stand."""
+
+
 class DamagedCheckpoint(CheckpointError):
     """The bytes of a checkpoint are not those that were written."""
 

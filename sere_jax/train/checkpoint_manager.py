@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -18,13 +17,22 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from sere_jax.train import checkpoint, stacking
-from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint, Directory, IncompleteCheckpoint, RenamedCheckpoint, brief, listed
+from sere_jax.train.checkpoint import (
+    CheckpointError,
+    DamagedCheckpoint,
+    Directory,
+    IncompleteCheckpoint,
+    RenamedCheckpoint,
+    UnwritableCheckpoint,
+    brief,
+    listed,
+)
 from sere_jax.train.digest import digests
+from sere_jax.train.disk import Watched, cause
 from sere_jax.train.scores import Best, BestStep, Scores
+from sere_jax.train.versions import versions
 
 PyTree = Any
-
-_PACKAGES = ("sere_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Restored(NamedTuple):
@@ -66,6 +74,7 @@ class Checkpoints:
         self.notes: list[str] = []
         self.scores = Scores(self.directory, best)
         self._every_steps, self._strict = every_steps, strict
+        self._workdir = Watched(self.directory.parent)
         self._rejected: dict[int, DamagedCheckpoint] = {}  # damage that was found while the arrays were read
         self._policies: list[Any] = [LatestN(keep)]
         if keep_every_steps:
@@ -128,7 +137,7 @@ class Checkpoints:
         """Begin to save; False when neither the cadence nor `force` asks for it, or the step has been saved.
 
         Returns as soon as the arrays are copied, so that the caller may donate them. They are written in the background,
-        and an error of that (`CheckpointError`, as from a full disk) is raised by the next `save`, `wait` or `close`.
+        and an error of that (`UnwritableCheckpoint`, as from a full disk) is raised by the next `save`, `wait` or `close`.
 
         Args:
           config, identity: JSON-able; what `read_config` returns, and what the run was trained on.
@@ -136,6 +145,7 @@ class Checkpoints:
         if not (force or self.should_save(step)):
             return False
         with self._failing_clearly():
+            self._workdir.check()
             if step in self._manager.all_steps():
                 return False
         named = checkpoint.named_leaves(state)
@@ -250,8 +260,8 @@ class Checkpoints:
             yield
         except Exception as error:  # whatever Orbax and TensorStore raise: a full disk, a lost mount
             steps = listed(_steps_if_readable(self.directory)) or "none"
-            raise CheckpointError(
-                f"a checkpoint in {self.directory} could not be written: {brief(error)}; complete steps: {steps}"
+            raise UnwritableCheckpoint(
+                f"a checkpoint in {self.directory} could not be written: {cause(error)}; complete steps: {steps}"
             ) from error
 
 
@@ -278,14 +288,3 @@ def _steps_if_readable(directory: epath.Path) -> list[int]:
         return checkpoint.complete_steps(directory)
     except OSError:  # the mount is gone
         return []
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that decide a run's numbers."""
-    installed = {}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # a source tree that was not installed
-            installed[package] = "unknown"
-    return installed

@@ -16,6 +16,9 @@ import jax
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import BestN
 
+from sere_jax.train.checkpoint import UnwritableCheckpoint
+from sere_jax.train.disk import cause
+
 
 class Best(NamedTuple):
     """The score by which checkpoints are compared, such as `knn/k20/top1`, and whether `max` or `min` of it is best."""
@@ -56,10 +59,13 @@ class Scores:
         if jax.process_index() != 0:
             return
         entries = [{"step": at, "name": one, "scores": values} for at, names in sorted(self._done.items()) for one, values in names.items()]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name(f"{self._path.name}.new")
-        beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        beside.replace(self._path)
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+            beside.replace(self._path)
+        except OSError as error:
+            raise UnwritableCheckpoint(f"{self._path} could not be written: {cause(error)}") from error
 
     def value(self, step: int) -> float | None:
         """The score of a step by which it is compared; None where it has none, or one that is not finite."""

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from sere_jax.commands import identity
 from sere_jax.config.check import ConfigError
 from sere_jax.data.sources.open import open_source
-from sere_jax.train import checkpoint_manager
 from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.versions import versions
 from tests import micro
 from tests.evals import micro_network
 
@@ -114,8 +114,8 @@ def test_machine_keys_may_change_and_learning_keys_may_not(run, photos: Path):
 
 
 def test_another_version_is_told(run, photos: Path, monkeypatch: pytest.MonkeyPatch):
-    versions = checkpoint_manager.versions() | {"optax": "9.9"}
-    monkeypatch.setattr(identity, "versions", lambda: versions)
+    later = versions() | {"optax": "9.9"}
+    monkeypatch.setattr(identity, "versions", lambda: later)
     [line] = _compare(_config(photos), run)
     assert "optax " in line and "-> 9.9" in line
 

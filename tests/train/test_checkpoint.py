@@ -17,7 +17,7 @@ import pytest
 
 from sere_jax import sharding
 from sere_jax.train import checkpoint
-from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint
+from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint, UnwritableCheckpoint
 from sere_jax.train.checkpoint_manager import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,7 +228,7 @@ def test_nothing_there_says_what_is_there(tmp_path: Path):
 
 
 def test_a_full_disk_is_told_and_older_steps_stand(tmp_path: Path):
-    """The limit on a file's size stands in for the disk's."""
+    """The limit on a file's size stands in for the disk's. The system's reason is given, not TensorStore's page of settings."""
     code = """
 import resource, signal, sys, jax
 from sere_jax.train.checkpoint import CheckpointError, read_state
@@ -246,4 +246,20 @@ except CheckpointError as error:
 print('step', read_state(sys.argv[1])[1])
 """
     output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True).stdout
-    assert "could not be written" in output and "File too large" in output and "complete steps: 1\nstep 1" in output, output
+    assert output.endswith(f"a checkpoint in {tmp_path} could not be written: File too large; complete steps: 1\nstep 1\n"), output
+
+
+def test_a_workdir_that_vanished_is_told_and_not_made_anew(tmp_path: Path):
+    """As when its disk is unmounted: a run must not go on writing to what lies below."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    checkpoints = Checkpoints(workdir / "checkpoints", every_steps=1)
+    checkpoints.save(1, {"a": jnp.ones(3)}, {})
+    checkpoints.wait()
+    workdir.rename(tmp_path / "elsewhere")
+    with pytest.raises(UnwritableCheckpoint, match=f"could not be written: {workdir} has vanished: it was removed, or its disk"):
+        checkpoints.save(2, {"a": jnp.ones(3)}, {})
+    with pytest.raises(UnwritableCheckpoint, match="No such file or directory"):
+        checkpoints.scores.add(2, "knn", {"top1": 1.0})
+    assert not workdir.exists()
+    checkpoints.close()

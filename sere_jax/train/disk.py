@@ -1,0 +1,47 @@
+"""A disk that fails under a run: why, in a few words, and whether the directory is still the one that the run began with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+_CODE = re.compile(r"os_error_code='(\d+)'")
+
+
+def cause(error: Exception) -> str:
+    """`No space left on device` where the system says why, else the error's first 300 characters.
+
+    TensorStore's messages hold its whole configuration, with the system's code somewhere in them.
+
+    Example:
+      >>> cause(ValueError("RESOURCE_EXHAUSTED: Error writing ... [os_error_code='28']"))
+      'No space left on device'
+    """
+    if match := _CODE.search(str(error)):
+        return os.strerror(int(match[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{' ...' if len(text) > 300 else ''}"
+
+
+class Watched:
+    """A directory that should stay where it is. Without it, libraries would make it anew, on whatever disk lies below a lost mount."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = directory
+        self._device = self._current()
+
+    def check(self) -> None:
+        """Raise OSError where the directory has gone, or lies on another device than before. One that was never there may be made."""
+        device = self._current()
+        if self._device is not None and device != self._device:
+            raise OSError(errno.ENOENT, f"{os.fspath(self._directory)} has vanished: it was removed, or its disk was unmounted")
+        self._device = device
+
+    def _current(self) -> int | None:
+        try:
+            return os.stat(self._directory).st_dev
+        except OSError:
+            return None
