@@ -1,5 +1,7 @@
 """Prepare a data set once: python -m sere_jax prepare --source=folder:DIR --output=OUT [--max_side=512 --quality=95]
 
+`--source=tfds:NAME[/CONFIG]:SPLIT` of a set that is not prepared runs TFDS's builder first, `--source=tfds:MODULE.py:SPLIT` a builder of
+your own. Without `--output` that is all: train from `tfds:NAME:SPLIT`.
 Writes ArrayRecord shards that `tfds:OUT:SPLIT` reads (and `tfds.builder_from_directory(OUT)`), without TensorFlow. Run again after an
 interruption, it goes on; the output depends on the source and the options alone. `--verify --output=OUT` reads all of it back.
 Exit code 0: done; 1: too many images could not be read, or verification found something; 2: it could not begin.
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sere_jax.data.images.reading import MAX_PIXELS
+from sere_jax.data.prepare.builders import build, is_builder, reading_spec
 from sere_jax.data.prepare.encode import Encoder, Sizes, fingerprint
 from sere_jax.data.prepare.layouts import LAYOUTS, open_layout
 from sere_jax.data.prepare.records import Layout, subset
@@ -76,8 +79,9 @@ def _tell(manifest: dict[str, Any], directory: str, max_bad_fraction: float) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sere_jax prepare", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--source", default="", help=f"a source of a config, or KIND:DIR with KIND one of {', '.join(LAYOUTS)}")
-    parser.add_argument("--output", required=True, help="a new directory, or one to go on with")
+    layouts = f"KIND:DIR with KIND one of {', '.join(LAYOUTS)}"
+    parser.add_argument("--source", default="", help=f"a source of a config, {layouts}, or tfds:MODULE.py:SPLIT with a builder of your own")
+    parser.add_argument("--output", default="", help="a new directory, or one to go on with; may be left out to only run a TFDS builder")
     parser.add_argument("--split", default="", help="only this split; for a folder, the name of its only split (train)")
     parser.add_argument("--classes", default="", metavar="FILE", help="only these classes, one a line")
     parser.add_argument("--images", default="", metavar="FILE", help="only these images, one a line")
@@ -97,8 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sere_jax.reporting.progress import track
 
     flags = _parser().parse_args(arguments)
-    directory = os.path.abspath(os.path.expanduser(flags.output))
+    directory = os.path.abspath(os.path.expanduser(flags.output)) if flags.output else ""
     try:
+        if is_builder(flags.source) and not (directory or flags.max_side or flags.classes or flags.images or flags.verify):
+            return _run_builder(flags.source)
+        if not directory:
+            raise SourceError("--output: missing; expected a directory to write to")
         if flags.verify:
             wrong = verify(directory, lambda items, total: track(items, "verifying", total))
             print("\n".join(wrong) or f"{directory}: every image is what was written")
@@ -107,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SourceError("--source: missing")
         if flags.max_side < 0 or not 1 <= flags.quality <= 100 or flags.records_per_shard < 1:
             raise SourceError("expected --max_side of at least 0, --quality of 1 to 100 and --records_per_shard of at least 1")
-        layout = subset(open_layout(flags.source, split=flags.split), classes=flags.classes, images=flags.images)
+        source = reading_spec(flags.source, build(flags.source)[0]) if is_builder(flags.source) else flags.source
+        layout = subset(open_layout(source, split=flags.split), classes=flags.classes, images=flags.images)
         manifest = prepare(
             layout,
             flags.source,
@@ -121,6 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return _tell(manifest, directory, flags.max_bad_fraction)
+
+
+def _run_builder(spec: str) -> int:
+    directory, counts = build(spec)
+    for split, count in counts.items():
+        print(f"tfds:{directory}:{split}  {count:,} examples")
+    return 0
 
 
 def _tracked(track: Callable[..., Iterable[Any]], items: Iterable[Any], total: int, label: str) -> Iterable[Any]:

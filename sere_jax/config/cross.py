@@ -18,6 +18,7 @@ from sere_jax.data.sources.example import SourceError
 from sere_jax.data.sources.folder import nearest_directory
 from sere_jax.data.sources.mixture import split_mixture
 from sere_jax.data.sources.open import FORMS, KINDS
+from sere_jax.data.sources.tfds import divide, is_directory
 from sere_jax.objectives.recipes import RECIPES
 
 
@@ -234,11 +235,29 @@ def source_mistakes(key: str, spec: str) -> list[str]:
         known = os.path.isdir(os.path.expanduser(maps))
         lines = [] if known else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
         return lines + source_mistakes(key, inner)
-    if kind == "tfds" and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?:\S+", rest):
-        return []
+    if kind == "tfds" and colon:
+        return _prepared_set(key, spec, rest)
     if os.path.isdir(os.path.expanduser(spec)):
         return [f"{key}: found {spec!r}, expected {FORMS}; nearest: folder:{spec}"]
     return [f"{key}: found {spec!r}, expected {FORMS}{nearest(kind, KINDS)}"]
+
+
+def _prepared_set(key: str, spec: str, rest: str) -> list[str]:
+    """A set's name must have its form, and a directory must hold a prepared set; which splits there are is asked when it is opened."""
+    name, _, split = divide(rest)
+    if name and split and is_directory(name):
+        path = os.path.expanduser(name)
+        if os.path.isfile(os.path.join(path, "dataset_info.json")):
+            return []
+        return [f"{key}: found {spec!r}, expected tfds:DIR:SPLIT, DIR a prepared set with a dataset_info.json{_sibling(path)}"]
+    if split and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?", name):
+        return []
+    return [f"{key}: found {spec!r}, expected tfds:NAME[/CONFIG]:SPLIT or tfds:DIR:SPLIT, as in tfds:imagenet2012:train"]
+
+
+def _sibling(directory: str) -> str:
+    near = "" if os.path.isdir(directory) else nearest_directory(directory)
+    return f"; nearest: {near}" if near else ""
 
 
 def _mixture(key: str, spec: str) -> list[str]:

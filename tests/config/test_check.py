@@ -222,7 +222,13 @@ MISTAKES = [
     ({"data__source": "mix:1*bundled|1*folder:/no/such"}, 1, 1, "data.source: found 'folder:/no/such', expected folder:DIR"),
     ({"data__source": "mix:1*bundled|1*mix:bundled"}, 1, 1, "found 'mix:bundled' in a mixture, expected another source"),
     ({"data__source": "classes:pyproject.toml:mix:bundled|bundled"}, 1, 1, "SOURCE no mixture; mix sources of classes instead"),
-    ({"data__source": "tfds:imagenet2012"}, 1, 1, "data.source: found 'tfds:imagenet2012', expected bundled"),
+    ({"data__source": "tfds:imagenet2012"}, 1, 1, "data.source: found 'tfds:imagenet2012', expected tfds:NAME[/CONFIG]:SPLIT"),
+    (
+        {"data__source": "tfds:/no/such:train"},
+        1,
+        1,
+        "data.source: found 'tfds:/no/such:train', expected tfds:DIR:SPLIT, DIR a prepared set",
+    ),
     ({"data__source": "tfds:imagenet2012_subset/1pct:train[:50%]"}, 1, 1, None),
     ({"recipe": "dino_ser"}, 1, 1, "nearest: dino_sere"),
 ]

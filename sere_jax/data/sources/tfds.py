@@ -33,10 +33,10 @@ class TfdsSource(Source):
 
     def __init__(self, spec: str, rest: str) -> None:
         self.spec = spec
-        self._set, colon, self._split = _divide(rest)
+        self._set, colon, self._split = divide(rest)
         if not (self._set and colon and self._split):
             raise SourceError(f"{spec!r}: expected tfds:NAME[/CONFIG]:SPLIT, e.g. 'tfds:imagenet2012:train', or tfds:DIR:SPLIT")
-        builder = _directory_builder(spec, self._set) if _is_directory(self._set) else _prepared_builder(spec, self._set)
+        builder = _directory_builder(spec, self._set) if is_directory(self._set) else _prepared_builder(spec, self._set)
         self._data_dir = str(builder.data_dir)  # workers open exactly these files, whatever their environment says
         self._features = read_features(spec, builder.info.features)
         self.classes, self.map_classes = self._features.classes, self._features.map_classes
@@ -117,7 +117,8 @@ class TfdsSource(Source):
         except NotImplementedError as error:
             raise SourceError(
                 f"{self.spec!r}: {self._data_dir} is prepared in a format without random access "
-                f"({builder.info.file_format.value}); prepare it again elsewhere: " + _command(self._set, ", data_dir='OTHER_DIR'")
+                f"({builder.info.file_format.value}); set TFDS_DATA_DIR to another directory and prepare it again: "
+                f"python -m sere_jax prepare --source=tfds:{self._set}"
             ) from error
         except (ValueError, KeyError) as error:
             splits = sorted(builder.info.splits)
@@ -161,14 +162,20 @@ def _of_dict(record: Mapping[str, Any], prefix: str = "") -> dict[str, Sequence[
     return values
 
 
-def _divide(rest: str) -> tuple[str, str, str]:
+def divide(rest: str) -> tuple[str, str, str]:
     """`name/config:1.0.0:train[:50%]` -> (`name/config:1.0.0`, `:`, `train[:50%]`): the last colon outside brackets divides."""
     outside, bracket, inside = rest.partition("[")
     name, colon, split = outside.rpartition(":")
     return name, colon, split + bracket + inside
 
 
-def _is_directory(name: str) -> bool:
+def is_directory(name: str) -> bool:
+    """Whether the part before the split is a directory: an absolute path, one that begins with a dot, or one with a prepared set in it.
+
+    The path of a Python file, with or without a config after it, is a builder.
+    """
+    if re.search(r"\.py(/[^/]+)?$", name):
+        return False
     path = os.path.expanduser(name)
     return os.path.isabs(path) or name.startswith(".") or os.path.isfile(os.path.join(path, "dataset_info.json"))
 
@@ -189,16 +196,35 @@ def _directory_builder(spec: str, directory: str) -> Any:
     return tfds.builder_from_directory(path)
 
 
+def data_directory() -> str:
+    """Where TFDS keeps its sets: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    import tensorflow_datasets as tfds
+
+    return os.environ.get("TFDS_DATA_DIR") or str(tfds.core.constants.DATA_DIR)  # TFDS itself reads the variable at import only
+
+
+def prepared_set(name: str) -> Any | None:
+    """A set in TFDS's directory, opened by its files alone: the code of many builders needs TensorFlow. None where it is not prepared."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_directory())
+    except (ValueError, tfds.core.DatasetNotFoundError):
+        return None
+
+
 def _prepared_builder(spec: str, name: str) -> Any:
     import tensorflow_datasets as tfds
 
-    data_dir = os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR  # TFDS itself reads it at import only
+    data_dir = data_directory()
     known = tfds.list_builders(with_community_datasets=False)
     plain = name.partition("/")[0].partition(":")[0]
     if plain not in known and not os.path.isdir(os.path.join(os.path.expanduser(data_dir), plain)):
         near = difflib.get_close_matches(plain, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SourceError(f"{spec!r}: TFDS knows no data set {plain!r}, nor is there one in {data_dir}{hint}")
+    if prepared := prepared_set(name):
+        return prepared
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (ImportError, ValueError, tfds.core.DatasetNotFoundError) as error:
@@ -206,12 +232,6 @@ def _prepared_builder(spec: str, name: str) -> Any:
     if not builder.is_prepared():
         raise SourceError(
             f"{spec!r}: not prepared in {builder.data_dir}. Prepare it once with requirements-prepare.txt installed: "
-            f"{_command(name)}, or set TFDS_DATA_DIR to the directory that holds it"
+            f"python -m sere_jax prepare --source=tfds:{name}. Or set TFDS_DATA_DIR to the directory that holds it"
         )
     return builder
-
-
-def _command(name: str, where: str = "") -> str:
-    """The command that prepares a set. (The `tfds` program needs apache_beam, which cannot be installed beside our pins.)"""
-    call = f"tfds.builder({name!r}, file_format='array_record'{where}).download_and_prepare()"
-    return f'python -c "import tensorflow_datasets as tfds; {call}"'

@@ -117,7 +117,7 @@ def test_tensorflow_is_not_imported():
         ("", "expected tfds:NAME"),
         ("tiny_photos/plain:trian", r"expected one of train, validation; did you mean 'train'\?"),
         ("imagenet2021:train", r"knows no data set .imagenet2021.*did you mean .imagenet2012.\?"),
-        ("cifar10:train", r"not prepared in .*tfds.builder\('cifar10', file_format='array_record'\).download_and_prepare\(\)"),
+        ("cifar10:train", "not prepared in .*python -m sere_jax prepare --source=tfds:cifar10"),
         ("tiny_photos/none:train", "cannot open 'tiny_photos/none'"),
     ],
 )
