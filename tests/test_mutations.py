@@ -1,4 +1,4 @@
-"""Every wrong version of the method in tests/mutations.py is noticed by a test (slow), and its table matches the code (fast)."""
+"""Every wrong version of the method in tests/mutations.py is noticed by a test, and its table matches the code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from tests.mutations import MUTATIONS, ROOT, Mutation, noticed
 
 
+@pytest.mark.slow  # it reads source text, which may change without any change of behaviour
 def test_the_table_of_mutations_matches_the_code():
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
     for mutation in MUTATIONS:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import types
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -8,13 +11,40 @@ from sere_jax.commands import data_bench
 from sere_jax.data.images.reading import ImageReading
 from tests.data.images.images import MemorySource, encode, gradient
 
+READ, DECODE, CROP, BATCH = 1.0, 2.0, 4.0, 10.0  # seconds an image on the clock of the test
 
-def test_stages_of_a_source_with_bad_images():
-    host = data_bench.host_stages(
-        MemorySource(20, bad=[3], missing=[4]), data_bench.ViewRecipe(16, local_count=1, local_size=8), 8, 2, ImageReading()
-    )
-    assert set(host) == {"read", "decode", "crop", "assemble", "batch"} and all(value >= 0 for value in host.values())
-    assert host["assemble"] < host["batch"] > 0
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """CPU seconds so far: nothing takes time but what the test says."""
+    now = [0.0]
+    monkeypatch.setattr(data_bench, "time", types.SimpleNamespace(process_time=lambda: now[0]))
+
+    def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any, **settings: Any) -> Any:
+            now[0] += seconds
+            return work(*arguments, **settings)
+
+        return slow
+
+    monkeypatch.setattr(data_bench, "decode", taking(DECODE, data_bench.decode))
+    monkeypatch.setattr(data_bench, "make_views", taking(CROP, data_bench.make_views))
+    monkeypatch.setattr(data_bench.BatchMaker, "__call__", taking(20 * BATCH, data_bench.BatchMaker.__call__))
+    monkeypatch.setattr(MemorySource, "__getitem__", taking(READ, MemorySource.__getitem__))
+    return now
+
+
+@pytest.mark.parametrize(("bad", "missing"), [([], []), ([3, 7], [4])])
+def test_stages_are_timed_an_image_and_what_is_left_of_a_batch_is_assembling(clock: list[float], bad: list[int], missing: list[int]):
+    """Every batch is the whole source; an image that cannot be read is not decoded, one that cannot be decoded is not cropped."""
+    recipe = data_bench.ViewRecipe(16, local_count=1, local_size=8)
+    host = data_bench.host_stages(MemorySource(20, bad=bad, missing=missing), recipe, 20, 3, ImageReading())
+    decoded, cropped = 20 - len(missing), 20 - len(missing) - len(bad)
+    expected = {"read": 1000 * READ, "decode": 1000 * DECODE * decoded / 20, "crop": 1000 * CROP * cropped / 20}
+    assert {name: host[name] for name in expected} == expected
+    # A batch reads replacements as well, so that it takes longer with bad images than without.
+    assert host["batch"] == 1000 * (BATCH + READ) if not bad else host["batch"] > 1000 * (BATCH + READ)
+    assert host["assemble"] == host["batch"] - sum(expected.values())
 
 
 def test_the_program(tmp_path, capsys):
