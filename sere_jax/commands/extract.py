@@ -1,15 +1,16 @@
-"""Features of images, in files: python -m sere_jax extract --checkpoint=X --data=folder:DIR --tokens=cls,patches --output=DIR
+"""Write features of images to files: python -m sere_jax extract --checkpoint=X --data=folder:DIR --tokens=cls,patches --output=DIR
 
-X is whatever `load_backbone` reads, --data any source of the project. DIR gets `features-00000.parquet` (or `.npz`), ..., a row
-for each readable image with its name and label, and `features.json`: what the columns are and where they come from.
+X is anything that `load_backbone` reads, --data any source of the project. DIR gets `features-00000.parquet` (or `.npz`), ..., with one
+row for each readable image, its name and its label, and `features.json`, which describes the columns and the origin of the weights.
 
 tokens     cls [d], patches [h, w, d] (both after the final norm), attention [m, h, w] (of the cls token to the patches, in the
-           last block, a map for each head; what is missing to 1 is its attention to itself)
-layers     numbers of blocks, from 0 or back from -1: `layer_I` [1 + h w, d], all tokens after block I, cls first, before the norm
-size       pixels of the square cut out of the middle after the shorter side was resized (default: the network's own), or
-           native: every image in its own size, cut to whole patches
+           last block, one map for each head; the rest of its attention, up to 1, goes to itself)
+layers     numbers of blocks, from 0, or back from -1: `layer_I` [1 + h w, d], all tokens after block I, cls first, before the norm
+size       pixels of the centre square, cut out after the shorter side was resized (default: the network's own); or
+           native: every image at its own size, cut to whole patches
 
-Exit code 2: it could not be done.
+Names are paths below DIR. A byte of a name that is not UTF-8 is spelled \\xNN, and a backslash is doubled.
+Exit code 2: the extraction failed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sere_jax.commands.feature_files import FORMATS, Shards
+from sere_jax.commands.feature_files import FORMATS, Shards, missing_package
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
@@ -44,7 +45,7 @@ DTYPES = ("float32", "float16")
 
 
 class ExtractError(ValueError):
-    """What was asked cannot be done; the message names the argument, what was found and what was expected."""
+    """An argument cannot be followed; the message names it, what was found and what was expected."""
 
 
 class Extracted(NamedTuple):
@@ -56,7 +57,7 @@ class Extracted(NamedTuple):
 
 
 class _Named(Source):
-    """A source that remembers the names of what was read from it: batches carry only positions."""
+    """A source that remembers the names of the examples that were read: batches carry only positions."""
 
     def __init__(self, source: Source) -> None:
         self.spec, self.classes = source.spec, source.classes
@@ -93,27 +94,34 @@ def extract(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> Extracted:
-    """Compute and write the features of all images of `source`; the module's docstring says what they are.
+    """Compute and write the features of all images of `source`; the module's docstring describes the columns.
 
     Args:
-      size, resize: pixels of the centre crop and of the shorter side before it; 0: the network's own, size x 256 / 224.
-      native: every image in its own size instead, one at a time, compiled anew for each new size; parquet alone holds that.
+      size, resize: pixels of the centre crop, and of the shorter side before it; 0: the network's own, size x 256 / 224.
+      native: every image at its own size instead, one at a time, compiled anew for each new size; parquet only.
       workers: threads that decode, one batch ahead.
 
-    Raises ExtractError on arguments that do not fit, all listed.
+    Raises ExtractError with every argument that cannot be followed, and where the output cannot be written.
+
+    Example:
+      >>> from sere_jax import load_backbone
+      >>> from sere_jax.data.sources.open import open_source
+      >>> extract(load_backbone("RUN"), open_source("folder:."), "features", tokens=("cls",)).images
+      1
     """
-    depth, output = backbone.module.depth, Path(output).expanduser()
-    if not backbone.module.heads and ("attention" in tokens or layers):
-        raise ExtractError("tokens, layers: found attention or layers, expected cls or patches: a ResNet has no other tokens")
-    _check(output, depth, tokens, layers, native, layout, dtype)
-    chosen = tuple(layer % depth for layer in layers)
+    module, prepare, output = backbone.module, backbone.preprocess, Path(output).expanduser()
+    side = size or prepare.size
+    shorter = resize or (side * 256 // 224 if size else prepare.resize)
+    numbers = {"batch_size": batch_size, "rows_per_file": rows_per_file, "max_pixels": max_pixels}
+    mistakes = [f"{name}: found {number}, expected at least 1" for name, number in numbers.items() if number < 1]
+    mistakes += _size_mistakes(module, native, side, shorter)
+    mistakes += _mistakes(output, module, tokens, layers, native, layout, dtype)
+    if mistakes:
+        raise ExtractError("\n".join(mistakes))
+    wanted = tuple(layer % module.depth for layer in layers)
     named = _Named(source)
-    side = size or backbone.preprocess.size
-    shorter = resize or (side * 256 // 224 if size else backbone.preprocess.resize)
-    patch = backbone.module.patch_size
-    if not native and backbone.module.heads and (mistake := size_mistake(side, patch)):
-        raise ExtractError(f"size: {mistake}")
-    reading = ImageReading("pil", max_pixels, backbone.module.in_channels, backbone.preprocess.value_range)
+    patch = module.patch_size
+    reading = ImageReading("pil", max_pixels, module.in_channels, prepare.value_range)
     if native:
         batches, count = _native(named, patch, reading), len(named)
     else:
@@ -122,19 +130,34 @@ def extract(
         count = -(-len(named) // rows)
     about = {**{key: backbone.about.get(key) for key in ("source", "network", "step", "format")}, "data": source.spec}
     about |= {"classes": source.classes, "size": "native" if native else side, "resize": None if native else shorter, "patch_size": patch}
-    compute = _compute(backbone, tokens, chosen, jax.local_device_count() if not native else 1)
-    with Shards(output, rows_per_file, layout, dtype, about) as shards:
-        for batch in track(batches, "extracting", count):
-            found = compute(batch.images)
-            for row in np.flatnonzero(batch.valid):
-                name, grid = named.names[int(batch.index[row])], [extent // patch for extent in batch.images.shape[1:3]]
-                shards.add(name, int(batch.labels[row]), grid, {key: value[row] for key, value in found.items()})
+    compute = _compute(backbone, tokens, wanted, jax.local_device_count() if not native else 1)
+    try:
+        with Shards(output, rows_per_file, layout, dtype, about) as shards:
+            for batch in track(batches, "extracting", count):
+                features = compute(batch.images)
+                for row in np.flatnonzero(batch.valid):
+                    name, grid = named.names[int(batch.index[row])], [extent // patch for extent in batch.images.shape[1:3]]
+                    shards.add(name, int(batch.labels[row]), grid, {key: value[row] for key, value in features.items()})
+    except OSError as error:
+        raise ExtractError(f"output: {output} cannot be written: {error}") from error
     return Extracted(tuple(shards.files), shards.rows, len(source) - shards.rows)
 
 
-def _check(output: Path, depth: int, tokens: Sequence[str], layers: Sequence[int], native: bool, layout: str, dtype: str) -> None:
+def _size_mistakes(module: Any, native: bool, side: int, shorter: int) -> list[str]:
+    if native:
+        return []
+    if side < 1 or shorter < side:
+        return [f"size, resize: found {side} and {shorter}, expected a size of at least 1 and a resize of at least the size"]
+    mistake = size_mistake(side, module.patch_size) if module.heads else ""
+    return [f"size: {mistake}"] if mistake else []
+
+
+def _mistakes(output: Path, module: Any, tokens: Sequence[str], layers: Sequence[int], native: bool, layout: str, dtype: str) -> list[str]:
+    depth = module.depth
     mistakes = [f"tokens: found {token!r}, expected some of {', '.join(TOKENS)}" for token in tokens if token not in TOKENS]
     mistakes += [f"layers: found {layer}, expected 0 to {depth - 1}, or -{depth} to -1" for layer in layers if not -depth <= layer < depth]
+    if not module.heads and ("attention" in tokens or layers):
+        mistakes.append("tokens, layers: found attention or layers, expected cls or patches: a ResNet has no other tokens")
     for name, value, choices in (("format", layout, FORMATS), ("dtype", dtype, DTYPES)):
         if value not in choices:
             mistakes.append(f"{name}: found {value!r}, expected one of {', '.join(choices)}")
@@ -142,30 +165,33 @@ def _check(output: Path, depth: int, tokens: Sequence[str], layers: Sequence[int
         mistakes.append("tokens: found none, expected at least one, or layers")
     if native and layout == "npz":
         mistakes.append("size: found native with the format npz, whose arrays have one shape; expected the format parquet")
+    if package := missing_package(layout):
+        mistakes.append(f"format: {layout} needs {package}: pip install {package}, or take the format npz")
     if output.is_dir() and any(output.glob("features-*")):
         mistakes.append(f"output: found features in {output} already; expected another directory")
-    if mistakes:
-        raise ExtractError("\n".join(mistakes))
+    return mistakes
 
 
 def _native(source: _Named, patch: int, reading: ImageReading) -> Iterator[EvalBatch]:
-    """One image a batch, its right and lower edges cut to whole patches; smaller than a patch counts as unreadable."""
+    """One image a batch, cut to whole patches at its right and lower edges; one below a patch counts as unreadable."""
     for index in range(len(source)):
-        image = np.zeros((patch, patch, 3), np.uint8)
+        image = np.zeros((patch, patch, reading.channels), np.uint8)
         label, valid = -1, False
         try:
             example = source[index]
             decoded, label = decode(example.data, reading), example.label
             height, width = (extent // patch * patch for extent in decoded.shape[:2])
             valid = bool(height and width)
-            image = decoded[:height, :width] if valid else image
+            if not valid:
+                raise BadImage(f"{decoded.shape[1]} x {decoded.shape[0]} pixels are less than a patch")
+            image = decoded[:height, :width]
         except (BadImage, OSError) as error:
             print(f"{source.spec}: item {index} cannot be read and is left out: {error}", file=sys.stderr)
         yield EvalBatch(image[None], np.array([label]), np.array([index]), np.array([valid]))
 
 
 def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...], devices: int) -> Any:
-    """uint8 images [b, H, W, c] -> NumPy arrays by column; the images are split over the local devices."""
+    """A function from uint8 images [b, H, W, c], split over the local devices, to NumPy arrays by column."""
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
     copies, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(backbone.params, copies)
@@ -176,11 +202,11 @@ def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...],
         normalised = (images.astype(jnp.float32) / 255 - mean) / std
         features: Features = backbone.apply(params, normalised, layers=layers, attention="attention" in tokens)
         h, w = features.patches.shape[1:3]
-        found = {"cls": features.cls, "patches": features.patches}
+        columns = {"cls": features.cls, "patches": features.patches}
         if features.attention is not None:
-            found["attention"] = features.attention[:, :, 0, 1:].reshape(*features.attention.shape[:2], h, w)
-        chosen = {name: found[name] for name in tokens} | {f"layer_{i}": x for i, x in zip(layers, features.layers, strict=True)}
-        return {name: jnp.asarray(value, jnp.float32) for name, value in chosen.items()}
+            columns["attention"] = features.attention[:, :, 0, 1:].reshape(*features.attention.shape[:2], h, w)
+        wanted = {name: columns[name] for name in tokens} | {f"layer_{i}": x for i, x in zip(layers, features.layers, strict=True)}
+        return {name: jnp.asarray(value, jnp.float32) for name, value in wanted.items()}
 
     def compute(images: np.ndarray) -> dict[str, np.ndarray]:
         return jax.tree.map(np.asarray, run(params, jax.device_put(images, split)))
@@ -207,38 +233,49 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="larger images count as unreadable")
     parser.add_argument("--network", default="", choices=("", "teacher", "student"), help="default: the one that the recipe evaluates")
     parser.add_argument("--step", type=int, help="default: the newest")
-    parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not say it")
+    parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not state them")
+    parser.add_argument("--ignore", default="", help="patterns of tensors of a file to leave out, separated by commas")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program; the exit code."""
-    given = _parser().parse_args(argv)
+def _whole_numbers(name: str, texts: Sequence[str]) -> list[int]:
     try:
-        native = given.size == "native"
-        layers = [int(text) for text in given.layers.split(",") if text]
-        backbone = load_backbone(given.checkpoint, network=given.network, step=given.step, heads=given.heads)
+        return [int(text) for text in texts]
+    except ValueError:
+        special = ", or native" if name == "size" else ""
+        raise ExtractError(f"{name}: found {','.join(texts)!r}, expected whole numbers{special}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        native = options.size == "native"
+        layers = _whole_numbers("layers", [text for text in options.layers.split(",") if text])
+        size = 0 if native else _whole_numbers("size", [options.size])[0]
+        ignore = [pattern for pattern in options.ignore.split(",") if pattern]
+        backbone = load_backbone(options.checkpoint, network=options.network, step=options.step, heads=options.heads, ignore=ignore)
         for line in backbone.about.get("report", ()):
             print(line)
         written = extract(
             backbone,
-            open_source(given.data),
-            given.output,
-            tokens=[token for token in given.tokens.split(",") if token],
+            open_source(options.data),
+            options.output,
+            tokens=[token for token in options.tokens.split(",") if token],
             layers=layers,
-            size=0 if native else int(given.size),
-            resize=given.resize,
+            size=size,
+            resize=options.resize,
             native=native,
-            batch_size=given.batch_size,
-            rows_per_file=given.rows_per_file,
-            layout=given.format,
-            dtype=given.dtype,
-            workers=given.workers,
-            max_pixels=given.max_pixels,
+            batch_size=options.batch_size,
+            rows_per_file=options.rows_per_file,
+            layout=options.format,
+            dtype=options.dtype,
+            workers=options.workers,
+            max_pixels=options.max_pixels,
         )
     except (ValueError, CheckpointError, ExtractError, SourceError, FileError, InteropError) as error:
         print(f"extract: {error}", file=sys.stderr)
         return 2
-    left_out = f", {written.unreadable} left out as unreadable" if written.unreadable else ""
-    print(f"{given.output}: {written.images:,} images in {len(written.files)} files{left_out}")
+    unreadable = f", {written.unreadable} left out as unreadable" if written.unreadable else ""
+    print(f"{options.output}: {written.images:,} images in {len(written.files)} files{unreadable}")
     return 0

@@ -1,24 +1,66 @@
-"""Rows of features to Parquet or npz files of bounded size, with a description beside them."""
+"""Write rows of features to Parquet or npz files of bounded size, with a description beside them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sere_jax.writing import replacing
+
 FORMATS = ("parquet", "npz")
+DESCRIPTION = "features.json"
+
+
+def missing_package(layout: str) -> str:
+    """The package that writing a layout needs and that is not installed, "" where nothing is missing."""
+    return "pyarrow" if layout == "parquet" and importlib.util.find_spec("pyarrow") is None else ""
+
+
+def escaped(name: str) -> str:
+    r"""Spell a file name as text that any file can hold: bytes that are not UTF-8 become `\xNN`, a backslash becomes `\\`.
+
+    Python reads such bytes as lone surrogates, which Parquet's texts cannot hold. No two names get the same spelling, and
+    `unescaped` gives the name back.
+
+    Example:
+      >>> print(escaped("caf\udce9.png"), escaped("café.png"))
+      caf\xe9.png café.png
+    """
+    return re.sub(r"[\\\ud800-\udfff]", lambda match: "\\\\" if match[0] == "\\" else _byte(match[0]), name)
+
+
+def unescaped(text: str) -> str:
+    r"""The file name of a row, as `open` takes it.
+
+    Example:
+      >>> unescaped(r"caf\xe9.png") == "caf\udce9.png"
+      True
+    """
+    codes = {"x": lambda digits: chr(0xDC00 + int(digits, 16)), "u": lambda digits: chr(int(digits, 16))}
+    return re.sub(
+        r"\\(?:(\\)|x([0-9a-f]{2})|u([0-9a-f]{4}))",
+        lambda match: "\\" if match[1] else codes["x"](match[2]) if match[2] else codes["u"](match[3]),
+        text,
+    )
+
+
+def _byte(surrogate: str) -> str:
+    code = ord(surrogate)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 class Shards:
-    """Writes `features-00000.parquet`, ... of at most `rows_per_file` rows, each whole or not there; use it in a `with`.
+    """Write `features-00000.parquet`, ... of at most `rows_per_file` rows, each whole or absent; use it in a `with`.
 
-    Parquet has a list of numbers a cell, in row-major order of the shape that `features.json` gives a column; `h` and `w` of an
-    image are its `grid_height` and `grid_width`. npz has arrays [rows, *shape]: all images must have one shape. A file is kept in
-    memory until it is written: patches of 1024 images at 224 pixels in ViT-S are 300 MB.
+    A Parquet cell is a list of numbers, in row-major order of the shape that `features.json` gives for the column; `h` and `w` of an
+    image are its `grid_height` and `grid_width`. npz has arrays [rows, *shape], so all images must have one shape. Names are
+    `escaped`. A file is kept in memory until it is written: patches of 1024 images at 224 pixels in ViT-S are 300 MB.
     """
 
     def __init__(self, directory: Path, rows_per_file: int, layout: str, dtype: str, about: Mapping[str, Any]) -> None:
@@ -29,27 +71,38 @@ class Shards:
         self._pending: list[dict[str, Any]] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         directory.mkdir(parents=True, exist_ok=True)
+        with replacing(directory / ".writable"):  # before the work: a directory that cannot be written raises OSError
+            pass
+        (directory / ".writable").unlink()
 
     def __enter__(self) -> Shards:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is not None:  # what is half done is not described as done
+        if kind is not None:  # no description: the work is not done
             return
         self._flush()
-        columns = {name: list(shape) for name, shape in self._shapes.items()}
-        described = {**self._about, "rows": self.rows, "dtype": self._dtype.name, "columns": columns, "files": [f.name for f in self.files]}
-        (self._directory / "features.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        description = {
+            **self._about,
+            "rows": self.rows,
+            "dtype": self._dtype.name,
+            "columns": {name: list(shape) for name, shape in self._shapes.items()},
+            "names": "paths below the source; bytes that are not UTF-8 are spelled \\xNN, a backslash \\\\",
+            "files": [file.name for file in self.files],
+        }
+        with replacing(self._directory / DESCRIPTION) as temporary:
+            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
     def add(self, name: str, label: int, grid: Sequence[int], features: Mapping[str, np.ndarray]) -> None:
-        """One image: its name, its label (-1: none), its patch grid (h, w), and arrays by column."""
+        """Add one image: its name, its label (-1: none), its patch grid (h, w), and arrays by column."""
+        shapes = {key: value.shape for key, value in features.items()}
         if not self._shapes:
-            self._shapes = {key: value.shape for key, value in features.items()}
-        elif self._shapes != {key: value.shape for key, value in features.items()}:
-            # Native sizes: the extents that differ from image to image are told by the grid.
-            self._shapes = {key: _common(self._shapes[key], value.shape) for key, value in features.items()}
+            self._shapes = shapes
+        elif self._shapes != shapes:
+            # Native sizes: extents that differ from image to image are given by the grid.
+            self._shapes = {key: _common(self._shapes[key], shape) for key, shape in shapes.items()}
         row = {key: np.asarray(value, self._dtype) for key, value in features.items()}
-        self._pending.append({"name": name, "label": label, "grid_height": grid[0], "grid_width": grid[1], **row})
+        self._pending.append({"name": escaped(name), "label": label, "grid_height": grid[0], "grid_width": grid[1], **row})
         self.rows += 1
         if len(self._pending) >= self._rows_per_file:
             self._flush()
@@ -58,15 +111,13 @@ class Shards:
         if not self._pending:
             return
         path = self._directory / f"features-{len(self.files):05d}.{self._layout}"
-        partial = path.with_name(f".{path.name}.partial")
         columns = {key: [row[key] for row in self._pending] for key in self._pending[0]}
-        if self._layout == "npz":
-            entries: dict[str, Any] = {key: np.asarray(values) for key, values in columns.items()}
-            with open(partial, "wb") as file:
-                np.savez(file, **entries)
-        else:
-            self._write_parquet(partial, columns)
-        os.replace(partial, path)
+        with replacing(path) as temporary:
+            if self._layout == "npz":
+                entries: dict[str, Any] = {key: np.asarray(values) for key, values in columns.items()}
+                np.savez(temporary, **entries)
+            else:
+                self._write_parquet(temporary, columns)
         self.files.append(path)
         self._pending = []
 
@@ -86,5 +137,5 @@ class Shards:
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """Extents that both have, -1 where they differ."""
+    """The extents that both shapes have, -1 where they differ."""
     return tuple(a if a == b else -1 for a, b in zip(one, other, strict=True))

@@ -89,6 +89,8 @@ def read_weights(
     for name, number in (("heads", heads), ("image_size", image_size)):
         if number < 0:
             raise InteropError(f"{name}: found {number}, expected a whole number of at least 0")
+    if step is not None and not path.is_dir():
+        raise InteropError(f"{path}: step: found {step}, expected none: a file holds one")
     try:
         return _resized(_from_checkpoint(path, choice) if path.is_dir() else _from_file(path, choice), image_size)
     except InteropError as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from sere_jax import load_backbone
@@ -99,3 +103,76 @@ def test_mistakes_are_told_together(place, tmp_path, capsys):
 def test_a_size_that_would_cut_off_an_edge_is_refused(place):
     with pytest.raises(ExtractError, match="size: found 30, expected a multiple of the patch"):
         extract(load_backbone(place / "x.safetensors"), open_source("bundled"), place / "cut", size=30)
+
+
+def test_native_features_of_a_network_of_grey_images(tmp_path, capsys):
+    """A broken file takes the place of an image of as many channels as the network has."""
+    changes = {"model": {"in_channels": 1}, "photometry": {"mean": (0.45,), "std": (0.25,)}, "data": {"value_range": (0.0, 4095.0)}}
+    config = micro.config(changes)
+    run = saved_run.checkpoint(tmp_path / "run", config, saved_run.state(config))
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images" / "a.npy", np.arange(20 * 12, dtype=np.uint16).reshape(20, 12) * 17)
+    np.save(tmp_path / "images" / "tiny.npy", np.zeros((3, 12), np.uint16))
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    arguments = [f"--checkpoint={run}", f"--data=folder:{tmp_path / 'images'}", f"--output={tmp_path / 'out'}"]
+    assert main([*arguments, "--size=native", "--tokens=cls,patches"]) == 0
+    output = capsys.readouterr()
+    assert "1 images in 1 files, 2 left out as unreadable" in output.out
+    assert "12 x 3 pixels are less than a patch" in output.err
+    table = pq.read_table(tmp_path / "out" / "features-00000.parquet").to_pydict()
+    assert (table["name"], table["grid_height"], table["grid_width"]) == (["a.npy"], [5], [3])
+    levels = np.floor(np.arange(20 * 12).reshape(20, 12, 1) * 17 / 4095 * 255 + 0.5)
+    images = jnp.asarray(((levels[None] / 255 - 0.45) / 0.25).astype(np.float32))
+    np.testing.assert_allclose(table["cls"][0], load_backbone(run)(images).cls[0], atol=1e-5)  # float32 in another order
+
+
+@pytest.mark.parametrize("layout", ["parquet", "npz"])
+def test_names_that_are_not_utf8_come_back(place, tmp_path, layout):
+    names = [b"caf\xe9.png", "caf\u00e9.png".encode(), b"back\\slash.png"]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        with open(os.fsencode(tmp_path / "images") + b"/" + name, "wb") as file:
+            file.write((place / "images" / "b.png").read_bytes())
+    assert _run(place, tmp_path / "out", f"--data=folder:{tmp_path / 'images'}", f"--format={layout}") == 0
+    path = tmp_path / "out" / f"features-00000.{layout}"
+    stored = pq.read_table(path)["name"].to_pylist() if layout == "parquet" else np.load(path)["name"].tolist()
+    assert sorted(stored) == sorted(["caf\\xe9.png", "caf\u00e9.png", "back\\\\slash.png"])
+    assert {os.fsencode(unescaped(text)) for text in stored} == set(names)
+
+
+@given(st.binary(max_size=12).map(os.fsdecode))
+def test_every_name_has_a_spelling_of_its_own(name):
+    escaped(name).encode()  # UTF-8 can hold it
+    assert unescaped(escaped(name)) == name
+
+
+def test_files_have_the_mode_of_the_umask(place, tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert _run(place, tmp_path / "out") == 0
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size=abc"], "size: found 'abc', expected whole numbers, or native"),
+        (["--layers=0,x"], "layers: found '0,x', expected whole numbers"),
+        (["--size=24", "--resize=20"], "size, resize: found 24 and 20"),
+        (["--size=-4"], "size, resize: found -4"),
+        (["--batch_size=0"], "batch_size: found 0, expected at least 1"),
+        (["--rows_per_file=-1"], "rows_per_file: found -1"),
+    ],
+)
+def test_numbers_that_cannot_be_followed(place, tmp_path, capsys, arguments, message):
+    assert _run(place, tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(place, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert _run(place, tmp_path / "out") == 2
+    assert f"output: {tmp_path / 'out'} cannot be written" in capsys.readouterr().err
