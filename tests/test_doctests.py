@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import re
 
 import numpy as np
 import pytest
@@ -23,6 +24,13 @@ def _examples():
                 yield pytest.param(module, text, id=f"{module}:{getattr(node, 'name', 'module')}")
 
 
+class Checker(doctest.OutputChecker):
+    """Compares what examples print without the lines of progress, which begin with the time of day."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return super().check_output(want, re.sub(r"^\d\d:\d\d:\d\d .*\n", "", got, flags=re.MULTILINE), optionflags)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("examples")
@@ -38,7 +46,7 @@ def test_an_example_runs(place, monkeypatch, module, text):
     names = dict(vars(importlib.import_module(module)))
     test = doctest.DocTestParser().get_doctest(text, names, module, None, 0)
     shown: list[str] = []
-    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=shown.append)
+    doctest.DocTestRunner(Checker(), optionflags=doctest.ELLIPSIS).run(test, out=shown.append)
     assert not shown, "".join(shown)
 
 

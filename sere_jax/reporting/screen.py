@@ -53,7 +53,7 @@ class LossyStream(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]  # rich asks which characters a terminal can show
         """The encoding of the stream."""
-        return self._stream.encoding
+        return self._stream.encoding or "utf-8"  # an io.StringIO has None
 
     def _lose(self, error: OSError) -> None:
         if error.errno not in _GONE:

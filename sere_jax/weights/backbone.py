@@ -51,12 +51,12 @@ class Backbone:
     preprocess: Preprocess
     about: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, images: Any, *, layers: int | Iterable[int] = (), attention: bool = False) -> Features:
+    def __call__(self, images: Any, *, layers: Any = (), attention: bool = False) -> Features:
         """Compute the features of normalised float images [b, H, W, c]; each new shape is compiled once.
 
         Args:
           images: as `prepare` makes them. An array of b = 0 images gives features of 0 images.
-          layers: numbers of blocks whose tokens [b, 1 + h w, d] are wanted too, from 0, or back from -1.
+          layers: number or numbers of blocks whose tokens [b, 1 + h w, d] are wanted too, from 0, or back from -1.
           attention: the attention of the last block is wanted too.
 
         Raises BackboneError for images, layers or attention that this backbone cannot take.
@@ -68,7 +68,12 @@ class Backbone:
           ((2, 17, 48), (2, 3, 17, 17))
         """
         wanted = pictures.blocks(layers, attention, self.module)
-        return self.apply(self.params, pictures.check(images, self.module), layers=wanted, attention=bool(attention))
+        images = pictures.check(images, self.module)
+        if images.shape[0]:
+            return self.apply(self.params, images, layers=wanted, attention=bool(attention))
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)  # the network's reshapes cannot infer sizes from no image
+        features = jax.eval_shape(partial(self.apply, layers=wanted, attention=bool(attention)), self.params, one)
+        return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), features)
 
     def prepare(self, images: Any) -> Float[np.ndarray, "b S S c"]:
         """Make the images that this backbone takes, as evaluations do: decoded, resized, cropped to the centre square, normalised.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _check_shape(shape: tuple[int, ...], module: ViT | ResNet) -> None:
         raise BackboneError(f"images: found {shape[1]} x {shape[2]} pixels, expected at least {least} x {least} (a patch)")
 
 
-def blocks(layers: int | Iterable[int], attention: bool, module: ViT | ResNet) -> tuple[int, ...]:
+def blocks(layers: Any, attention: bool, module: ViT | ResNet) -> tuple[int, ...]:
     """The numbers of the requested blocks, counted from 0; negative ones are counted from the last block (-1).
 
     Raises BackboneError for a block that there is not, and where a ResNet is asked for layers or attention.

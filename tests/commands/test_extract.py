@@ -17,6 +17,7 @@ from PIL import Image
 from sere_jax import load_backbone
 from sere_jax.commands.export import export
 from sere_jax.commands.extract import ExtractError, extract, main
+from sere_jax.commands.feature_files import escaped, unescaped
 from sere_jax.data.sources.open import open_source
 from tests import micro, saved_run
 
@@ -113,7 +114,7 @@ def test_native_features_of_a_network_of_grey_images(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     np.save(tmp_path / "images" / "a.npy", np.arange(20 * 12, dtype=np.uint16).reshape(20, 12) * 17)
     np.save(tmp_path / "images" / "tiny.npy", np.zeros((3, 12), np.uint16))
-    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "images" / "broken.npy").write_bytes(b"no image")
     arguments = [f"--checkpoint={run}", f"--data=folder:{tmp_path / 'images'}", f"--output={tmp_path / 'out'}"]
     assert main([*arguments, "--size=native", "--tokens=cls,patches"]) == 0
     output = capsys.readouterr()
