@@ -119,8 +119,7 @@ def extract(
     if mistakes:
         raise ExtractError("\n".join(mistakes))
     wanted = tuple(layer % module.depth for layer in layers)
-    named = _Named(source)
-    patch = module.patch_size
+    named, patch = _Named(source), module.patch_size
     reading = ImageReading("pil", max_pixels, module.in_channels, prepare.value_range)
     if native:
         batches, count = _native(named, patch, reading), len(named)
@@ -128,8 +127,7 @@ def extract(
         rows = -(-batch_size // jax.local_device_count()) * jax.local_device_count()
         batches = eval_batches(named, size=side, resize=shorter, batch_size=rows, reading=reading, workers=workers)
         count = -(-len(named) // rows)
-    about = {**{key: backbone.about.get(key) for key in ("source", "network", "step", "format")}, "data": source.spec}
-    about |= {"classes": source.classes, "size": "native" if native else side, "resize": None if native else shorter, "patch_size": patch}
+    about = _origin(backbone, source) | {"size": "native" if native else side, "resize": None if native else shorter}
     compute = _compute(backbone, tokens, wanted, jax.local_device_count() if not native else 1)
     try:
         with Shards(output, rows_per_file, layout, dtype, about) as shards:
@@ -141,6 +139,12 @@ def extract(
     except OSError as error:
         raise ExtractError(f"output: {output} cannot be written: {error}") from error
     return Extracted(tuple(shards.files), shards.rows, len(source) - shards.rows)
+
+
+def _origin(backbone: Backbone, source: Source) -> dict[str, Any]:
+    """What `features.json` says of the weights and of the images."""
+    weights = {key: backbone.about.get(key) for key in ("source", "network", "step", "format")}
+    return weights | {"data": source.spec, "classes": source.classes, "patch_size": backbone.module.patch_size}
 
 
 def _size_mistakes(module: Any, native: bool, side: int, shorter: int) -> list[str]:
