@@ -6,7 +6,7 @@ Launch    python train.py --config=configs/quickstart.py --workdir=RUN
 Cost      2 to 8 minutes on 2 cores, no accelerator, no download.
 Expected  hoped for: k-NN error on held-out regions at most 0.8 x the best of raw pixels, colour histogram and
           random initialisation.
-          on other photographs it can collapse (README, "Your own folder of images"); small.py did not.
+          on other photographs it can collapse (README, "Train on your images"); small.py did not.
           measured with this code: 0.74 x, mean of three seeds (make demo-seeds; docs/results.md).
 """
 
