@@ -13,7 +13,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends; an error in the block deletes it.
 
     The directory is made when missing. The file gets the mode that the process's umask gives to new files, whatever mode the writer
-    set: safetensors writes files that only their owner can read.
+    set: safetensors writes files that only their owner can read. Where `path` is a link, the file it leads to is replaced. A device or a
+    pipe (/dev/stdout) cannot be replaced: then `path` itself is yielded.
 
     Example:
       >>> with replacing("table.txt") as temporary:
@@ -21,7 +22,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
       >>> Path("table.txt").read_text()
       '1 2 3'
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays: some writers choose the format by it.
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"types", "writing", "ops"},
     "models": {"types", "ops"},
     "objectives": {"types", "ops", "losses"},
-    "train": {"types", "ops", "sharding", "distributed", "reporting"},
+    "train": {"types", "writing", "ops", "sharding", "distributed", "reporting"},
     # The names of models, recipes, sources and protocols; it builds nothing.
     "config": {"types", "models", "objectives", "data"},
     "evals": {"types", "writing", "ops", "losses", "models", "data", "train", "sharding", "distributed", "reporting"},

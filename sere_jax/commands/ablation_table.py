@@ -11,6 +11,7 @@ import jax
 
 from sere_jax.reporting import screen
 from sere_jax.reporting.table import write
+from sere_jax.writing import replacing
 
 
 @runtime_checkable
@@ -80,8 +81,8 @@ def publish(table: PaperTable, number: int, found: Sequence[Measured], *, note: 
     notes = [f"paper: {note}. Not comparable with the columns before.", *_errors(found)]
     text = _markdown(title, heads, cells, [*notes, f"`{about['command']}`"])
     screen.stdout().print(text, markup=False, highlight=False, soft_wrap=True)  # wider than most screens: a table would lose columns
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"table{number}.md").write_text(text)
+    with replacing(directory / f"table{number}.md") as temporary:
+        temporary.write_text(text)
     content = [_json(table.rows[row], row, table.columns, [one for one in found if one.row == row]) for row in rows]
     write(directory / f"table{number}.json", {"table": number, "title": table.title, "paper": note, **about, "rows": content})
 

@@ -36,6 +36,7 @@ from sere_jax.train.state import State
 from sere_jax.types import PyTree, Views
 from sere_jax.weights import warm_start
 from sere_jax.weights.warm_start import WarmStart
+from sere_jax.writing import replacing
 
 # Backbone parameters of the network that the recipe evaluates, a ResNet's running statistics among them -> (name, value)
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
@@ -246,7 +247,8 @@ def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Chec
 
 def _write_facts(config: ConfigDict, data: identity.Data, directory: Path) -> None:
     try:
-        (directory / "config.json").write_text(rules.to_json(config) + "\n", encoding="utf-8")
+        with replacing(directory / "config.json") as temporary:
+            temporary.write_text(rules.to_json(config) + "\n", encoding="utf-8")
         identity.keep_entries(data, directory)
     except OSError as error:
         raise WorkdirError(f"{directory}: nothing can be written there ({error.strerror}); expected a directory to write to") from error

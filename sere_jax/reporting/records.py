@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sere_jax.writing import replacing
+
 
 class Records:
     """Lines `{"step": 10, "time": 1700000000.0, "loss": 9.1, ...}` in DIRECTORY/metrics.jsonl.
@@ -22,9 +24,8 @@ class Records:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
         earlier = [line for line in lines if _step(line) <= after]
-        beside = path.with_suffix(".jsonl.new")
-        beside.write_text("".join(line + "\n" for line in earlier))
-        beside.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in earlier))
         self._file = path.open("a")
         # An evaluation that a stop cut short is reported after the restart: it joins the line of its step.
         self._last: dict[str, Any] = json.loads(earlier[-1]) if earlier else {}

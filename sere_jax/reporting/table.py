@@ -11,6 +11,7 @@ import jax
 from rich.table import Table
 
 from sere_jax.reporting import screen
+from sere_jax.writing import replacing
 
 _NAME = 12  # characters of a first column that may be broken
 
@@ -54,11 +55,9 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wi
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON. A temporary file is renamed over the old one, so that no reader sees half of it."""
+    """Write `content` as JSON, in process 0."""
     if jax.process_index() != 0:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
     say(f"written: {path}")

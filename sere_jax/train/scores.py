@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import BestN
 
 from sere_jax.train.checkpoint import UnwritableCheckpoint
 from sere_jax.train.disk import cause
+from sere_jax.writing import replacing
 
 
 class Best(NamedTuple):
@@ -59,11 +60,10 @@ class Scores:
         if jax.process_index() != 0:
             return
         entries = [{"step": at, "name": one, "scores": values} for at, names in sorted(self._done.items()) for one, values in names.items()]
-        beside = self._path.with_name(f"{self._path.name}.new")
         try:
-            self._path.parent.mkdir(exist_ok=True)
-            beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-            beside.replace(self._path)
+            self._path.parent.mkdir(exist_ok=True)  # without its parents: a workdir that has vanished is not made again
+            with replacing(self._path) as temporary:
+                temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         except OSError as error:
             raise UnwritableCheckpoint(f"{self._path} could not be written: {cause(error)}") from error
 

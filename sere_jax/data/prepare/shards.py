@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import glob
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from sere_jax.data.images.decode import BadImage
 from sere_jax.data.prepare.encode import Encoder, printable
 from sere_jax.data.prepare.records import Layout, Record
+from sere_jax.writing import replacing
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
@@ -76,25 +78,26 @@ class Output:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         path = os.path.join(self.directory, shard.file)
-        writer = ArrayRecordWriter(f"{path}.part", _OPTIONS)
         left_out, records = [], 0
-        try:
-            for name, result in results:
-                if isinstance(result, Exception):
-                    left_out.append({"name": printable(name), "error": str(result)})
-                else:
-                    writer.write(result)
-                    records += 1
-        finally:
-            writer.close()
-        note = {"file": shard.file, "records": records, "bytes": os.path.getsize(f"{path}.part"), "sha256": file_digest(f"{path}.part")}
-        os.replace(f"{path}.part", path)
-        note["left_out"] = left_out
+        with replacing(path) as temporary:
+            writer = ArrayRecordWriter(str(temporary), _OPTIONS)
+            try:
+                for name, result in results:
+                    if isinstance(result, Exception):
+                        left_out.append({"name": printable(name), "error": str(result)})
+                    else:
+                        writer.write(result)
+                        records += 1
+            finally:
+                writer.close()
+        note = {"file": shard.file, "records": records, "bytes": os.path.getsize(path), "sha256": file_digest(path), "left_out": left_out}
         write_json(self._note(shard), note)
         return note
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """The manifest is what says that all is there; it comes last."""
+        for leftover in glob.glob(os.path.join(glob.escape(self.directory), ".*.partial.*")):  # of a preparation that was killed
+            os.remove(leftover)
         write_json(os.path.join(self.directory, MANIFEST), manifest)
         shutil.rmtree(self._notes)
 
@@ -197,8 +200,6 @@ def _read(path: str) -> Any:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Whole or not at all."""
-    with open(f"{path}.part", "w") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
-    os.replace(f"{path}.part", path)
+    """Write a value as JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError
 from sere_jax.data.sources.folder import file_sizes
 from sere_jax.data.sources.tfds_features import annotation, read_features
+from sere_jax.writing import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +91,8 @@ class TfdsSource(Source):
         _log.warning("%s: reading the classes of %d examples, once", self.spec, len(self))
         found = np.array([self[i].label for i in range(len(self))], np.int32)
         try:
-            temporary = f"{kept}.{os.getpid()}.npy"
-            np.save(temporary, found)
-            os.replace(temporary, kept)
+            with replacing(kept) as temporary:
+                np.save(temporary, found)
         except OSError as error:
             _log.warning("%s: the classes cannot be kept beside the data: %s", self.spec, error)
         return found

@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from sere_jax.writing import replacing
+
 INK = "#22262b"
 MUTED = "#79818a"
 # Distinct in hue and in lightness (after Okabe and Ito's palette for colour-blind readers).
@@ -228,6 +230,6 @@ def stretch(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG (no time stamp in it: equal figures are equal files)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
     return path
