@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and how they tell and agree."""
+"""Several processes of one run: how they start, exchange text and fail together."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _CONCURRENT_COLLECTIVES = "--xla_cpu_enable_concurrency_optimized_scheduler"
 
 
 class DistributedError(ValueError):
-    """The processes of this run cannot be started as the flags and the environment say."""
+    """The flags or the environment describe processes that cannot be started."""
 
 
 class OtherProcessError(RuntimeError):
-    """Another process failed in a block that all enter together. Only process 0 has a message; the others stay silent."""
+    """Another process failed in a block that all processes enter. Only process 0 should print the message."""
 
 
 def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> bool:
@@ -64,10 +64,10 @@ def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_
 
 
 def _order_collectives() -> None:
-    """On CPUs, let XLA run one collective after the other.
+    """On CPUs, make XLA run collectives one after the other.
 
-    Its scheduler otherwise starts several at once, each process in an order of its own. Their data are then mixed between processes,
-    and losses are NaN at random. The flag only reaches XLA's CPU compiler, so it is set whatever the devices will be.
+    By default its scheduler starts several at once, and each process may choose another order. The collectives then mix their
+    data, and losses become NaN at random. The flag affects only XLA's CPU compiler, so it is set for all platforms.
     """
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_CONCURRENT_COLLECTIVES)]
     os.environ["XLA_FLAGS"] = " ".join([*flags, f"{_CONCURRENT_COLLECTIVES}=false"])
@@ -82,7 +82,7 @@ def _start_on_tpu_vm() -> bool:
 
 
 def _has_tpu() -> bool:
-    """Whether TPU chips and their library are here and JAX may use them. The library alone (to compile ahead of time) is not enough."""
+    """Whether this machine has TPU chips and libtpu, and JAX may use them. libtpu alone serves to compile ahead of time."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     allowed = not platforms or "tpu" in platforms.split(",")
     chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
@@ -101,12 +101,12 @@ def _check_explicit(coordinator: str, num_processes: int, process_id: int) -> No
 
 
 def _check_coordinator(host: str, port: int, process_id: int, name: str) -> None:
-    """Refuse a host that no name server knows, and, on process 0, a port that is taken: JAX would crash on it in C++."""
+    """Refuse an unknown host and, on process 0, a port that is in use. JAX would crash on it in C++."""
     if host:
         try:
             socket.getaddrinfo(host, port)
         except OSError as error:
-            raise DistributedError(f"{name}: found the host {host!r}, which is not known here ({error.strerror})") from error
+            raise DistributedError(f"{name}: found the host {host!r}, which cannot be resolved ({error.strerror})") from error
     if process_id != 0:
         return
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -120,13 +120,13 @@ def _check_coordinator(host: str, port: int, process_id: int, name: str) -> None
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 return  # JAX will say what it cannot do here
-            why = "is taken by another program, another run, or a process of this one with the same process_id"
-            why = why if error.errno == errno.EADDRINUSE else "may not be used by this user"
-            raise DistributedError(f"{name}: port {port} of this machine {why}; expected a free one") from error
+            reason = "is taken by another program, another run, or a process of this one with the same process_id"
+            reason = reason if error.errno == errno.EADDRINUSE else "may not be used by this user"
+            raise DistributedError(f"{name}: port {port} of this machine {reason}; expected a free one") from error
 
 
 def _slurm_tasks(environ: Mapping[str, str]) -> int:
-    """Tasks of this Slurm step, 1 outside one. In a batch script without srun the job's variables exist, the step's do not."""
+    """Number of tasks of this Slurm step; 1 outside one. A batch script without srun has the job's variables but not the step's."""
     if not all(name in environ for name in _SLURM_NEEDED):
         return 1
     tasks = environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"])
@@ -134,12 +134,12 @@ def _slurm_tasks(environ: Mapping[str, str]) -> int:
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
-    """The port that JAX derives from a Slurm job's number, the same on all of its nodes."""
+    """The port that JAX derives from the number of a Slurm job; it is the same on all nodes."""
     return 2**16 - 2**12 + int(environ["SLURM_JOB_ID"]) % 2**12
 
 
 def _slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
-    """All of a node's GPUs where Slurm runs one task a node. JAX alone would take one GPU a task and leave the rest idle."""
+    """All GPUs of the node if Slurm runs one task per node. By default JAX would use one GPU per task."""
     nodes = environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or ""
     gpus = environ.get("SLURM_GPUS_ON_NODE", "")
     if nodes.isdigit() and gpus.isdigit() and int(nodes) == _slurm_tasks(environ) and int(gpus) > 1:
@@ -148,14 +148,14 @@ def _slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
 
 
 def _tpu_hosts(environ: Mapping[str, str]) -> int:
-    """Hosts of this TPU slice times slices, as the TPU runtime's own variables list them; 0 where they say nothing."""
+    """Number of hosts of all TPU slices, from the variables of the TPU runtime; 0 if they are not set."""
     listed = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
     slices = environ.get("MEGASCALE_NUM_SLICES", "1")
     return len([host for host in listed.split(",") if host]) * (int(slices) if slices.isdigit() else 1)
 
 
 def gather_texts(text: str) -> list[str]:
-    """One text of each process, in the order of the processes; the same list on all of them. Every process has to call it."""
+    """Gather one text from each process, in process order. All processes must call it and get the same list."""
     if jax.process_count() == 1:
         return [text]
     encoded = np.frombuffer(text.encode(), np.uint8)
@@ -167,7 +167,7 @@ def gather_texts(text: str) -> list[str]:
 
 
 def gather_lines(lines: list[str]) -> list[str]:
-    """The lines of all processes, each once; those that process 0 does not have say whose they are. Every process has to call it."""
+    """Gather the lines of all processes without repetition. Lines that process 0 lacks begin with their process. All must call it."""
     first, *others = (text.split("\n") if text else [] for text in gather_texts("\n".join(lines)))
     seen = {*first}
     for process, its_lines in enumerate(others, 1):
@@ -178,7 +178,7 @@ def gather_lines(lines: list[str]) -> list[str]:
 
 
 def text_of_first(text: str) -> str:
-    """Process 0's text, on every process. Every process has to call it."""
+    """The text of process 0. All processes must call it."""
     if jax.process_count() == 1:
         return text
     encoded = np.frombuffer(text.encode(), np.uint8)
@@ -189,7 +189,7 @@ def text_of_first(text: str) -> str:
 
 
 def assert_equal(facts: Mapping[str, Any], heading: str) -> None:
-    """Refuse processes that were started with different facts. Every process has to call it.
+    """Check that all processes have equal facts. All processes must call it.
 
     `facts` maps a name to any value that JSON can hold.
 
@@ -213,7 +213,7 @@ def assert_equal(facts: Mapping[str, Any], heading: str) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block that fails on all processes as soon as it fails on one, so that none waits for another that has gone.
+    """A block that fails on all processes if it fails on one, so that none waits for a process that has ended.
 
     Process 0 raises its own error, or `OtherProcessError` with those of the others; other processes raise `OtherProcessError`. The
     block itself must not communicate.

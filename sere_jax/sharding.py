@@ -1,7 +1,7 @@
-"""Where arrays live: the mesh, which leaf is cut along which axis, host batches -> global arrays.
+"""The device mesh, the sharding of the state and of batches, and global arrays from host batches.
 
-There is one mesh with two axes, `data` and `fsdp`. A batch is cut along both; parameters, teacher and optimizer moments
-are cut along `fsdp` only. Everything is `jax.jit` with `NamedSharding`: the compiler puts in the collectives.
+There is one mesh with two axes, `data` and `fsdp`. A batch is sharded over both; parameters, teacher and optimizer moments
+are sharded over `fsdp` only. All computations are `jax.jit` with `NamedSharding`, and the compiler inserts the collectives.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 
-# Smaller leaves are replicated: gathering a bias costs more time than keeping it everywhere costs memory.
+# Smaller leaves are replicated, because gathering them would take longer than their memory is worth.
 MIN_SHARDED_SIZE = 2**14
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
     """The mesh ('data', 'fsdp') over all devices of all processes, the devices of process 0 first.
 
-    `jax.make_mesh` may interleave the devices of several hosts to suit the network. Here rows of a batch belong to
-    positions, and random numbers to rows, so the order has to be the processes' own; the `fsdp` groups, where most
-    bytes travel, then lie within one host.
+    `jax.make_mesh` may interleave the devices of several hosts to suit the network. Here the order must be that of the
+    processes, because random numbers depend on the row of an example in the global batch. The `fsdp` groups, which
+    communicate most, then lie within one host.
 
     Raises:
       ValueError: `fsdp` does not divide the number of devices.
@@ -39,12 +39,12 @@ def make_mesh(fsdp: int = 1) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 of a batch is cut over all devices."""
+    """The sharding of a batch: axis 0 over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same values on every device."""
+    """The sharding of values that every device holds."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -61,13 +61,13 @@ def leaf_sharding(shape: tuple[int, ...], mesh: Mesh, min_size: int = MIN_SHARDE
 def state_shardings(abstract_state: PyTree, mesh: Mesh, min_size: int = MIN_SHARDED_SIZE) -> PyTree:
     """A `NamedSharding` for each leaf of a state, in the state's structure.
 
-    The rule looks at shapes only, so a parameter, its teacher and its optimizer moments are always cut alike.
+    The rule depends only on shapes, so a parameter, its teacher and its optimizer moments are always sharded alike.
     """
     return jax.tree.map(lambda leaf: leaf_sharding(tuple(leaf.shape), mesh, min_size), abstract_state)
 
 
 def to_global(batch: PyTree, mesh: Mesh) -> PyTree:
-    """This process's rows of a batch (NumPy, axis 0 = examples) -> global `jax.Array`s cut over all devices.
+    """This process's rows of a batch (NumPy, axis 0 = examples) -> global `jax.Array`s sharded over all devices.
 
     The global rows are process 0's, then process 1's, and so on. `None` leaves stay `None`, and leaves without
     elements (no local crops) are allowed.

@@ -119,7 +119,7 @@ def _binds(server: socket.socket, port: int) -> bool:
 
 
 def test_a_coordinator_that_no_name_server_knows_is_a_sentence():
-    with pytest.raises(distributed.DistributedError, match="found the host 'no-such-host.invalid', which is not known here"):
+    with pytest.raises(distributed.DistributedError, match="found the host 'no-such-host.invalid', which cannot be resolved"):
         distributed.start_distributed(coordinator="no-such-host.invalid:1234", num_processes=2, process_id=1)
 
 

@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, records, tables."""
+"""Output for people and log files: progress, metrics, tables."""

@@ -1,4 +1,4 @@
-"""How the state of a run looks: the panel of the live display, and the plain line."""
+"""The appearance of a run on the screen: the panel of the live display, and plain lines."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sere_jax.reporting.kinds import kind_of, verdict_colour
 _TRACE = 24  # values in the small curve beside a loss
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPEED = ("speed/images_per_second", "speed/seconds_per_step", "speed/data_wait")
-_QUIET = ("bad_steps", "data/replaced")  # not worth a word in a plain line while they are 0
+_QUIET = ("bad_steps", "data/replaced")  # left out of plain lines while they are 0
 
 
 class Panel:
-    """Last values of a run and where it stands. No I/O; the caller keeps threads apart."""
+    """The latest metrics of a run and its step. It does no I/O and takes no locks; the caller must serialise the calls."""
 
     def __init__(self, total_steps: int, steps_per_epoch: int, references: Mapping[str, float]) -> None:
         self._total_steps, self._steps_per_epoch, self._references = total_steps, steps_per_epoch, references
@@ -33,23 +33,23 @@ class Panel:
         self.activity: tuple[str, float] | None = None
 
     def start(self, step: int) -> None:
-        """Nothing is known beyond this step."""
+        """Training starts after this step."""
         self._step, self._since, self._started = step, None, time.perf_counter()
 
     def advance(self, step: int) -> None:
-        """A step is done; the clock of the time left starts with the first, after compilation."""
+        """Record that a step is done. The time left is estimated from the first step on, so compilation does not count."""
         self._step = step
         if self._since is None:
             self._since = (time.perf_counter(), step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """New values of a step."""
+        """Record the metrics of a step."""
         for name, value in values.items():
             self._values[name] = (value, step)
             self._traces[name].append(value)
 
     def line(self, step: int, values: Mapping[str, float]) -> str:
-        """One plain line: place, speed, then each value, with its know-nothing value in brackets."""
+        """One plain line: step, speed, then each metric, with its value when nothing is learned in brackets."""
         words = [*self._place(step), *self._speed()]
         for name in self._order(values):
             if name in _QUIET and not values[name]:
@@ -70,7 +70,7 @@ class Panel:
         return rich.console.Group(*parts)
 
     def _order(self, values: Mapping[str, object]) -> list[str]:
-        """Losses in the objective's order, then the rest as it came, without what the head of the line tells."""
+        """Metrics with a reference in the objective's order, then the others, without those that the line begins with."""
         first = [name for name in self._references if name in values]
         return first + [name for name in values if name not in self._references and name not in _SPEED]
 
@@ -90,7 +90,7 @@ class Panel:
         return [f"{images:,.0f} images/s" if images >= 10 else f"{images:.2f} images/s", f"waiting for data {wait:.0%}"]
 
     def _seconds_left(self) -> float | None:
-        """By the mean speed since the first step, evaluations and saving in it: they will come again."""
+        """Estimated from the mean speed since the first step, including evaluations and saving, which will happen again."""
         if self._since is None or self._step <= self._since[1]:
             return None
         began, first = self._since

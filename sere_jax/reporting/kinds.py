@@ -1,4 +1,4 @@
-"""What kind of number a metric is, which decides its colour wherever it is shown."""
+"""The kind of a metric (loss, accuracy, entropy ...) decides its colour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 
 class Kind(NamedTuple):
-    """Metrics that are read alike."""
+    """A group of metrics that are interpreted alike."""
 
     name: str
     metrics: tuple[str, ...]  # names, with * for any text
@@ -16,10 +16,10 @@ class Kind(NamedTuple):
     better: Literal["below", "above", "between", "neither"]  # than the value of a network that has learned nothing
 
 
-# The first kind that fits a name counts.
+# The first kind whose pattern matches a name is used.
 KINDS = (
     Kind("accuracy", ("*accuracy", "*/top1", "*/top5"), "green", "above"),
-    # At its reference the teacher calls every prototype equally likely, and at 0 it uses one prototype only: both are collapses.
+    # At the reference all prototypes are equally likely; at 0 a single prototype is used. Both are collapses.
     Kind("entropy", ("*entropy",), "magenta", "between"),
     Kind("fault", ("bad_steps", "bad_step", "data/replaced"), "red", "neither"),
     Kind("norm", ("*norm",), "blue", "neither"),
@@ -42,7 +42,7 @@ def kind_of(metric: str) -> Kind:
 
 
 def verdict_colour(metric: str, value: float, reference: float) -> str:
-    """Green where a value is better than that of a network that has learned nothing, yellow where it is not, red for NaN.
+    """Green if a value is better than that of a network that has learned nothing, yellow if not, red if it is not finite.
 
     >>> verdict_colour("dino", 6.0, 6.2), verdict_colour("mocov3_accuracy", 0.3, 0.1), verdict_colour("teacher_entropy", 6.2, 6.2)
     ('green', 'green', 'yellow')

@@ -1,6 +1,6 @@
-"""What a person sees of a run, and the files that keep it: a live display or plain lines, TensorBoard, metrics.jsonl.
+"""The progress of a run: a live display or plain lines, TensorBoard, and metrics.jsonl.
 
-Only process 0 shows and writes anything.
+Only process 0 prints and writes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sere_jax.reporting.tensorboard import EventFile
 
 Item = TypeVar("Item")
 
-_PLAIN_EVERY_SECONDS = 30.0  # how often long work tells of itself where there is no terminal
+_PLAIN_EVERY_SECONDS = 30.0  # between lines about long work, where there is no terminal
 _ANNOUNCED_AFTER_SECONDS = 3.0
 
 
@@ -36,9 +36,9 @@ class Progress:
     Args:
       directory: the workdir; gets `metrics.jsonl` and `tensorboard/`. None = no files.
       total_steps: the last step.
-      steps_per_epoch: for the epoch's display; 0 = epochs mean nothing here.
-      references: metric -> the value it has when nothing is learned (ln K ...), shown beside it.
-      live: a display that rewrites itself; None = where standard output is a terminal.
+      steps_per_epoch: to show epochs; 0 = show only steps.
+      references: metric -> its value when nothing is learned (ln K ...), shown beside it.
+      live: whether to redraw a panel in place; None = if standard output is a terminal.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Progress:
         self._console = console or screen.stdout()
         self._live_wanted = screen.can_redraw(self._console) if live is None else live
         self._panel = Panel(total_steps, steps_per_epoch, dict(references or {}))
-        self._lock = threading.Lock()  # the live display draws from a thread of its own
+        self._lock = threading.Lock()  # the live display draws from its own thread
         self._live: rich.live.Live | None = None
         self._directory = directory
         self._records: Records | None = None
@@ -72,7 +72,7 @@ class Progress:
         self.close()
 
     def start(self, step: int) -> None:
-        """Training goes on after `step`: drop what the files say of later steps."""
+        """Open the logs. Training continues after `step`, so entries of later steps are dropped."""
         with self._lock:
             self._panel.start(step)
         if not self._first:
@@ -86,12 +86,12 @@ class Progress:
             self.note(f"resumed from step {step}")
 
     def advance(self, step: int) -> None:
-        """A step is done. Cheap."""
+        """Record that a step is done. Cheap."""
         with self._lock:
             self._panel.advance(step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of one step, to the files and the console. Non-finite ones are `null` in `metrics.jsonl`."""
+        """Write the metrics of one step to the files and the console. Non-finite values are `null` in `metrics.jsonl`."""
         with self._lock:
             self._panel.write(step, values)
         if self._records is not None:
@@ -104,13 +104,13 @@ class Progress:
             self._say(self._panel.line(step, values))
 
     def note(self, text: str) -> None:
-        """A line for a person, above the live display."""
+        """Print a line, above the live display."""
         if self._first:
             self._say(text)
 
     @contextlib.contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """Show that something other than training goes on; in plain lines only where it takes noticeably long."""
+        """Show that something other than training is running. Plain lines mention it only after a few seconds."""
         began = time.perf_counter()
         with self._lock:
             self._panel.activity = (what, began)
@@ -130,7 +130,7 @@ class Progress:
                 self._say(f"{what} took {seconds:.1f} s")
 
     def close(self) -> None:
-        """Leave the last picture on the screen and close the files."""
+        """Stop the display, leaving its last state on the screen, and close the files."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -142,15 +142,17 @@ class Progress:
 
     @contextlib.contextmanager
     def _may_fail(self, name: str) -> Iterator[None]:
-        """Training goes on when a log cannot be written (a full or vanished disk). One warning a file says so."""
+        """Continue when a log cannot be written (a full or missing disk), with one warning for each file."""
         try:
             yield
         except OSError as error:
             if name == "tensorboard":
-                self._events = None  # a record may be cut in the middle, and readers stop there
+                self._events = None  # a record may be incomplete, and readers stop there
             if name not in self._reported_lost:
                 self._reported_lost.add(name)
-                self.note(f"warning: {name} cannot be written ({error.strerror or error}); training goes on and lines of it may be lost")
+                self.note(
+                    f"warning: {name} cannot be written ({error.strerror or error}); training continues, and some of its lines may be lost"
+                )
 
     def _draw(self) -> rich.console.RenderableType:
         with self._lock:
@@ -164,12 +166,12 @@ class Progress:
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """The items, while a bar (on a terminal) or a line now and then (elsewhere) tells how far they are and the time left.
+    """Yield the items and show the progress and the time left: as a bar on a terminal, elsewhere as a line now and then.
 
     Args:
-      items: what is worked through.
-      label: what is being done.
-      total: how many there are, where `len` does not tell.
+      items: the items to process.
+      label: describes the work.
+      total: number of items, if they have no `len`.
     """
     count = total if total is not None else (len(items) if isinstance(items, Sized) else None)
     if jax.process_index() != 0:
@@ -187,16 +189,16 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
             yield from bars.track(items, total=count, description=label)
         return
     _stamped(console, label + (f": 0 of {count}" if count else ""))
-    began = told = time.perf_counter()
+    began = last_line = time.perf_counter()
     for done, item in enumerate(items, 1):
         yield item
         now = time.perf_counter()
-        if now - told >= _PLAIN_EVERY_SECONDS:
-            told = now
+        if now - last_line >= _PLAIN_EVERY_SECONDS:
+            last_line = now
             left = f" of {count}, {duration((now - began) / done * (count - done))} left" if count else ""
             _stamped(console, f"{label}: {done}{left}")
 
 
 def _stamped(console: rich.console.Console, text: str) -> None:
-    # No markup, no wrapping: log lines are for grep too.
+    # No markup and no wrapping, so that log lines can be searched.
     console.print(rich.text.Text(f"{datetime.datetime.now():%H:%M:%S} {text}"), soft_wrap=True, highlight=False)

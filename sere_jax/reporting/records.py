@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, and no step twice however often a run was killed and resumed."""
+"""metrics.jsonl: one line per logged step, and no step twice, however often a run was killed and resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sere_jax.writing import replacing
 class Records:
     """Lines `{"step": 10, "time": 1700000000.0, "loss": 9.1, ...}` in DIRECTORY/metrics.jsonl.
 
-    Lines of steps beyond `after`, and one cut short by a kill, are dropped at the start: those steps are done again.
+    Lines of steps after `after`, and an incomplete last line, are dropped at the start, because those steps are repeated.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, after: int) -> None:
@@ -32,19 +32,19 @@ class Records:
         self._last_length = len(f"{earlier[-1]}\n".encode()) if earlier else 0
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a line, on disk at once. JSON knows no NaN: what is not finite becomes null."""
+        """Append a line and flush it. JSON has no NaN, so non-finite values become null."""
         plain = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        own = {"step": step, "time": round(time.time(), 3)}
+        position = {"step": step, "time": round(time.time(), 3)}
         if self._last.get("step") == step:
             self._file.truncate(self._file.seek(0, os.SEEK_END) - self._last_length)
             plain = {**self._last, **plain}
         self._last = {}
-        line = json.dumps({**own, **plain, **own})  # first in the line, and not to be overwritten by a metric of that name
+        line = json.dumps({**position, **plain, **position})  # first in the line, and not overwritten by a metric of the same name
         self._file.write(line + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""Standard output that never ends a program: its reader has gone, its terminal was closed, its disk is full."""
+"""Standard output whose errors do not end the program: a closed pipe, a closed terminal, a full disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TextIO, cast
 
 import rich.console
 
-_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # `| head` has ended; the terminal was closed; nothing was ever there
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # the pipe's reader has ended; the terminal was closed; the descriptor was never open
 
 
 class LossyStream(io.TextIOBase):
-    """A text stream that drops what cannot be written, for output that matters less than the work it tells of.
+    """A text stream that drops what cannot be written. For messages that matter less than the work they describe.
 
-    When the reader has gone for good, the descriptor is pointed at /dev/null: later writes by anybody, and Python's own flush at
-    exit, then succeed. After another error (a full disk) each write is tried again.
+    Once the reader has ended, the descriptor is redirected to /dev/null, so that later writes by other code and Python's flush at
+    exit succeed. After other errors (a full disk) each write is tried again.
 
     Example:
       >>> print("a line", file=LossyStream(open("/dev/full", "w")), flush=True)
@@ -28,7 +28,7 @@ class LossyStream(io.TextIOBase):
         self._terminal = stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write, or drop the text. Returns its length in any case."""
+        """Write the text or drop it; return its length in both cases."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -36,14 +36,14 @@ class LossyStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or keep what the system does not take for the next time."""
+        """Flush. Text that the system does not accept now is kept for the next flush."""
         try:
             self._stream.flush()
         except OSError as error:
             self._lose(error)
 
     def isatty(self) -> bool:
-        """Whether the stream was a terminal at the start; a display that has begun is not changed in the middle."""
+        """Whether the stream was a terminal when it was wrapped. It stays so after an error, so that a display does not change."""
         return self._terminal
 
     def fileno(self) -> int:
@@ -51,7 +51,7 @@ class LossyStream(io.TextIOBase):
         return self._stream.fileno()
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # rich asks which characters a terminal can show
+    def encoding(self) -> str:  # type: ignore[override]  # rich chooses its characters by it
         """The encoding of the stream."""
         return self._stream.encoding or "utf-8"  # an io.StringIO has None
 
@@ -65,7 +65,7 @@ class LossyStream(io.TextIOBase):
 
 def stdout() -> rich.console.Console:
     """A console on standard output. A file or a pipe gets no colours and is not wrapped at 80 columns."""
-    # Python has no stream at all where a program was started with its output closed.
+    # sys.stdout is None if the program was started with its output closed.
     written_to = cast(io.TextIOBase, sys.stdout or io.StringIO())
     stream = cast(TextIO, LossyStream(written_to))
     console = rich.console.Console(file=stream)
@@ -73,5 +73,5 @@ def stdout() -> rich.console.Console:
 
 
 def can_redraw(console: rich.console.Console) -> bool:
-    """Whether lines already written can be drawn again: on a terminal that is not a dumb one."""
+    """Whether the console is a terminal that can redraw lines."""
     return console.is_terminal and not console.is_dumb_terminal

@@ -13,7 +13,7 @@ from rich.table import Table
 from sere_jax.reporting import screen
 from sere_jax.writing import replacing
 
-_NAME = 12  # characters of a first column that may be broken
+_NAME = 12  # smallest width of a first column whose names are broken, in characters
 
 
 def say(text: str) -> None:
@@ -33,10 +33,10 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
-    """A table of at most `width` characters that loses nothing; rich alone would cut words and numbers.
+    """A table of at most `width` characters. rich alone would truncate words and numbers.
 
-    If it does not fit, cells of several words become several lines; then the space beside the cells goes. The names in the
-    first column take the rest of the width and are broken into lines.
+    If it does not fit, words of a cell are put on separate lines; next, the padding is removed. The names in the first
+    column get the remaining width and are broken into lines.
     """
     names, *values = zip(columns, *rows, strict=True)
     whole = [max(len(line) for cell in column for line in cell.split("\n")) for column in values]

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, written at once and without a thread, so that a full disk is an error where it happens."""
+"""Event files for TensorBoard. They are written without a thread, so that a full disk raises an error in the caller."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _FLUSH_EVERY_SECONDS = 10.0
 
 
 class EventFile:
-    """A new event file in `directory`. TensorBoard hides what earlier files say of steps beyond `after`."""
+    """A new event file in `directory`. TensorBoard hides entries of earlier files for steps after `after`."""
 
     def __init__(self, directory: Path, *, after: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files in the order of their names; the microseconds keep two quick starts apart.
+        # TensorBoard reads the files in the order of their names; the microseconds separate two starts within a second.
         self._file = tensorboardX.RecordWriter(str(directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
         self._flushed = time.monotonic()
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._add(Event(wall_time=time.time(), step=after + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the values of one step."""
+        """Append the metrics of one step."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
         if time.monotonic() - self._flushed > _FLUSH_EVERY_SECONDS:
@@ -34,7 +34,7 @@ class EventFile:
             self._file.flush()
 
     def close(self) -> None:
-        """Write what is left to disk and release the file."""
+        """Write the remaining events and close the file."""
         self._file.close()
 
     def _add(self, event: Event) -> None:
