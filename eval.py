@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -42,6 +41,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.interop.tables import InteropError
     from sere_jax.reporting import table
     from sere_jax.train import checkpoint
+    from sere_jax.writing import WriteError, writing_to
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
     command_line.quiet()
@@ -67,8 +67,9 @@ def main(mistakes: list[str]) -> int:
         for path in _CHECKPOINT.value:
             table.say(f"reading {path}")
             networks.append(load(path))
-        evaluate.run(config, networks, Path(_WORKDIR.value))
-    except (EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError) as error:
+        with writing_to(_WORKDIR.value) as workdir:
+            evaluate.run(config, networks, workdir)
+    except (WriteError, EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

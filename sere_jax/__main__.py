@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sere_jax.writing import WriteError
+
 # command -> (module of sere_jax.commands, what it does in one line). Modules are imported when they run.
 COMMANDS = {
     "export": ("export", "write a checkpoint's weights for PyTorch: timm, DINO, SERE, MoCo v3 or Hugging Face names"),
@@ -38,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"found command {name!r}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"sere_jax.commands.{COMMANDS[name][0]}")
-    return module.main(options)
+    try:
+        return module.main(options)
+    except WriteError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
 
 
 def usage() -> str:

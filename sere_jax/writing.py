@@ -1,11 +1,57 @@
-"""Writing files so that a reader sees the old file or the whole new one, never half of one."""
+"""Where files are written, and how: a reader sees the old file or the whole new one, never half of one."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)  # said of a file without its name
+
+
+class WriteError(RuntimeError):
+    """Nothing can be written to a directory. The message names it and says why, in one line."""
+
+
+def place(path: str | os.PathLike[str]) -> Path:
+    """The one place that a path means, in every program: `~` is the home directory, and the rest is below the current directory.
+
+    Example:
+      >>> place("~/run") == Path.home() / "run" and place("run") == Path.cwd() / "run"
+      True
+    """
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+@contextlib.contextmanager
+def writing_to(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a directory, try it, and turn what its disk refuses during the block into `WriteError`.
+
+    Other errors pass, those of files elsewhere among them.
+
+    Example:
+      >>> with writing_to("made/here") as directory:
+      ...     _ = (directory / "table.txt").write_text("1 2 3")
+
+    Raises:
+      WriteError: the directory cannot be made or written to, at the start or later.
+    """
+    directory = place(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(4096))
+        yield directory
+    except OSError as error:
+        if isinstance(error.filename, str) and not place(error.filename).is_relative_to(directory) and directory.exists():
+            raise
+        if error.filename is None and error.errno not in _DISK:
+            raise
+        why = error.strerror or str(error)
+        raise WriteError(f"{directory}: nothing can be written there ({why}); expected a directory to write to") from error
 
 
 @contextlib.contextmanager

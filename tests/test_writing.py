@@ -1,7 +1,8 @@
-"""Files appear whole or not at all, with the mode that the umask gives."""
+"""Files appear whole or not at all, with the mode that the umask gives, where their path says, or one line says why not."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sere_jax.__main__ import main
 from sere_jax.commands import data_bench, data_check
 from sere_jax.data.prepare.shards import Output, Shard
 from sere_jax.evals.figures import canvas
@@ -20,7 +22,8 @@ from sere_jax.interop.torch_file import write_torch
 from sere_jax.reporting import table
 from sere_jax.reporting.records import Records
 from sere_jax.train.scores import Scores
-from sere_jax.writing import replacing
+from sere_jax.writing import WriteError, place, replacing, writing_to
+from tests.data.images.images import encode, gradient
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -104,3 +107,46 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["x.txt"]
+
+
+def test_a_path_means_one_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert place("~/a/../run") == tmp_path / "home" / "run"
+    assert place("run/") == place("./run") == place(tmp_path / "run") == tmp_path / "run"
+
+
+def test_commands_read_and_write_below_the_home_directory(tmp_path, monkeypatch, capsys):
+    """A shell leaves `~` as it is in --name=~/path."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "0.png").write_bytes(encode(gradient(20, 30), "PNG"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--source=folder:~/photos", "--json=~/reports/a.json"]) == 0
+    assert main(["check", "--source=folder:photos", "--json=reports/b.json"]) == 0
+    assert main(["prepare", "--source=folder:~/photos", "--output=~/prepared", "--workers=1"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "prepared", "reports"]
+    assert len(list((tmp_path / "reports").iterdir())) == 2
+    assert main(["check", "--source=folder:~/photos", f"--json={photos}/0.png/report.json"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"check: {photos}/0.png: nothing can be written there (File exists); expected a directory to write to"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fails_later_is_one_line(tmp_path, code):
+    with pytest.raises(WriteError, match=f"^{tmp_path}: nothing can be written there \\({os.strerror(code)}\\)"), writing_to(tmp_path):
+        raise OSError(code, os.strerror(code))
+
+
+def test_a_directory_that_vanishes_is_one_line(tmp_path):
+    with pytest.raises(WriteError, match="No such file or directory"), writing_to(tmp_path / "run") as directory:
+        directory.rmdir()
+        (directory / "table.json").write_text("{}")
+
+
+def test_errors_of_other_files_are_not_the_directorys(tmp_path):
+    with pytest.raises(FileNotFoundError), writing_to(tmp_path / "run"):
+        (tmp_path / "image.png").read_bytes()
+    with pytest.raises(OSError, match="broken"), writing_to(tmp_path / "run"):
+        raise OSError("broken")

@@ -21,6 +21,7 @@ from sere_jax.evals.figures.first_batch import Feed
 from sere_jax.evals.frozen import classification, relations, retrieval
 from sere_jax.evals.network import Network
 from sere_jax.weights.backbone import load_backbone
+from sere_jax.writing import place
 
 
 class Protocol(NamedTuple):
@@ -49,8 +50,8 @@ def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] 
         print("".join(f"{line}\n" for line in found.about.get("report", ())), end="")
     about = {"checkpoint": path, **{key: found.about.get(key) for key in ("network", "step", "config")}}
     prepare = found.preprocess
-    place = Path(path).resolve()
-    name = place.parent.name if place.name == "checkpoints" else place.stem
+    whole = place(path).resolve()
+    name = whole.parent.name if whole.name == "checkpoints" else whole.stem
     sizes = (prepare.size, prepare.resize, found.module.patch_size, prepare.mean, prepare.std)
     return Network(
         name,

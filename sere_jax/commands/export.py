@@ -28,6 +28,7 @@ from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.torch_file import TorchFileError, write_torch
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.weights.read import HF_FILE, NETWORKS, Weights, read_weights
+from sere_jax.writing import place, writing_to
 
 FORMATS = ("timm", "dino", "ibot", "sere", "hf_vit", "npz")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -81,7 +82,7 @@ def export(
       >>> export("RUN", "vits16.safetensors", layout="timm").tensors.name
       'vits16.safetensors'
     """
-    output = Path(output).expanduser()
+    output = place(output)
     _check(output, layout, network, with_heads, dtype)
     patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     sides = [
@@ -94,9 +95,10 @@ def export(
     tensors = {weights.about["network"]: _typed(_tensors(weights, layout, with_heads), dtype) for weights in sides}
     description = describe(sides[0], layout, dtype) | ({"network": "both"} if network == "both" else {})
     places = _places(output, layout)
-    _write(places[0], tensors, description, both=network == "both")
-    write_json(places[1], configuration(sides[0].architecture, layout, description))
-    write_json(places[2], preprocessor(sides[0].preprocess))
+    with writing_to(places[0].parent):
+        _write(places[0], tensors, description, both=network == "both")
+        write_json(places[1], configuration(sides[0].architecture, layout, description))
+        write_json(places[2], preprocessor(sides[0].preprocess))
     numbers = sum(tensor.size for named in tensors.values() for tensor in named.values())
     return Exported(*places, numbers, (*sides[0].about.get("report", ()), *lost))
 

@@ -39,6 +39,7 @@ from sere_jax.reporting.progress import track
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.types import Features
 from sere_jax.weights.backbone import Backbone, load_backbone
+from sere_jax.writing import place
 
 TOKENS = ("cls", "patches", "attention")
 DTYPES = ("float32", "float16")
@@ -109,7 +110,7 @@ def extract(
       >>> extract(load_backbone("RUN"), open_source("folder:."), "features", tokens=("cls",)).images
       1
     """
-    module, prepare, output = backbone.module, backbone.preprocess, Path(output).expanduser()
+    module, prepare, output = backbone.module, backbone.preprocess, place(output)
     side = size or prepare.size
     shorter = resize or (side * 256 // 224 if size else prepare.resize)
     numbers = {"batch_size": batch_size, "rows_per_file": rows_per_file, "max_pixels": max_pixels}
@@ -281,5 +282,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"extract: {error}", file=sys.stderr)
         return 2
     unreadable = f", {written.unreadable} left out as unreadable" if written.unreadable else ""
-    print(f"{options.output}: {written.images:,} images in {len(written.files)} files{unreadable}")
+    print(f"{place(options.output)}: {written.images:,} images in {len(written.files)} files{unreadable}")
     return 0

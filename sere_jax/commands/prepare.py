@@ -25,6 +25,7 @@ from sere_jax.data.prepare.layouts import LAYOUTS, open_layout
 from sere_jax.data.prepare.records import Layout, subset
 from sere_jax.data.prepare.shards import Output, PrepareError, encoded, plan, read_manifest, verify, write_info
 from sere_jax.data.sources.open import SourceError
+from sere_jax.writing import place, writing_to
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sere_jax.reporting.progress import track
 
     flags = _parser().parse_args(arguments)
-    directory = os.path.abspath(os.path.expanduser(flags.output)) if flags.output else ""
+    directory = str(place(flags.output)) if flags.output else ""
     try:
         if is_builder(flags.source) and not (directory or flags.max_side or flags.classes or flags.images or flags.verify):
             return _run_builder(flags.source)
@@ -117,15 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SourceError("expected --max_side of at least 0, --quality of 1 to 100 and --records_per_shard of at least 1")
         source = reading_spec(flags.source, build(flags.source)[0]) if is_builder(flags.source) else flags.source
         layout = subset(open_layout(source, split=flags.split), classes=flags.classes, images=flags.images)
-        manifest = prepare(
-            layout,
-            flags.source,
-            directory,
-            Sizes(flags.max_side, flags.quality, flags.max_pixels),
-            per_shard=flags.records_per_shard,
-            workers=max(1, flags.workers),
-            track=functools.partial(_tracked, track),
-        )
+        with writing_to(directory):
+            manifest = prepare(
+                layout,
+                flags.source,
+                directory,
+                Sizes(flags.max_side, flags.quality, flags.max_pixels),
+                per_shard=flags.records_per_shard,
+                workers=max(1, flags.workers),
+                track=functools.partial(_tracked, track),
+            )
     except (SourceError, PrepareError) as error:
         print(error, file=sys.stderr)
         return 2
