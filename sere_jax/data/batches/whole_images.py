@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,7 +18,10 @@ from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.images.resize import resize_bicubic
 from sere_jax.data.sources.example import Source
 
+_ELONGATED = 8  # longer side over shorter side from which the crop alone is resized
 _log = logging.getLogger(__name__)
+# Unreadable images that were logged, by the source while it is open: evaluations during training pass over the same images again.
+_logged: weakref.WeakKeyDictionary[Source, set[int]] = weakref.WeakKeyDictionary()
 
 
 class EvalBatch(NamedTuple):
@@ -50,7 +54,7 @@ def eval_batches(
 
     `batch_size` is global; process i of n yields rows [i B / n, (i + 1) B / n) of each of the ceil(N / B) batches, so that
     all processes make equally many. The resize is Pillow's antialiased bicubic with either backend.
-    `workers` threads decode, one batch ahead (0: none). An unreadable image is logged and has `valid` False. Raises
+    `workers` threads decode, one batch ahead (0: none). An unreadable image is logged once and has `valid` False. Raises
     ValueError when the batch does not divide among the processes or `resize` is smaller than `size`.
     """
     if batch_size % process_count:
@@ -72,7 +76,10 @@ def _load_row(source: Source, batch: EvalBatch, row: int, index: int, *, reading
         name, data, batch.labels[row], _ = source[index]
         image = decode(data, reading)
     except (BadImage, OSError) as error:
-        _log.warning("%s: %s cannot be read and is left out: %s", source.spec, ascii(name), error)
+        logged = _logged.setdefault(source, set())
+        if index not in logged:
+            logged.add(index)
+            _log.warning("%s: %s cannot be read and is left out: %s", source.spec, ascii(name), error)
         return
     batch.images[row] = resize_and_centre_crop(image, resize, size)
     batch.valid[row] = True
@@ -109,11 +116,18 @@ def _empty_batch(rows: int, size: int, channels: int) -> EvalBatch:
 
 
 def resize_and_centre_crop(image: UInt8[np.ndarray, "H W c"], resize: int, size: int) -> UInt8[np.ndarray, "S S c"]:
-    """torchvision's Resize(resize, bicubic) and CenterCrop(size): the longer side is floored, the crop's corner rounded."""
+    """torchvision's Resize(resize, bicubic) and CenterCrop(size): the longer side is floored, the crop's corner rounded.
+
+    Of an image that is more than 8 times as long as wide only the crop is made: the whole would take gigabytes for 1 x 4000 pixels. Some of
+    its levels may differ by one, and by a few where an overshoot is clipped.
+    """
     height, width = image.shape[:2]
     shorter = min(height, width)
     new_width, new_height = (resize if side == shorter else int(resize * side / shorter) for side in (width, height))
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    if max(new_width, new_height) > _ELONGATED * resize:
+        across, down = width / new_width, height / new_height
+        return resize_bicubic(image, size, size, box=(left * across, top * down, (left + size) * across, (top + size) * down))
     if (new_width, new_height) != (width, height):
         image = resize_bicubic(image, new_height, new_width)
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
     return image[top : top + size, left : left + size]

@@ -101,7 +101,8 @@ def sample_box(
     """A random crop (left, top, width, height) in whole source pixels: torchvision's RandomResizedCrop.
 
     Area ~ U(scale) of the image, log(width / height) ~ U(log aspect); sides sqrt(area * r) and sqrt(area / r), rounded. A
-    box that does not fit is drawn again, ten times in all; then the largest centred box whose aspect is within the range.
+    box that does not fit is drawn again, ten times in all; then the largest centred box whose aspect is within the range, or comes
+    nearest to it in images a few pixels wide or high.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(10):
@@ -112,7 +113,7 @@ def sample_box(
             return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
     w, h = width, height
     if width / height < aspect[0]:
-        h = round(width / aspect[0])
+        h = max(1, round(width / aspect[0]))
     elif width / height > aspect[1]:
-        w = round(height * aspect[1])
+        w = max(1, round(height * aspect[1]))
     return (width - w) // 2, (height - h) // 2, w, h

@@ -19,7 +19,8 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from sere_jax.data.images.deep import PNG, check_png, decode_deep_png, decode_deep_pnm
+from sere_jax.data.images.deep import PNG, check_png, decode_deep_png, decode_deep_pnm, decode_png, png_header
+from sere_jax.data.images.heif import decode_heif, is_heif
 from sere_jax.data.images.memory import MEMORY
 from sere_jax.data.images.rasters import NPY, decode_npy
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
@@ -65,8 +66,10 @@ def decode(data: bytes, reading: ImageReading = DEFAULT_READING, *, reuse: bool 
             raise BadImage(f"no array or TIFF, expected one of {channels} channels")
         if data[:2] == b"\xff\xd8":
             return _decode_jpeg(data, reading, reuse)
-        if data.startswith(PNG) and (header := check_png(data, max_pixels)).depth == 16:
-            return _in_channels(decode_deep_png(data, header, reading), channels)
+        if data.startswith(PNG):
+            return _in_channels(_decode_png(data, reading), channels)
+        if is_heif(data):
+            return _in_channels(decode_heif(data, reading), channels)
         if data[:1] == b"P" and (pixels := decode_deep_pnm(data, reading)) is not None:
             return _in_channels(pixels, channels)
         return _in_channels(_decode_pillow(data, max_pixels), channels)
@@ -107,6 +110,16 @@ def _decode_jpeg(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
             raise BadImage(f"damaged JPEG: {error}") from error
         # Sound files of a sampling (4:1:0, mixed) that TurboJPEG does not know; of damage Pillow notices only a cut.
     return _in_channels(_decode_pillow(data, max_pixels), channels)
+
+
+def _decode_png(data: bytes, reading: ImageReading) -> np.ndarray:
+    header = png_header(data, reading.max_pixels)
+    if header.depth == 16:
+        return decode_deep_png(data, check_png(data, reading.max_pixels), reading)
+    if (pixels := decode_png(data, header)) is not None:
+        return pixels
+    check_png(data, reading.max_pixels)  # says what is wrong
+    return _decode_pillow(data, reading.max_pixels)
 
 
 def _check_scans(data: bytes, height: int, width: int, max_pixels: int) -> None:

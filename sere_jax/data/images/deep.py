@@ -41,16 +41,22 @@ class PngHeader(NamedTuple):
         return sum(rows * (1 + (columns * bits + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0)
 
 
-def check_png(data: bytes, max_pixels: int) -> PngHeader:
-    """The header of a sound PNG: checksums of pixels and palette are right, and there are as many rows as it says.
-
-    Raises BadImage otherwise. (Pillow skips the checksums of pixels, and leaves rows that are missing black.)
-    """
+def png_header(data: bytes, max_pixels: int) -> PngHeader:
+    """The header of a PNG. Raises BadImage for none, and for sizes that `check_size` refuses."""
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise BadImage("a PNG without a header")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     header = PngHeader(width, height, data[24], data[25], data[28] == 1)
     check_size(height, width, max_pixels, len(data))
+    return header
+
+
+def check_png(data: bytes, max_pixels: int) -> PngHeader:
+    """The header of a sound PNG: checksums of pixels and palette are right, and there are as many rows as it says.
+
+    Raises BadImage otherwise. (Pillow skips the checksums of pixels, and leaves rows that are missing black.)
+    """
+    header = png_header(data, max_pixels)
     inflater, size = zlib.decompressobj(), 0
     for chunk in _pixel_chunks(data):
         rest: bytes | memoryview = chunk
@@ -78,6 +84,19 @@ def _pixel_chunks(data: bytes) -> Iterator[memoryview]:
         if kind == b"IDAT":
             yield view[start + 8 : end - 4]
         start = end
+
+
+def decode_png(data: bytes, header: PngHeader) -> UInt8[np.ndarray, "H W 3"] | None:
+    """A PNG of at most 8 bits in RGB, without alpha; None where OpenCV cannot read it, or not all of it.
+
+    The checksums are checked here. OpenCV's libpng notices missing rows while it decodes, so that pixels are inflated once only.
+    Raises BadImage for a wrong checksum.
+    """
+    for _ in _pixel_chunks(data):
+        pass
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return pixels if pixels is not None and pixels.shape == (header.height, header.width, 3) and pixels.dtype == np.uint8 else None
 
 
 def decode_deep_png(data: bytes, header: PngHeader, reading: ImageReading) -> UInt8[np.ndarray, "H W s"]:

@@ -107,12 +107,17 @@ def _resize(crop: np.ndarray, target: np.ndarray, interpolation: int) -> None:
         target[..., first : first + 4] = cv2.resize(part, target.shape[1::-1], interpolation=interpolation).reshape(*target.shape[:2], -1)
 
 
-def resize_bicubic(image: UInt8[np.ndarray, "H W c"], rows: int, columns: int) -> UInt8[np.ndarray, "S T c"]:
-    """Pillow's bicubic with antialiasing, for any number of channels: each is resized by itself anyway."""
+def resize_bicubic(
+    image: UInt8[np.ndarray, "H W c"], rows: int, columns: int, box: tuple[float, float, float, float] | None = None
+) -> UInt8[np.ndarray, "S T c"]:
+    """Pillow's bicubic with antialiasing of the image, or of a box (left, top, right, bottom) in fractions of pixels.
+
+    Pixels beside the box have the influence that they would have on the whole image. Each channel is resized by itself.
+    """
     if image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+        return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC, box))
     planes = (Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[2]))
-    return np.stack([np.asarray(plane.resize((columns, rows), Image.Resampling.BICUBIC)) for plane in planes], axis=-1)
+    return np.stack([np.asarray(plane.resize((columns, rows), Image.Resampling.BICUBIC, box)) for plane in planes], axis=-1)
 
 
 def _each_side(crop: np.ndarray, target: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sere_jax.data.images import heif
 from sere_jax.data.sources.example import SourceError, nfc
 
 _JPEG = ".jpg .jpeg .jpe .jfif .jif .jfi .pjpeg .pjp"
@@ -27,9 +28,9 @@ class Tree(NamedTuple):
 def walk(root: str) -> Tree:
     """All files below `root` but hidden ones and those in directories that hold no data.
 
-    Links are followed. A directory that several paths reach is listed once: by its own path, else by the first link to it. Arrays
-    (`.npy`) are images where there is no other image. Raises OSError for a directory that cannot be listed, and SourceError where
-    a run or an evaluation has written below `root`: its figures would count as images.
+    HEIC and AVIF are images where they can be read here. Links are followed. A directory that several paths reach is listed once: by its
+    own path, else by the first link to it. Arrays (`.npy`) are images where there is no other image. Raises OSError for a directory that
+    cannot be listed, and SourceError where a run or an evaluation has written below `root`: its figures would count as images.
     """
     visited: set[tuple[int, int]] = set()
     links: collections.deque[str] = collections.deque()
@@ -41,7 +42,8 @@ def walk(root: str) -> Tree:
             paths += _files(root, prefix, visited, links)
     if linked:
         paths.sort(key=lambda path: [(nfc(part), part) for part in path.split(os.sep)])
-    images = [path for path in paths if extension(path) in EXTENSIONS] or [path for path in paths if extension(path) in ARRAYS]
+    readable = EXTENSIONS | heif.extensions()
+    images = [path for path in paths if extension(path) in readable] or [path for path in paths if extension(path) in ARRAYS]
     listed = set(images)
     return Tree(images, [path for path in paths if path not in listed])
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from sere_jax.data.batches.whole_images import eval_batches, resize_and_centre_crop
 from sere_jax.data.sources.open import open_source
@@ -62,6 +65,36 @@ def test_resize_and_crop_against_the_naive_statement(height, width, resize, size
     out = resize_and_centre_crop(image, resize, size)
     assert out.shape == (size, size, 3)
     assert np.abs(out - expected).max() <= 1.15  # rounding after each pass
+
+
+def test_an_unreadable_image_is_logged_once_while_its_source_is_open(caplog):
+    source = MemorySource(6, bad=[1])
+    for _ in range(3):
+        batches(source)
+    assert caplog.text.count("cannot be read and is left out") == 1
+    batches(MemorySource(6, bad=[1]))
+    assert caplog.text.count("cannot be read and is left out") == 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 300), (300, 5), (7, 128)])
+def test_of_elongated_images_the_crop_alone_is_resized(height, width):
+    image = np.random.default_rng(0).integers(80, 176, (height, width, 3), dtype=np.uint8)  # no overshoot is clipped between the passes
+    shorter = min(height, width)
+    rows, columns = (16 if side == shorter else int(16 * side / shorter) for side in (height, width))
+    top, left = round((rows - 14) / 2), round((columns - 14) / 2)
+    whole = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))[top : top + 14, left : left + 14]
+    # Pillow's box is in float32, and the passes may come in the other order: roundings differ.
+    assert np.abs(resize_and_centre_crop(image, 16, 14).astype(int) - whole).max() <= 1
+
+
+def test_a_line_of_pixels_takes_little_memory():
+    """1 x 40000 pixels, resized whole, would be 256 x 10 million: 8 GB."""
+    for image in (np.full((1, 40_000, 3), 7, np.uint8), np.full((40_000, 1, 1), 7, np.uint8)):
+        tracemalloc.start()
+        out = resize_and_centre_crop(image, 256, 224)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+        tracemalloc.stop()
+        assert out.shape == (224, 224, image.shape[2]) and (out == 7).all()
 
 
 def test_settings_that_cannot_be():

@@ -31,6 +31,23 @@ def test_boxes_are_those_of_the_naive_statement_and_lie_inside(seed, height, wid
     assert left + w <= width and top + h <= height
 
 
+@given(seeds, st.sampled_from([(1, 40), (40, 1), (1, 1), (2, 3), (1, 4000)]), st.sampled_from([(1.0, 1.0), (0.05, 0.35)]))
+def test_photographs_of_a_few_pixels_have_boxes_inside_for_views_of_any_shape(seed, size, scale):
+    for aspect in (ASPECT, (3.0, 16 / 3), (3 / 16, 1 / 3)):  # views four times as wide as high, and as high as wide
+        left, top, width, height = sample_box(*size, scale, aspect, rng_of(seed))
+        assert left >= 0 and top >= 0 and width >= 1 and height >= 1 and left + width <= size[1] and top + height <= size[0]
+
+
+@pytest.mark.parametrize("backend", ["fast", "pil"])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_photographs_of_a_few_pixels_become_views(backend, channels):
+    """Narrower than a patch, or a single pixel: views of their colours."""
+    for height, width in ((1, 1), (40, 1), (1, 40), (3, 2)):
+        recipe = ViewRecipe(global_size=32, local_size=16, local_count=2, global_width=64)
+        views = make_views(np.full((height, width, channels), 90, np.uint8), recipe, rng_of(0), backend)
+        assert (views.global_views == 90).all() and (views.local_views == 90).all()
+
+
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [(100, 1000, (433, 0, 133, 100)), (1000, 100, (0, 433, 100, 133)), (1, 1, (0, 0, 1, 1)), (1, 50, (24, 0, 1, 1))],

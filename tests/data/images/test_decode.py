@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sere_jax.data.images import deep
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import ImageReading
+from tests.data.annotations.pngs import png
 from tests.data.images.images import encode, gradient
 
 BACKENDS = ["fast", "pil"]
@@ -30,6 +32,30 @@ def test_the_fast_jpeg_decoder_is_bit_identical_to_pillow():
         for options in ({"quality": 90}, {"quality": 40, "progressive": True}):
             data = encode(pixels, "JPEG", **options)
             np.testing.assert_array_equal(decode(data, ImageReading(backend="fast")), decode(data, ImageReading(backend="pil")))
+
+
+@pytest.mark.parametrize(
+    ("colour", "bits", "transparent"),
+    [(0, bits, extra) for bits in (1, 2, 4, 8) for extra in (b"", b"\0\1")]
+    + [(3, bits, extra) for bits in (1, 2, 4, 8) for extra in (b"", b"\0\x80")]
+    + [(2, 8, b""), (2, 8, b"\0\1\0\2\0\3"), (4, 8, b""), (6, 8, b"")],
+)
+def test_png_of_every_kind_is_what_pillow_makes_of_it(colour, bits, transparent):
+    """OpenCV decodes them; transparency is dropped, and no kind falls back to Pillow."""
+    rng = np.random.default_rng(bits)
+    samples = {0: 1, 3: 1, 2: 3, 4: 2, 6: 4}[colour]
+    for size in ((1, 1), (5, 7), (17, 33)):
+        palette = rng.bytes(3 * 2**bits) if colour == 3 else b""
+        data = png(rng.integers(0, 2**bits, (*size, samples)), bits, colour, palette=palette, transparent=transparent)
+        with Image.open(io.BytesIO(data)) as picture:
+            expected = np.asarray(picture.convert("RGBA").convert("RGB"))
+        found = deep.decode_png(data, deep.png_header(data, 10**6))
+        assert found is not None and (found == expected).all() and (decode(data) == expected).all()
+
+
+def test_a_png_with_missing_rows_is_refused():
+    with pytest.raises(BadImage, match="too few pixels: 17 of 34 bytes"):
+        decode(png(np.zeros((1, 16), int), 8, 0).replace(struct.pack(">I", 1), struct.pack(">I", 2), 1))
 
 
 def with_transparency():
