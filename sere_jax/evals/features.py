@@ -1,4 +1,4 @@
-"""Features of many images: from an iterator of `EvalBatch` to NumPy arrays, the same on any number of processes."""
+"""Features of many images, from an iterator of `EvalBatch` to NumPy arrays that are equal on any number of processes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def pool(features: Features, tokens: str) -> Float[jax.Array, "b d"]:
 
 
 def normalise(images: UInt8[Any, "b H W c"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[jax.Array, "b H W c"]:
-    """(pixel / 255 - mean) / std per channel, in float32. It runs on the device, so that bytes travel there and not floats."""
+    """(pixel / 255 - mean) / std per channel, in float32. It runs on the device, so that the transfer is uint8."""
     return (jnp.asarray(images).astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 class Extractor:
-    """A compiled function from parameters and batches to features. Make it once and call it with each new teacher.
+    """A compiled function from parameters and batches to features. Create it once and call it with each new teacher.
 
-    Each process works on its own rows. Its devices share the images of a batch, and each holds a copy of the parameters.
-    The features are then gathered on all processes, so that all compute the same score.
+    Each process handles its own rows. Its devices share the images of a batch and have a copy of the parameters each.
+    Features are then gathered on all processes, so that all compute the same score.
 
     Args:
       apply: from parameters and normalised images [b, H, W, c] to `Features`.
@@ -141,7 +141,7 @@ def collect(rows: list[dict[str, np.ndarray]], tokens: tuple[str, ...]) -> Extra
 
 
 def _gather(joined: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # Processes may have worked on different numbers of batches: all pad to the longest with rows that are not valid.
+    # Processes may have different numbers of batches, so all pad to the longest with invalid rows.
     longest = int(np.max(multihost_utils.process_allgather(np.int32(len(joined["valid"])))))
     padded = {key: _padded(key, value, longest) for key, value in joined.items()}
     return {key: np.asarray(value) for key, value in multihost_utils.process_allgather(padded, tiled=True).items()}

@@ -1,4 +1,4 @@
-"""What a protocol evaluates: the function of a backbone, its parameters, and how its images are prepared."""
+"""The networks that protocols evaluate: a function, its parameters, and the preparation of its images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Network(NamedTuple):
 
     `apply(params, images, **flags) -> Features` takes float images [b, H, W, c], normalised with `mean` and `std` (of
     pixels in [0, 1]). The figures also call it with `attention=True`. `init(seed)` makes random parameters of the same
-    shapes, so that every protocol can show what the architecture alone is worth.
+    shapes, so that every protocol can compare with the untrained architecture.
     """
 
     name: str
@@ -42,19 +42,19 @@ class Network(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """Which network of which step it is, as reports and figures say it: 'teacher, step 5'; '' where nothing is known."""
+        """Network and step for reports and figures: 'teacher, step 5'; '' if unknown."""
         network, step, seed = (self.about.get(key) for key in ("network", "step", "seed"))
         words = [network, None if step is None else f"step {step}", None if seed is None else f"seed {seed}"]
         return ", ".join(word for word in words if word)
 
     @property
     def description(self) -> str:
-        """The name with all that is known of where the network comes from: 'run: runs/run, teacher, step 5'."""
+        """The name with the checkpoint, network and step, as far as known: 'run: runs/run, teacher, step 5'."""
         return f"{self.name}: " + ", ".join(word for word in (self.about.get("checkpoint"), self.origin) if word)
 
 
 def size_mistake(size: int, patch: int) -> str:
-    """What is wrong with images of `size` pixels a side for a ViT with patches of `patch` pixels; '' where nothing is.
+    """The mistake in a side of `size` pixels for a ViT with patches of `patch` pixels, or ''.
 
     >>> size_mistake(30, 8)
     'found 30, expected a multiple of the patch of 8 pixels, or the right and lower edges would be cut off; nearest: 24 or 32'
@@ -83,9 +83,9 @@ def prepared(network: Network, size: int, resize: int) -> tuple[int, int]:
 
 
 def shared_reading(networks: Sequence[Network], reading: ImageReading) -> ImageReading:
-    """`reading` with the channels and the range of values that all networks take.
+    """`reading` with the channels and the value range of the networks.
 
-    Raises EvalError where these differ: the networks of a table or figure are shown the same images.
+    Raises EvalError if these differ, because all networks of a table or figure get the same images.
     """
     inputs = {(network.channels, network.value_range): network.name for network in networks}
     if len(inputs) > 1:
@@ -97,7 +97,7 @@ def shared_reading(networks: Sequence[Network], reading: ImageReading) -> ImageR
 
 
 def untrained(network: Network, seed: int) -> Network:
-    """The same network at random initialisation. Raises EvalError where the network has no `init`."""
+    """The same network at random initialisation. Raises EvalError if the network has no `init`."""
     if network.init is None:
         raise EvalError(f"{network.name}: cannot make its random initialisation; expected a network with an init function")
     about = {"checkpoint": "random initialisation", "seed": seed}

@@ -1,4 +1,4 @@
-"""Single images of a source by their position. An image that cannot be read is left out, and the caller can say which."""
+"""Single images of a source by position. Images that cannot be read are left out and recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Picture(NamedTuple):
 
 
 class LeftOut(dict[int, str]):
-    """Images that were left out: position in the source -> name. Each is logged once, however often it is met."""
+    """Images that were left out: position in the source -> name. Each is logged once."""
 
     def add(self, source: Source, position: int, name: str, reason: object) -> None:
         """Record an image that was left out, for this reason."""
@@ -52,7 +52,7 @@ def read_pictures(
 
 
 def names(source: Source, positions: Sequence[int]) -> list[str]:
-    """The names of examples; of one whose bytes cannot be read, "item POSITION"."""
+    """The names of examples, or "item POSITION" for those that cannot be read."""
 
     def name(position: int) -> str:
         try:
@@ -64,7 +64,7 @@ def names(source: Source, positions: Sequence[int]) -> list[str]:
 
 
 def left_out_note(what: str, listed: Sequence[str], total: int) -> str:
-    """'2 of 18 gallery images cannot be read and are left out: a.png, b.png'; '' where nothing was left out.
+    """'2 of 18 gallery images cannot be read and are left out: a.png, b.png'; '' if all could be read.
 
     >>> left_out_note("gallery images", ["a.png"], 18)
     '1 of 18 gallery images cannot be read and is left out: a.png'

@@ -1,4 +1,4 @@
-"""Numbers that say how good predictions are. Arrays in, floats out."""
+"""Scores of predictions: functions from arrays to floats."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from jaxtyping import Float, Int
 
 
 def top_accuracy(scores: Float[np.ndarray, "q c"], labels: Int[np.ndarray, " q"], top: int) -> float:
-    """Share of examples whose label is among the `top` best scored classes.
+    """Share of examples whose label is among the `top` classes with the highest scores.
 
-    Classes with equal scores are ranked by their number, the lower one first, so the result does not depend on the
-    sorting algorithm. A class that received no vote at all never counts as a hit.
+    Equal scores are ranked by class number, lower first, so the result does not depend on the sorting algorithm. A class
+    with a score of 0 never counts as a hit.
     """
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    of_label = np.take_along_axis(scores, labels[:, None], axis=1)
     classes = np.arange(scores.shape[1])
-    better = (scores > own) | ((scores == own) & (classes[None] < labels[:, None]))
-    return float(np.mean((better.sum(1) < top) & (own[:, 0] > 0)))
+    better = (scores > of_label) | ((scores == of_label) & (classes[None] < labels[:, None]))
+    return float(np.mean((better.sum(1) < top) & (of_label[:, 0] > 0)))
 
 
 def accuracies(scores: Float[np.ndarray, "q c"], labels: Int[np.ndarray, " q"]) -> Iterator[tuple[str, float]]:

@@ -111,7 +111,7 @@ def test_knn_of_a_set_by_itself_leaves_each_image_out(tmp_path, capsys):
     for row in found["results"]:
         assert set(row["accuracy"]) == {"k1/top1", "k8/top1"} and row["accuracy"]["k1/top1"] <= 7 / 9
     text = capsys.readouterr().out
-    assert "9 of 9 query images are in the gallery too" in text and "2 query images are of a class" in text and "its 8 images" in text
+    assert "9 of 9 query images are in the gallery too" in text and "2 query images belong to a class" in text and "its 8 images" in text
 
 
 def test_an_image_in_both_sets_is_left_out_by_its_file_however_it_is_named(tmp_path):

@@ -42,7 +42,7 @@ def overlay(image: UInt8[np.ndarray, "H W c"], attention: Float[np.ndarray, "m h
         alpha = np.where(alpha <= _HIDDEN, 0, alpha)
         rows = np.arange(height) * head.shape[0] // height
         columns = np.arange(width) * head.shape[1] // width
-        alpha = 0.8 * alpha[rows][:, columns, None] ** 2  # the root served the threshold alone; by itself it would drown the photograph
+        alpha = 0.8 * alpha[rows][:, columns, None] ** 2  # the root is for the threshold only; as opacity it would hide the photograph
         out = out * (1 - alpha) + np.asarray(to_rgb(canvas.COLOURS[number % len(canvas.COLOURS)])) * alpha
     return out
 

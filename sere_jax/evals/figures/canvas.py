@@ -1,4 +1,4 @@
-"""The look that all figures share. Figures are made without pyplot, which would keep global state."""
+"""Layout and style of all figures. pyplot is not used, because it keeps global state."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _STYLE: Any = {"font.family": "sans-serif", "font.size": 8.0, "text.color": INK,
 
 
 class Caption(NamedTuple):
-    """What a figure says of its origin."""
+    """The origin of a figure, for its header and labels."""
 
     lines: tuple[str, ...]  # above the panels: networks with their checkpoints, source and size of the images
     networks: tuple[tuple[str, str], ...]  # names, and details such as "teacher, step 60"
@@ -74,13 +74,13 @@ def grid(
 ) -> tuple[Figure, np.ndarray]:
     """An empty figure of rows x columns panels without ticks. Returns (figure, axes[rows, columns]).
 
-    Above the panels stand the title, the lines of `about`, and the note; long lines are broken. All is laid out in inches, so
-    that panels keep their distance at any size.
+    The title, the lines of `about` and the note are above the panels; long lines are broken. The layout is in inches, so
+    that distances do not depend on the size of the figure.
 
     Args:
       title: what the figure shows.
-      note: how it is to be read.
-      about: what it was made from, a line each.
+      note: how to read it.
+      about: its origin, a line each.
       headings: names of the columns, "" for none; the n-th sequence stands above the n-th group of rows.
       cell: height of a panel in inches.
       widths: of the columns, in units of `cell`; by default 1 each.
@@ -152,7 +152,7 @@ def row_label(axis: Axes, text: str, detail: str = "", image: str = "") -> None:
 
 
 def corner(axis: Axes, text: str, *, right: bool = False) -> None:
-    """A small white remark in the lower left of a panel, or in the lower right, readable on any colour."""
+    """Write a short white text in the lower left or lower right corner of a panel, readable on any colour."""
     outline = [withStroke(linewidth=2.2, foreground="#000000b0")]
     x, side = (0.96, "right") if right else (0.04, "left")
     axis.text(x, 0.05, text, transform=axis.transAxes, ha=side, color="white", fontsize=7, path_effects=outline)
@@ -190,7 +190,7 @@ def wrap(text: str, width: int) -> str:
 
 
 def shown(pixels: Num[np.ndarray, "*b H W c"]) -> Num[np.ndarray, "*b H W 3"]:
-    """Three channels to look at: one becomes grey, two get a blue of zeros, of more the first three are red, green and blue."""
+    """Three channels for display: one is shown as grey, two get zeros for blue, and of more the first three are used."""
     channels = pixels.shape[-1]
     if channels == 1:
         return np.repeat(pixels, 3, axis=-1)
@@ -229,7 +229,7 @@ def stretch(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG (no time stamp in it: equal figures are equal files)."""
+    """Write a PNG without a time stamp, so that equal figures are equal files."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     return path

@@ -1,4 +1,4 @@
-"""What a few channels respond to, and how they relate to each other (Fig. 1c of the TPAMI paper)."""
+"""Maps of a few channels, and the relations between channels (Fig. 1c of the TPAMI paper)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIGNED = "RdBu_r"
 def relation(tokens: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
     """The correlation of channels over positions: F^T F / n of channels with mean 0 and variance 1.
 
-    The loss relates raw features. Correlation shows the same structure, and a few channels of large norm do not hide it.
+    The loss relates raw features. The correlation shows the same structure without being dominated by channels of large norm.
     """
     centred = tokens.astype(np.float64) - tokens.mean(0)
     scaled = centred / np.maximum(np.sqrt(np.mean(centred**2, axis=0)), 1e-12)

@@ -1,6 +1,6 @@
 """A batch as training sees it: the box of each crop on its source image, and the points of the overlaps (Fig. 3).
 
-Look at it first when you suspect the data: it shows a wrong box, a lost flip or a shifted grid.
+It shows wrong boxes, missing flips and shifted grids. Look at it first if you suspect the data.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _draw_crop(axis: Axes, views: Views, i: int, n: int, shared: Mapping[tuple[i
 
 
 def _scatter(axis: Axes, y: np.ndarray, x: np.ndarray, colour: str, size: float = 2.8) -> None:
-    """Dots with a dark rim, which are seen on any colour."""
+    """Draw dots with a dark rim, visible on any colour."""
     xs, ys = np.meshgrid(x, y)
     axis.plot(
         xs.ravel(), ys.ravel(), "o", color=colour, markersize=size, markeredgewidth=0.4, markeredgecolor="#101010", clip_on=False, zorder=4

@@ -1,4 +1,4 @@
-"""The first rows of the first batch of a training run: the same images, crops, masks and colours, to the pixel."""
+"""The first rows of the first batch of a training run, with exactly its images, crops, masks and colours."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Feed(NamedTuple):
 
 
 class FirstBatch(NamedTuple):
-    """The rows, and the images that they were made from."""
+    """Rows of a batch and their source images."""
 
     sources: list[UInt8[np.ndarray, "_ _ 3"]]
     names: list[str]  # of files
@@ -50,7 +50,7 @@ class FirstBatch(NamedTuple):
 
 
 def first_batch(feed: Feed, count: int) -> FirstBatch:
-    """The first `count` rows of step 0, or the whole batch where it is smaller. Raises EvalError where no image can be read."""
+    """The first `count` rows of step 0, or the whole batch if it is smaller. Raises EvalError if no image can be read."""
     batch_size = min(feed.batch_size or count, len(feed.source))
     rows = min(count, batch_size)
     maker = BatchMaker(

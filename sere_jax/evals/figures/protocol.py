@@ -41,7 +41,7 @@ _SHOWN_SIDE = 256  # pixels a side of the photographs beside the maps
 
 
 class Settings(NamedTuple):
-    """What the figures show. Each figure takes the fields it needs."""
+    """Settings of all figures. Each figure uses the fields it needs."""
 
     source: str
     which: tuple[str, ...]  # of FIGURES
@@ -70,7 +70,7 @@ class Settings(NamedTuple):
 def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     """Draw and save the figures. Without a network only the crops are drawn, and a line says so.
 
-    Raises EvalError for settings that do not fit, and where none of the images can be read.
+    Raises EvalError for settings that do not fit, and if no image can be read.
     """
     if jax.process_index() != 0:
         return  # one process is enough for a handful of images
@@ -112,7 +112,7 @@ def whole_side(network: Network, size: int) -> int:
 
 
 class Maps(NamedTuple):
-    """What a network makes of the whole images."""
+    """Features and attention of a network for the whole images."""
 
     patches: Float[Any, "b h w d"]
     attention: Float[Any, "b m h w"] | None  # of the cls token in the last block; None: no vision transformer
@@ -120,7 +120,7 @@ class Maps(NamedTuple):
 
 @dataclasses.dataclass
 class Studio:
-    """What the figures are drawn from. Features of the whole images are computed once, for all figures that show them."""
+    """Inputs of the figures. Features of whole images are computed once and shared by the figures."""
 
     source: Source
     networks: Sequence[Network]
@@ -128,12 +128,12 @@ class Studio:
 
     @functools.cached_property
     def reading(self) -> ImageReading:
-        """How the images are read for all networks."""
+        """How images are read, for all networks."""
         return shared_reading(self.networks, self.settings.reading)
 
     @functools.cached_property
     def pictures(self) -> list[Picture]:
-        """Those of the chosen images that can be read. Raises EvalError where none can."""
+        """The selected images that can be read. Raises EvalError if there are none."""
         left_out = LeftOut()
         pictures = list(read_pictures(self.source, self.settings.images, left_out, self.reading))
         if note := left_out_note("images", list(left_out.values()), len(self.settings.images)):
@@ -148,26 +148,26 @@ class Studio:
 
     @functools.cached_property
     def maps(self) -> list[Maps]:
-        """Of every network, image by image: attention on fine grids takes much memory."""
-        tokens, found = self.settings.tokens, []
+        """The maps of every network. Images are processed one by one, because attention on fine grids needs much memory."""
+        tokens, maps = self.settings.tokens, []
         for network in self.networks:
             side = whole_side(network, self.settings.size)
             look = _whole_images(network, tokens)
             label = f"{network.name}: images of {side} x {side} pixels"
             images = track(self.squares(side), label, len(self.pictures))
             parts = [jax.device_get(look(network.params, image[None])) for image in images]
-            found.append(jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
-        return found
+            maps.append(jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
+        return maps
 
     def caption(self, sizes: str, networks: Sequence[Network] | None = None) -> canvas.Caption:
-        """What a figure of these networks says of its origin; `sizes` tells how large its images are."""
+        """The caption of a figure: networks, source and `sizes` of the images."""
         networks = self.networks if networks is None else networks
         lines = (*(network.description for network in networks), f"Images of {self.settings.source}, {sizes}.")
         names = tuple(Path(picture.name).name for picture in self.pictures)
         return canvas.Caption(lines, tuple((network.name, network.origin) for network in networks), names)
 
     def whole_sizes(self) -> str:
-        """The sizes of the whole images as the networks see them."""
+        """Sizes of the whole images that the networks get."""
         sides = {(whole_side(network, self.settings.size), network.patch) for network in self.networks}
         return " or ".join(f"{side} x {side} pixels in patches of {patch}" for side, patch in sorted(sides))
 
@@ -187,7 +187,7 @@ def _attention(studio: Studio) -> Iterator[tuple[str, Figure]]:
     with_attention = [(n, maps.attention) for n, maps in zip(studio.networks, studio.maps, strict=True) if maps.attention is not None]
     without = [n.name for n, maps in zip(studio.networks, studio.maps, strict=True) if maps.attention is None]
     if without:
-        table.say(f"attention: {', '.join(without)}: no vision transformer, hence without attention; left out")
+        table.say(f"attention: {', '.join(without)}: left out, because only vision transformers have attention")
     if with_attention:
         networks, maps = zip(*with_attention, strict=True)
         side = max(_SHOWN_SIDE, *(whole_side(network, studio.settings.size) for network in networks))
@@ -219,9 +219,9 @@ def _relations(studio: Studio) -> Iterator[tuple[str, Figure]]:
             query = relations.query_at(pair.boxes[i], at)
             case = relations.Case(Path(picture.name).name, picture.pixels, pixels[i], pair.boxes[i], pair.flips[i], query)
             cases.append(case)
-            for of_network, (_, one) in zip(rows, seen, strict=True):
-                alone = jax.tree.map(lambda x, i=i: x[i : i + 1], one)
-                of_network.append(relations.relation_rows(alone, case, tokens=settings.tokens, temperature=settings.temperature))
+            for network_rows, (_, features) in zip(rows, seen, strict=True):
+                of_image = jax.tree.map(lambda x, i=i: x[i : i + 1], features)
+                network_rows.append(relations.relation_rows(of_image, case, tokens=settings.tokens, temperature=settings.temperature))
     if not cases:
         raise EvalError("views.global_scale: no two views overlap; expected larger crops or other images")
     if missing := int(np.sum(~np.asarray(look.points[0].valid))):
@@ -254,7 +254,7 @@ def _crops(studio: Studio) -> Iterator[tuple[str, Figure]]:
 
 
 def _origin(feed: Feed, batch: FirstBatch) -> list[str]:
-    """Which batch it is, and why no patch is hidden where the method hides some."""
+    """The origin of the batch, and a reason if a masking method hides no patch in it."""
     views = f"of the training of {feed.run}" if feed.run else "by the evaluation's own config"
     lines = [f"Crops {views}.", f"The first images of step 0 from {feed.source.spec}, seed {feed.seed}."]
     if feed.masking is not None and batch.views.masks is not None and not np.any(batch.views.masks):

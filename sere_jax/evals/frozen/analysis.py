@@ -1,9 +1,9 @@
-"""How much do the self-relations of two views of an image differ? (Fig. 6 of the TPAMI paper)
+"""Differences of the self-relations of two views of an image (Fig. 6 of the TPAMI paper).
 
-Everything is computed from patch tokens of the backbone, so that it applies to methods without relation heads too.
-The paper's exact norm is in a supplement that is not available; this is our reading. The raw distance alone is won by
-doing nothing (relations of a random network are nearly uniform, hence nearly equal), so the claim belongs to the ratio
-of the distance between two views of the same image to that between views of different images.
+All differences are computed from patch tokens of the backbone, so that they exist for methods without relation heads too.
+The paper's norm is in a supplement that is not available; this is our interpretation. The plain distance is smallest for
+a random network, whose relations are nearly uniform and hence nearly equal. Networks are therefore compared by the ratio of
+the distance between two views of the same image to the distance between views of different images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENS: tuple[Tokens, ...] = ("pre", "post")
 
 
 class Variant(NamedTuple):
-    """Which tokens are related, and how sharp the softmax over a row is."""
+    """The tokens to relate, and the temperatures of the softmax over a row."""
 
     tokens: Tokens = "post"  # before (raw) or after (normalised) the final LayerNorm
     spatial_temperature: float = 1.0
@@ -33,7 +33,7 @@ class Variant(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For the rows of a table: 'normalised tokens, t = 0.5 / 0.1'."""
+        """Title of a table: 'normalised tokens, t = 0.5 / 0.1'."""
         kind = {"pre": "raw", "post": "normalised"}[self.tokens]
         return f"{kind} tokens, t = {self.spatial_temperature:g} / {self.channel_temperature:g}" + (
             f", {self.heads} heads" if self.heads > 1 else ""
@@ -51,23 +51,23 @@ class Differences(NamedTuple):
 
 
 def row_distance(a: Float[jax.Array, "b *rows n"], b: Float[jax.Array, "b *rows n"]) -> Float[jax.Array, " b"]:
-    """Mean over rows of sum_j |a_ij - b_ij|; 0 for equal relations, 2 for rows with nothing in common."""
+    """Mean over rows of sum_j |a_ij - b_ij|; 0 for equal relations, 2 for rows with disjoint support."""
     distance = jnp.sum(jnp.abs(a - b), axis=-1)
     return jnp.mean(distance.reshape(distance.shape[0], -1), axis=-1)
 
 
 def differences(a: Float[jax.Array, "b *rows n"], b: Float[jax.Array, "b *rows n"], valid: Bool[jax.Array, " b"]) -> Differences:
-    """Distances between relations of two views; the partner of an image is the next of the batch, of the last the first."""
+    """Distances between relations of two views. The other image is the next of the batch, and the first for the last one."""
     n = a.shape[-1]
     uniform = (row_distance(a, jnp.full_like(a, 1 / n)) + row_distance(b, jnp.full_like(b, 1 / n))) / 2
     return Differences(row_distance(a, b), row_distance(a, jnp.roll(b, -1, axis=0)), uniform, valid, valid & jnp.roll(valid, -1))
 
 
 def compare_views(a: Features, b: Features, points_a: Points, points_b: Points, variant: Variant) -> dict[str, Differences]:
-    """Differences of the losses' relations, each row made a distribution by softmax(R / temperature).
+    """Differences of the relations that the losses use, with softmax(R / temperature) over each row.
 
-    Spatial relations on the overlap of each pair of views (an image's own boxes on either side), channel relations on the
-    whole views. Samples are taken with border padding: a view's edge must not read as a difference.
+    Spatial relations are taken on the overlap of the views of each image, channel relations on whole views. Sampling
+    uses border padding, so that the edge of a view does not count as a difference.
     """
     maps = [jnp.asarray(f.patches if variant.tokens == "post" else f.patches_prenorm) for f in (a, b)]
     sampled = [sample(m, p, padding="border", impl="separable") for m, p in zip(maps, (points_a, points_b), strict=True)]

@@ -1,4 +1,4 @@
-"""Features that need no learning. A network that is not better than these on the same images has shown nothing."""
+"""Features that need no training. A network should be better than these on the same images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BASELINES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"raw pixels": raw_pi
 
 
 def of_channels(channels: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """The baselines that there are for images with so many channels: without three there are no colours."""
+    """The baselines for images with this number of channels. The colour histogram needs three."""
     return BASELINES if channels == 3 else {"raw pixels": raw_pixels}
 
 

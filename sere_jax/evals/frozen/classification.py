@@ -48,7 +48,7 @@ def image_set(
 
 
 class Settings(NamedTuple):
-    """Which images, how they are prepared, and how the k-NN votes."""
+    """The images, their preparation, and the settings of the k-NN."""
 
     gallery: str
     query: str
@@ -114,14 +114,14 @@ def _sets(pair: LabelledPair, batch_size: int, reading: ImageReading, workers: i
 
 
 def _notes(read: comparison.Read, unreadable: dict[str, list[str]]) -> Iterator[str]:
-    """What a reader of the scores has to know of the images that they are of."""
+    """Facts about the images that a reader of the scores needs."""
     for name, count in (("gallery", read.gallery), ("query", read.query)):
         if note := left_out_note(f"{name} images", unreadable[name], count + len(unreadable[name])):
             yield note
     if read.in_both:
         yield f"{read.in_both:,} of {read.query:,} query images are in the gallery too: none votes on itself (leave-one-out)"
     if read.without_class:
-        yield f"{read.without_class:,} query images are of a class of which the gallery has no other image: they count as wrong"
+        yield f"{read.without_class:,} query images belong to a class of which the gallery has no other image: they count as wrong"
 
 
 def periodic(
@@ -140,7 +140,7 @@ def periodic(
     reading: ImageReading = DEFAULT_READING,
     workers: int = 0,
 ) -> knn.KnnEvaluation:
-    """The k-NN of a training run, from the texts of its sources. Call it with the parameters of the teacher's backbone.
+    """The k-NN of a training run, for two sources. Call it with the parameters of the teacher's backbone.
 
     Raises EvalError or SourceError before training starts, not at the first evaluation.
     """

@@ -1,4 +1,4 @@
-"""Networks and baselines, compared by k-NN on the same images in one table."""
+"""One table of networks and baselines, compared by k-NN on the same images."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from sere_jax.reporting.progress import track
 
 
 class ImageSet(NamedTuple):
-    """Labelled images at any size, in the same order at every call."""
+    """Labelled images at any size, always in the same order."""
 
     name: str  # gallery | query
     batches: Callable[[int, int], Iterable[Any]]  # side of the crop, shorter side before it -> iterator of EvalBatch
-    images: int  # how many are to be read, for the progress
+    images: int  # number of images, for the progress display
     batch_size: int
 
     def read(self, sides: tuple[int, int], reader: str) -> Iterable[Any]:
-        """The batches for `reader` (a network or baseline), with a display of the progress."""
+        """The batches for `reader` (a network or baseline), with a progress display."""
         label = f"{reader}: {self.name}, {self.images:,} images in batches of {self.batch_size}"
         return track(self.batches(*sides), label, -(-self.images // self.batch_size))
 
 
 class Read(NamedTuple):
-    """Which images a score is of: all counts are of images that could be read."""
+    """The images behind a score. All counts are of images that could be read."""
 
     gallery: int
     query: int
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How images are prepared (pixels, see `network.prepared`) and how the k-NN votes."""
+    """Preparation of the images (in pixels, see `network.prepared`) and settings of the k-NN."""
 
     size: int = 0
     resize: int = 0
@@ -95,15 +95,15 @@ def _row(name: str, tokens: str, about: dict[str, Any], sets: Sequence[Extracted
 
 
 def _read(gallery: knn.Labelled, query: knn.Labelled, sets: Sequence[Extracted]) -> Read:
-    own = knn.copies(gallery, query)
+    copies = knn.copies(gallery, query)  # of each query in the gallery
     of_class = np.bincount(gallery.labels, minlength=int(query.labels.max()) + 1)[query.labels]
     return Read(
         gallery=len(gallery.labels),
         query=len(query.labels),
         gallery_unreadable=tuple(sets[0].unreadable.tolist()),
         query_unreadable=tuple(sets[1].unreadable.tolist()),
-        in_both=int((own > 0).sum()),
-        without_class=int((of_class - own < 1).sum()),
+        in_both=int((copies > 0).sum()),
+        without_class=int((of_class - copies < 1).sum()),
         voters=knn.voters(gallery, query),
     )
 
@@ -118,7 +118,7 @@ def compare(
     seed: int,
     settings: Settings,
 ) -> list[Row]:
-    """All rows of the table, baselines first. The random network has the first network's architecture.
+    """All rows of the table, baselines first. The random network has the architecture of the first network.
 
     Raises EvalError, before any image is read, where the size of the images does not suit one of the networks.
     """
@@ -149,16 +149,16 @@ def _label(row: Row) -> str:
 
 
 def _uneven(rows: Sequence[Row]) -> list[str]:
-    """Files may appear or vanish between the passes of two rows: then their scores are of different images."""
+    """Notes on rows whose images differ from the first row's. Files may appear or vanish between two passes."""
     different = [row for row in rows if row.read != rows[0].read]
     return [
-        f"{_label(row)}: is of other images than the first row ({row.read.query} query, {row.read.gallery} gallery images)"
+        f"{_label(row)}: scored on other images than the first row ({row.read.query} query, {row.read.gallery} gallery images)"
         for row in different
     ]
 
 
 def _origins(rows: Sequence[Row]) -> list[str]:
-    """Which network of which step a row is, where that is known; once for each checkpoint."""
+    """Network and step of each checkpoint, if known."""
     lines = [f"{row.name}: {row.about['network']} of step {row.about['step']}" for row in rows if row.about.get("step") is not None]
     return list(dict.fromkeys(lines))
 

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features: a score of a network that needs no training.
+"""Weighted k-nearest-neighbour classification of frozen features, which scores a network without training.
 
 Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination" (2018), section 3.4, with
 the settings of the DINO evaluation (temperature 0.07; k = 10, 20, 100, 200).
@@ -51,8 +51,8 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """The k gallery rows with the largest inner product with each query, best first: (similarities, row numbers).
 
-    Both sets are worked through in chunks, and the k best so far are kept. Memory is query_chunk x gallery_chunk floats
-    for a gallery of any size: 64 MB for ImageNet's 1.28 M rows, where one product would take 250 GB.
+    Both sets are processed in chunks, keeping the k best so far. The memory is query_chunk x gallery_chunk floats for
+    any gallery: 64 MB for the 1.28 M rows of ImageNet, where a single product would take 250 GB.
     """
     rows = [jnp.asarray(queries[start : start + query_chunk]) for start in range(0, len(queries), query_chunk)]
     best = [(jnp.full((len(r), k), -jnp.inf), jnp.zeros((len(r), k), jnp.int32)) for r in rows]
@@ -84,7 +84,7 @@ def votes(
 
 
 def clip_ks(ks: Sequence[int], gallery: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The numbers of neighbours that a gallery of `gallery` images allows, and a note if some had to be clipped.
+    """The values of k clipped to a gallery of `gallery` images, and a note if any was clipped.
 
     >>> clip_ks((1, 10, 200), 18)
     ((1, 10, 18), ('k = 200: more than the gallery has, clipped to its 18 images',))
@@ -101,7 +101,7 @@ def clip_ks(ks: Sequence[int], gallery: int) -> tuple[tuple[int, ...], tuple[str
 
 
 def copies(gallery: Labelled, query: Labelled) -> Int[np.ndarray, " q"]:
-    """How many rows of the gallery hold each query's own image."""
+    """Number of gallery rows that are the same image as each query."""
     if gallery.images is None or query.images is None:
         return np.zeros(len(query.labels), np.int64)
     highest = int(max(gallery.images.max(initial=0), query.images.max(initial=0)))
@@ -109,7 +109,7 @@ def copies(gallery: Labelled, query: Labelled) -> Int[np.ndarray, " q"]:
 
 
 def voters(gallery: Labelled, query: Labelled) -> int:
-    """How many images of the gallery can vote on any query: its own image does not."""
+    """Number of gallery images that can vote on every query. A query's own image does not vote."""
     return len(gallery.labels) - int(copies(gallery, query).max(initial=0))
 
 
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def nearest_others(gallery: Labelled, query: Labelled, k: int) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-    """The k nearest rows of the gallery for each query, best first, without those that hold the query's own image.
+    """The k nearest gallery rows of each query, best first, without rows that are the query's own image.
 
     Returns (cosines, rows). `k` is at most `voters`.
     """
@@ -168,10 +168,10 @@ def _check_labels(examples: Labelled, name: str) -> None:
 
 
 class KnnEvaluation:
-    """The k-NN of a training run. Call it with the teacher's parameters, again and again.
+    """The k-NN of a training run. Call it repeatedly with the parameters of the teacher.
 
-    It compiles once. Decoded images are kept in memory while both sets fit in `cache_bytes`, so that later calls cost the
-    forward passes alone. On several processes each reads, and keeps, its own rows.
+    It compiles once. Decoded images are kept in memory if both sets fit in `cache_bytes`; later calls then cost only the
+    forward passes. With several processes, each reads and keeps its own rows.
 
     Args:
       apply, mean, std: of the network, as `Extractor` takes them.
@@ -222,7 +222,7 @@ class KnnEvaluation:
 
 
 class _Cached:
-    """Iterates over the batches that `make()` yields. Keeps them from the first complete pass on if they fit in `limit` bytes."""
+    """Iterates over the batches of `make()`. Keeps them after the first complete pass if they fit in `limit` bytes."""
 
     def __init__(self, make: Callable[[], Iterable[Any]], limit: int) -> None:
         self._make, self._limit = make, limit

@@ -1,4 +1,4 @@
-"""A labelled gallery and query: one numbering of their classes, and which images are in both."""
+"""A labelled gallery and query set with common class numbers, and the images that are in both."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sere_jax.data.sources.example import Source, nfc
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.network import EvalError
 
-_CHUNK = 1000  # files that a thread asks the file system for in one go
+_CHUNK = 1000  # files whose identity a thread looks up at a time
 _LISTED = 5  # names of classes that a message lists
 
 
 class LabelledPair(NamedTuple):
-    """Sources with labels, and what k-NN has to know of them.
+    """Two labelled sources for a k-NN.
 
     The classes are the gallery's, sorted. Names are compared in Unicode's composed form (NFC), in which the two ways to
     write an accent are equal.
@@ -36,7 +36,7 @@ class LabelledPair(NamedTuple):
 
 
 def open_labelled(gallery: str, query: str) -> LabelledPair:
-    """Open both sources of a k-NN. The query may have fewer classes than the gallery, but no others.
+    """Open both sources of a k-NN. The classes of the query set must be among those of the gallery.
 
     Raises EvalError for a source without labels and for classes that only the query has; SourceError as `open_source` does.
     """
@@ -52,7 +52,7 @@ def open_labelled(gallery: str, query: str) -> LabelledPair:
             "recognised: add it to the gallery, or choose classes of the query with classes:LIST:SOURCE"
         )
     numbers = {name: number for number, name in enumerate(classes)}
-    tables = [np.array([numbers[name] for name in one], np.int32) for one in names]
+    tables = [np.array([numbers[name] for name in class_names], np.int32) for class_names in names]
     return LabelledPair(*sources, classes, tables[0], tables[1], image_numbers(*sources))
 
 
@@ -70,7 +70,7 @@ def _open(key: str, spec: str) -> Source:
 def image_numbers(gallery: Source, query: Source) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
     """A number for the image at each position of both sources. Equal numbers are the same record of the same file.
 
-    Links to a file are that file; a copy of it is another one.
+    A link to a file has its number; a copy of the file has another one.
     """
     numbers: dict[Hashable, int] = {}
     gallery_numbers, query_numbers = (
@@ -80,7 +80,7 @@ def image_numbers(gallery: Source, query: Source) -> tuple[Int[np.ndarray, " n"]
 
 
 def _identities(source: Source) -> Iterator[Hashable]:
-    """(file, number of the record in it) of every example."""
+    """(identity of the file, number of the record in it) of every example."""
     places = list(source.places())
     files = list(dict.fromkeys(path for path, _ in places))
     with ThreadPoolExecutor(8) as threads:  # network file systems answer slowly
@@ -94,7 +94,7 @@ def _file_identities(paths: Sequence[str]) -> list[Hashable]:
 
 
 def _file_identity(path: str) -> Hashable:
-    """Device and inode: equal for a file and all links to it. A file that is not there is known by its path."""
+    """Device and inode, which are equal for a file and all links to it; the path if there is no such file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a name with a NUL

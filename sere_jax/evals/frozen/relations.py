@@ -1,4 +1,4 @@
-"""The protocol of Fig. 6: how much the self-relations of each network change under augmentation. See `analysis`."""
+"""The protocol of Fig. 6: changes of the self-relations of each network under augmentation. See `analysis`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Summary(NamedTuple):
 
 
 def summarise(differences: Differences) -> Summary:
-    """Means over the images that count. The ratio's error by linearisation is std(same - ratio x different) / (mean sqrt n).
+    """Means over the valid images. The ratio's error, by linearisation, is std(same - ratio x different) / (mean sqrt n).
 
     Raises EvalError where no pair of views overlaps.
     """
@@ -74,7 +74,7 @@ class Settings(NamedTuple):
 
     @property
     def variants(self) -> list[Variant]:
-        """Every kind of token at every pair of temperatures. Raises EvalError where their numbers differ."""
+        """Every kind of token at every pair of temperatures. Raises EvalError if the temperatures do not pair up."""
         spatial, channel = self.spatial_temperatures, self.channel_temperatures
         if len(spatial) != len(channel):
             raise EvalError(f"channel_temperatures: found {len(channel)}, expected {len(spatial)}, one for each of spatial_temperatures")
@@ -82,7 +82,7 @@ class Settings(NamedTuple):
 
 
 def _check(networks: Sequence[Network], settings: Settings) -> None:
-    """Raises EvalError where the patches of a network would not span the views, or its width has no such groups."""
+    """Raises EvalError if a network's patches do not cover the views, or `heads` does not divide its width."""
     for network in networks:
         side = view_side(network, settings.size)
         if mistake := size_mistake(side, network.patch):
@@ -95,7 +95,7 @@ def _check(networks: Sequence[Network], settings: Settings) -> None:
 
 
 class Measured(NamedTuple):
-    """The relations of one network, and which images they are of."""
+    """The relations of one network, and the images behind them."""
 
     variants: dict[str, dict[str, Summary]]  # label of the variant -> spatial | channel -> summary
     images: int  # that could be read
@@ -139,11 +139,11 @@ def measure(network: Network, source: Source, settings: Settings) -> Measured:
 
 
 def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
-    """Print one table for each variant and write workdir/eval/relations.json. The first process does all the work."""
+    """Print a table for each variant and write workdir/eval/relations.json. Process 0 does all the work."""
     if jax.process_index() != 0:
         return
     variants = settings.variants
-    _check(networks, settings)  # all of them before the first is worked on
+    _check(networks, settings)  # all networks, before the first is measured
     shared_reading(networks, settings.reading)
     table.say(f"relations: opening {settings.source}")
     source = open_source(settings.source)
@@ -170,7 +170,7 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
 
 
 def _notes(measured: Measured, source: str) -> Iterator[str]:
-    """Which images the numbers are of."""
+    """Notes about the images behind the numbers."""
     yield f"{measured.images:,} images of {source}"
     if note := left_out_note("images", list(measured.left_out.values()), measured.images + len(measured.left_out)):
         yield note
@@ -189,8 +189,11 @@ def _show(variant: Variant, summaries: dict[str, dict[str, Summary]], notes: Seq
     for name, kinds in summaries.items():
         cells = [name]
         for kind in KINDS:
-            s = kinds[kind]
-            cells += [f"{s.ratio:.3f} ±{s.ratio_error:.3f}", f"{s.same:.3f}", f"{s.different:.3f}", f"{s.uniform:.3f}"]
+            of_kind = kinds[kind]
+            cells += [
+                f"{of_kind.ratio:.3f} ±{of_kind.ratio_error:.3f}",
+                *(f"{value:.3f}" for value in (of_kind.same, of_kind.different, of_kind.uniform)),
+            ]
         rows.append(cells)
     columns = ["", *(f"{kind}\n{name}" for kind in KINDS for name in ("ratio", "same", "different", "uniform"))]
     table.show(f"Self-relation differences, {variant.label}", columns, rows, notes)

@@ -1,7 +1,7 @@
-"""Which photograph is this patch from? k-NN on photographs without labels: every photograph is its own class.
+"""The retrieval protocol: k-NN on photographs without labels, where every photograph is a class of its own.
 
-Gallery regions are cut from the left half of a photograph and query regions from the right half, so that no pixel is in
-both. The colours of the queries may be jittered, so that colour alone is not enough.
+Gallery regions come from the left half of a photograph and query regions from the right half, so that they share no
+pixel. The colours of the queries may be jittered, so that colour alone does not identify the photograph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sere_jax.reporting import table
 
 
 class Regions(NamedTuple):
-    """Which regions are cut. All random numbers are functions of (seed, photograph, side, region)."""
+    """How regions are cut. All random numbers are functions of (seed, photograph, side, region)."""
 
     per_photo: int = 8  # of each side
     scale: tuple[float, float] = (0.1, 0.4)  # area of a region as a fraction of its half of the photograph
@@ -39,8 +39,8 @@ class Regions(NamedTuple):
 def region_box(height: int, width: int, right: bool, scale: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """A square of random area and place inside the left or the right half: (left, top, right, bottom) in pixels.
 
-    The halves are floor(width / 2) wide and share no column. The square's area is `scale` x the half's area, cut down to
-    the largest square that fits.
+    The halves are floor(width / 2) wide and share no column. The square's area is `scale` x the half's area, limited to the
+    largest square that fits.
     """
     half = width // 2
     side = int(math.sqrt(rng.uniform(*scale) * half * height))
@@ -82,8 +82,8 @@ def region_batches(
 ) -> Iterator[EvalBatch]:
     """Regions of every photograph as `EvalBatch`es of one size; label = the photograph's position in the source.
 
-    Region n of photograph p has the index p x per_photo + n. Photographs that cannot be read, or have no two halves, are added
-    to `left_out`, and so are their regions: they have no rows. The last batch is padded with rows of index -1.
+    Region n of photograph p has the index p x per_photo + n. Photographs that cannot be read, or are too narrow for two halves,
+    are added to `left_out` and have no rows. The last batch is padded with rows of index -1.
 
     Raises EvalError for fewer than two photographs.
     """
@@ -124,7 +124,7 @@ def _resized(pixels: UInt8[np.ndarray, "H W c"], box: tuple[int, int, int, int],
 
 
 class Settings(NamedTuple):
-    """Which photographs, how they are cut, and how the k-NN votes."""
+    """The photographs, how they are cut, and the settings of the k-NN."""
 
     source: str
     regions_per_photo: int  # of each side

@@ -1,4 +1,4 @@
-"""Two augmented views of images, as training makes them: the input of the analysis of self-relations and of its figure."""
+"""Two augmented views of each image, made as in training, for the analysis of self-relations and its figure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def view_side(network: Network, size: int) -> int:
 
 
 def batch_count(images: int, batch_size: int) -> int:
-    """How many batches `pairs` makes of readable images: none holds one image alone, whose partner would be itself."""
+    """Number of batches that `pairs` makes if all images can be read. No batch has a single image, which would have no partner."""
     return max(1, min(-(-images // batch_size), images // 2))
 
 
@@ -61,9 +61,9 @@ def pairs(
 ) -> Iterator[Pairs]:
     """Batches of about `batch_size` pairs, each of at least two images unless only one can be read.
 
-    Images that cannot be read are added to `left_out`, and a batch that they leave with one image is joined with the next or
-    the one before. A batch of three is made where batches of two would leave one image over. A pair is a function of the
-    seed and its position in the source.
+    Images that cannot be read are added to `left_out`. A batch left with one image is joined with the next or the
+    previous one, so batches of two may become one of three. A pair is a function of the seed and its position in the
+    source.
     """
     waiting: list[tuple[int, ImageViews]] = []
     for part in np.array_split(np.asarray(positions, np.int32), batch_count(len(positions), batch_size)):
@@ -85,11 +85,11 @@ def _two_views(pixels: np.ndarray, recipe: ViewRecipe, seed: int, position: int,
 
 
 def _stacked(made: Sequence[tuple[int, ImageViews]]) -> Pairs:
-    views = [one for _, one in made]
+    views = [image_views for _, image_views in made]
     return Pairs(
-        np.stack([one.global_views for one in views]),
-        np.stack([one.boxes[:2] for one in views]),
-        np.stack([one.flips[:2] for one in views]),
+        np.stack([image_views.global_views for image_views in views]),
+        np.stack([image_views.boxes[:2] for image_views in views]),
+        np.stack([image_views.flips[:2] for image_views in views]),
         np.array([position for position, _ in made], np.int32),
     )
 
@@ -97,7 +97,7 @@ def _stacked(made: Sequence[tuple[int, ImageViews]]) -> Pairs:
 def see(
     network: Network, pair: Pairs, photometry: Sequence[PhotometryParams], *, seed: int, size: int, sampling: Sampling = "endpoints"
 ) -> SeenPairs:
-    """Augment both views on the device, run the network, and lay size x size points on the overlap.
+    """Augment both views on the device, run the network, and place size x size points on the overlap.
 
     The keys of the augmentation are folded from the seed and the image's position. Raises EvalError as `compiled_look`.
     """
