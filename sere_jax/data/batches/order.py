@@ -1,6 +1,6 @@
 """Which example stands at which position of a run, and the randomness that belongs to a position.
 
-A run is an endless row of global positions p = step * batch_size + row. Everything about position p is a pure function
+A run is an endless sequence of global positions p = step * batch_size + row. Everything about position p is a pure function
 of (seed, p): nothing depends on the number of processes or workers, and a run can start anywhere.
 """
 
@@ -54,7 +54,7 @@ def example_index(seed: int, position: int, examples: int | Shares, batch_size: 
     """The example at a position: every epoch of floor(N / B) * B positions is a prefix of its own permutation of N.
 
     Of a mixture each epoch holds the parts in proportion to their weights, shuffled; each part goes through its own examples lap
-    by lap, every lap in an order of its own, and goes on in the next epoch where it stopped. Raises ValueError where an
+    by lap, every lap in its own order, and resumes in the next epoch where it stopped. Raises ValueError where an
     epoch is too short to hold one example of each part.
     """
     length = steps_per_epoch(examples, batch_size) * batch_size
@@ -103,8 +103,8 @@ def _mixed(seed: int, epoch: int, shares: Shares, length: int) -> Int[np.ndarray
     return order
 
 
-# Drawn whole and kept: 20 ms and 5 MB an epoch of ImageNet. A keyed permutation of single indices (Grain's index_shuffle)
-# keeps nothing but takes milliseconds an index where there are few examples.
+# The whole permutation is cached: 20 ms and 5 MB for an epoch of ImageNet. A keyed permutation of single indices (Grain's
+# index_shuffle) needs no memory, but takes milliseconds an index for few examples.
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, examples: int) -> Int[np.ndarray, "n"]:
     return position_rng(seed, epoch, Stream.ORDER).permutation(np.arange(examples, dtype=np.int32))

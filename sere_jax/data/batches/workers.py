@@ -74,7 +74,7 @@ def _shared_memory_threshold(maker: BatchMaker[Any], batches: int) -> int:
 
 def _iterate(dataset: grain.IterDataset) -> Iterator[Any]:
     iterator = iter(dataset)
-    atexit.register(iterator.close)  # a program that ends without closing us must not leave workers or shared memory
+    atexit.register(iterator.close)  # a program that ends without closing the iterator must not leave workers or shared memory
     try:
         yield from iterator
     finally:
@@ -83,7 +83,7 @@ def _iterate(dataset: grain.IterDataset) -> Iterator[Any]:
 
 
 def _start_worker(parent: int, index: int, count: int) -> None:
-    """Make a worker process a good citizen: one thread, no say in how the run ends, and no life after its parent."""
+    """Set up a worker process: one thread, deaf to the signals that end the run, and ended with its parent."""
     del index, count
     cv2.setNumThreads(0)
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The trainer saves and then closes its workers.
@@ -100,7 +100,7 @@ def _leave_later(number: int, frame: object) -> None:
 
 
 def _watch_parent(parent: int) -> None:
-    """End this process when the trainer was killed. (PR_SET_PDEATHSIG would be bound to the thread that started us, which Grain ends.)"""
+    """End this process when the trainer was killed. (PR_SET_PDEATHSIG would follow the thread that started it, which Grain ends.)"""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

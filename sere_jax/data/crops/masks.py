@@ -52,14 +52,14 @@ def sample_masks(recipe: MaskRecipe, views: int, rng: np.random.Generator) -> tu
 
 
 def no_masks(recipe: MaskRecipe, views: int) -> tuple[Bool[np.ndarray, "v h w"], Int[np.ndarray, "v cap"]]:
-    """What `sample_masks` answers where nothing is hidden."""
+    """Masks that hide nothing, in the form of `sample_masks`."""
     return np.zeros((views, *recipe.shape), np.bool_), np.full((views, recipe.cap), -1, np.int32)
 
 
 def sample_ratio(recipe: MaskRecipe, rng: np.random.Generator) -> float:
     """The share of patches to hide in one view, from one of the recipe's two ranges."""
-    chosen = int(rng.random() < recipe.prob)
-    mean, var = recipe.ratio[chosen], recipe.ratio_var[chosen]
+    which = int(rng.random() < recipe.prob)
+    mean, var = recipe.ratio[which], recipe.ratio_var[which]
     return mean + var * (2 * rng.random() - 1)
 
 
@@ -73,7 +73,7 @@ def random_mask(target: float, grid: tuple[int, int], rng: np.random.Generator) 
 def block_mask(target: float, grid: tuple[int, int], rng: np.random.Generator) -> Bool[np.ndarray, "h w"]:
     """Rectangles laid over each other until `target` patches are hidden or no rectangle fits; never more than `target`.
 
-    A rectangle's area ~ U(floor(min(h, w) / 3)^2, patches still to hide) (the bounds may be the wrong way round near the end),
+    A rectangle's area ~ U(floor(min(h, w) / 3)^2, patches still to hide) (near the end the lower bound may be the larger one),
     log(height / width) ~ U(-+log(1 / 0.3)), sides rounded. It is taken when it is smaller than the grid (h, w) both ways and
     hides at least one new patch but no more than still to hide; ten rectangles in a row that fail end the mask.
     """

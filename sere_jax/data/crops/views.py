@@ -78,7 +78,7 @@ def make_views(
     backend: Backend = "fast",
     out: ImageViews | None = None,
 ) -> ImageViews:
-    """`global_count` global and `local_count` local crops of one image; written into `out` where it is given (a row of a batch)."""
+    """`global_count` global and `local_count` local crops of one image; written to `out`, the row of a batch, or to new arrays."""
     out = empty_views(recipe, channels=image.shape[2]) if out is None else out
     height, width = image.shape[:2]
     softened = Softened(image)

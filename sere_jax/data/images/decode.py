@@ -1,13 +1,13 @@
-"""The only place of the project that opens an image: encoded bytes -> uint8 pixels, RGB, grey or of any number of channels.
+"""The only module that opens images: encoded bytes -> uint8 pixels, RGB, grey or of any number of channels.
 
 Pixels are returned as they are stored. An EXIF orientation tag is ignored by both backends: crop boxes are in stored
 pixels, and a decoder that turned some images (as `cv2.imread` does) would make boxes and label maps disagree with them.
 Colour profiles and gamma chunks are ignored as well. Transparency is dropped, as `PIL.Image.convert("RGB")` does; of an
 animation the first frame is used; 16-bit samples are scaled to 8 bits.
 
-Damage is an error, never a guess: Pillow fills in what is missing or garbled in the middle of a JPEG and skips the
-checksums of PNG pixels, so both are checked here. (JPEG has no checksum: damage that leaves a stream of as many blocks as
-there should be cannot be told from a picture.) `docs/data.md` lists what becomes of which file.
+A damaged file is an error. Pillow fills in missing or garbled parts of a JPEG and skips the checksums of PNG pixels, so both are
+checked here. (JPEG has no checksum: damage that leaves the right number of blocks cannot be noticed.) `docs/data.md` lists what
+becomes of which file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def decode(data: bytes, reading: ImageReading = DEFAULT_READING, *, reuse: bool 
     more than 8 bits. Files of 8 bits of these and of all other formats are levels already.
 
     The header's size is checked against `max_pixels` before anything is decoded. With `reuse` the pixels may lie in memory
-    that this thread's next call with `reuse` writes to. Raises BadImage for whatever cannot be read, and nothing else.
+    that this thread's next call with `reuse` writes to. Raises BadImage, and no other error, where the file cannot be read.
     """
     channels, max_pixels = reading.channels, reading.max_pixels
     try:
@@ -89,7 +89,7 @@ def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
-    """JPEG with both backends: libjpeg-turbo tells damage, and for `fast` gives the pixels."""
+    """JPEG with both backends: libjpeg-turbo reports damage, and decodes the pixels for `fast`."""
     backend, max_pixels, channels = reading.backend, reading.max_pixels, reading.channels
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -101,14 +101,14 @@ def _decode_jpeg(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
         if backend == "fast" and not inks:
             buffer = MEMORY.array("decoded", (height * width * 3,)) if reuse else None
             return _in_channels(simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer), channels)
-        # Read to the end at an eighth of the size, for its complaints alone: Pillow hears of none.
+        # Decoded at an eighth of the size, only for its warnings: Pillow does not report them.
         simplejpeg.decode_jpeg(data, colorspace="CMYK" if inks else "GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:  # simplejpeg's only exception; BadImage is one too and passes through
         if isinstance(error, BadImage):
             raise
         if "subsampling" not in str(error).lower():
             raise BadImage(f"damaged JPEG: {error}") from error
-        # Sound files of a sampling (4:1:0, mixed) that TurboJPEG does not know; of damage Pillow notices only a cut.
+        # Sound files of a sampling (4:1:0, mixed) that TurboJPEG does not support. Pillow notices only that a file is cut short.
     return _in_channels(_decode_pillow(data, max_pixels), channels)
 
 
@@ -137,7 +137,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> np.ndarray:
         if image.format == "JPEG":
             _check_scans(data, image.height, image.width, max_pixels)
         turned = image.getexif().get(_ORIENTATION) if image.format == "TIFF" else None
-        if turned in _TURN_BACK:  # of all formats, Pillow obeys this one's tag by itself
+        if turned in _TURN_BACK:  # Pillow applies the tag of this format alone
             image.load()
             return _to_rgb(image.transpose(_TURN_BACK[turned]))
         return _to_rgb(image)

@@ -52,7 +52,7 @@ def png_header(data: bytes, max_pixels: int) -> PngHeader:
 
 
 def check_png(data: bytes, max_pixels: int) -> PngHeader:
-    """The header of a sound PNG: checksums of pixels and palette are right, and there are as many rows as it says.
+    """The header of a PNG whose checksums of pixels and palette are right and whose rows are complete.
 
     Raises BadImage otherwise. (Pillow skips the checksums of pixels, and leaves rows that are missing black.)
     """
@@ -63,7 +63,7 @@ def check_png(data: bytes, max_pixels: int) -> PngHeader:
         while rest and not inflater.eof:
             size += len(inflater.decompress(rest, _PIECE))
             rest = inflater.unconsumed_tail
-            if size > header.raw_bytes + _PIECE:  # more than the picture needs; the rest is no concern of ours
+            if size > header.raw_bytes + _PIECE:  # more than the picture needs
                 return header
     if size < header.raw_bytes:
         raise BadImage(f"a PNG with too few pixels: {size} of {header.raw_bytes} bytes")

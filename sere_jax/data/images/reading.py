@@ -1,4 +1,4 @@
-"""How encoded images become pixels: one value that every reader of images is given."""
+"""How encoded images become pixels: the settings that every reader of images takes."""
 
 from __future__ import annotations
 

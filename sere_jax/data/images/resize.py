@@ -1,8 +1,8 @@
-"""Cutting a box out of an image and resizing it: exactly as the papers' pipelines do, or several times faster and nearly so.
+"""Cutting a box out of an image and resizing it: exactly as the papers' pipelines do, or nearly so and several times faster.
 
-The fast way rests on what OpenCV does quickly: interpolation between few pixels takes a fifth of the time of its area
-filter. Interpolation alone would alias where an image shrinks, so it reads from a copy of the image that is blurred as much
-as the shrinking asks for; the crops of an image share the copies.
+The fast way uses OpenCV's interpolation, which takes a fifth of the time of its area filter. Interpolation alone would alias
+where an image shrinks, so it reads from a copy of the image that is blurred to match the shrinking; the crops of an image share
+the copies.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def decode_tiff(data: bytes, reading: ImageReading) -> UInt8[np.ndarray, "H W s"
 
 
 def check_pages(data: bytes) -> None:
-    """Raises BadImage where pages link in a circle: every reader that counts pages would go round for ever."""
+    """Raises BadImage where pages link in a circle: every reader that counts pages would never end."""
     order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
     link, number, entry, start = ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)
     seen: set[int] = set()
@@ -56,7 +56,7 @@ def check_pages(data: bytes) -> None:
             seen.add(offset)
             (entries,) = struct.unpack_from(order + number, data, offset)
             (offset,) = struct.unpack_from(order + link, data, offset + struct.calcsize(order + number) + entry * entries)
-    except (struct.error, OverflowError):  # a link that leaves the file; what the readers make of the rest is checked by them
+    except (struct.error, OverflowError):  # a link that leaves the file; the readers check the rest
         if not seen:
             raise BadImage("a TIFF without pages") from None
 
@@ -163,5 +163,5 @@ def _levels(samples: np.ndarray, page: tifffile.TiffPage, reading: ImageReading)
     check_samples(samples.size, samples.dtype, reading.max_pixels)
     bits = int(page.bitspersample)
     white = 2**bits - 1 if samples.dtype.kind == "u" and bits <= 16 else 0
-    found = levels(samples, reading.value_range, white)
-    return 255 - found if page.photometric == _WHITE_IS_ZERO else found
+    pixels = levels(samples, reading.value_range, white)
+    return 255 - pixels if page.photometric == _WHITE_IS_ZERO else pixels

@@ -49,11 +49,11 @@ def voc(directory: str) -> Layout:
     else:
         raise SourceError(f"{directory}: expected JPEGImages, ImageSets and SegmentationClass, as in VOCdevkit/VOC2012")
     lists = os.path.join(root, "ImageSets", "Segmentation")
-    found = sorted(name for name in (os.listdir(lists) if os.path.isdir(lists) else ()) if name.endswith(".txt"))
-    if not found:
+    files = sorted(name for name in (os.listdir(lists) if os.path.isdir(lists) else ()) if name.endswith(".txt"))
+    if not files:
         raise SourceError(f"{lists}: expected lists such as train.txt and val.txt")
     splits: dict[str, list[Record]] = {}
-    for file in found:
+    for file in files:
         augmented = "aug" in file
         split = {"val": "validation", "trainaug": "train_aug"}.get(file[:-4], re.sub(r"\W", "_", file[:-4]))
         with open(os.path.join(lists, file)) as lines:

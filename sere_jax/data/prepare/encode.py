@@ -165,7 +165,7 @@ def objects(instances: tuple[Instance, ...], frame: Size) -> list[dict[str, Any]
 
 
 def fingerprint(layout: Layout, spec: str, sizes: Sizes, per_shard: int) -> dict[str, Any]:
-    """What decides every byte of the output. Two preparations with the same one may go on from each other's shards."""
+    """Everything that the output depends on. A preparation resumes from the shards of another with the same fingerprint."""
     names = {}
     for split, records in layout.splits.items():
         digest = hashlib.sha256()

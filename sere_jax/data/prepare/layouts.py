@@ -1,4 +1,4 @@
-"""Data sets as their makers hand them out: ImageNet (folders or tar files), ImageNet-S, ADE20K, iNaturalist 2019, and the table of all."""
+"""Data sets as their makers distribute them: ImageNet (folders or tar files), ImageNet-S, ADE20K, iNaturalist 2019; the table of all."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def imagenet(directory: str) -> Layout:
 
 
 def _classified(name: str, splits: dict[str, list[tuple[str, str, Place]]]) -> Layout:
-    classes = tuple(sorted({wnid for found in splits.values() for wnid, _, _ in found}))
+    classes = tuple(sorted({wnid for images in splits.values() for wnid, _, _ in images}))
     number = {wnid: index for index, wnid in enumerate(classes)}
-    return Layout(name, {key: [Record(n, place, number[wnid]) for wnid, n, place in found] for key, found in splits.items()}, classes)
+    return Layout(name, {key: [Record(n, place, number[wnid]) for wnid, n, place in images] for key, images in splits.items()}, classes)
 
 
 def _by_class(directory: str, folder: str) -> Iterator[tuple[str, str, Place]]:
@@ -111,14 +111,14 @@ def _validation_wnids(devkit: str) -> list[str]:
 def imagenet_s(directory: str) -> Layout:
     """`train[-semi]`, `validation`, `test` with WNID/ folders; label maps in `*-segmentation/WNID/NAME.png`, number = R + 256 G."""
     folders = {"train": "train", "train_semi": "train-semi", "validation": "validation", "test": "test"}
-    found = {split: folder for split, folder in folders.items() if os.path.isdir(os.path.join(directory, folder))}
-    if not found:
+    present = {split: folder for split, folder in folders.items() if os.path.isdir(os.path.join(directory, folder))}
+    if not present:
         raise SourceError(f"{directory}: expected one of {', '.join(folders.values())}")
-    plain = _classified("imagenet_s", {split: list(_by_class(directory, folder)) for split, folder in found.items()})
+    plain = _classified("imagenet_s", {split: list(_by_class(directory, folder)) for split, folder in present.items()})
     splits = {
         split: [
             record._replace(
-                label_map=_existing(os.path.join(directory, f"{found[split]}-segmentation", os.path.splitext(record.name)[0] + ".png"))
+                label_map=_existing(os.path.join(directory, f"{present[split]}-segmentation", os.path.splitext(record.name)[0] + ".png"))
             )
             for record in records
         ]

@@ -39,8 +39,8 @@ class Place(NamedTuple):
         return data
 
 
-class Held(NamedTuple):
-    """Bytes that are here already."""
+class InMemory(NamedTuple):
+    """Bytes that have been read."""
 
     data: bytes
 
@@ -97,9 +97,9 @@ class SourceRecords(Sequence[Record]):
     def __getitem__(self, index: Any) -> Any:
         name, data, label, annotation = self.source[index]
         if annotation is None:
-            return Record(name, Held(data), label)
-        label_map = None if annotation.label_map is None else Held(annotation.label_map)
-        return Record(name, Held(data), label, label_map, annotation.instances or (), annotation.frame, annotation.image_id)
+            return Record(name, InMemory(data), label)
+        label_map = None if annotation.label_map is None else InMemory(annotation.label_map)
+        return Record(name, InMemory(data), label, label_map, annotation.instances or (), annotation.frame, annotation.image_id)
 
 
 def from_source(source: Source, name: str, split: str) -> Layout:
@@ -131,14 +131,14 @@ def subset(layout: Layout, *, classes: str = "", images: str = "") -> Layout:
         listed = read_names(images, images)
         counts = collections.Counter(listed)
         splits = {key: [r for r in records if any(word in counts for word in _spellings(r.name))] for key, records in splits.items()}
-        found = {word for records in splits.values() for r in records for word in _spellings(r.name)}
-        missing = [name for name in listed if name not in found]
+        known = {word for records in splits.values() for r in records for word in _spellings(r.name)}
+        missing = [name for name in listed if name not in known]
         if missing:
             raise SourceError(f"{images}: {len(missing)} of {len(listed)} images are unknown, the first is {missing[0]!r}")
-    kept = {key: records for key, records in splits.items() if records}
-    if not kept:
+    splits = {key: records for key, records in splits.items() if records}
+    if not splits:
         raise SourceError(f"{classes or images}: nothing is left of {layout.name}")
-    return dataclasses.replace(layout, splits=kept, classes=names)
+    return dataclasses.replace(layout, splits=splits, classes=names)
 
 
 def _spellings(name: str) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""ArrayRecord shards on disk: written one by one so that an interrupted preparation goes on, read back to be verified."""
+"""ArrayRecord shards on disk: written one by one, so that an interrupted preparation resumes, and read back to verify them."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Shard(NamedTuple):
 
 def plan(layout: Layout, per_shard: int) -> list[Shard]:
     """Every shard of every split, in order."""
-    found = []
+    shards = []
     for split, records in layout.splits.items():
         count = -(-len(records) // per_shard)
         for number in range(count):
             file = f"{layout.name}-{split}.array_record-{number:05d}-of-{count:05d}"
-            found.append(Shard(file, split, number * per_shard, min(len(records), (number + 1) * per_shard)))
-    return found
+            shards.append(Shard(file, split, number * per_shard, min(len(records), (number + 1) * per_shard)))
+    return shards
 
 
 class Output:
@@ -95,7 +95,7 @@ class Output:
         return note
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """The manifest is what says that all is there; it comes last."""
+        """Write the manifest last: it marks the preparation as complete."""
         for leftover in glob.glob(os.path.join(glob.escape(self.directory), ".*.partial.*")):  # of a preparation that was killed
             os.remove(leftover)
         write_json(os.path.join(self.directory, MANIFEST), manifest)
@@ -108,7 +108,7 @@ class Output:
 def encoded(
     encoder: Encoder, records: Sequence[Record], shard: Shard, threads: concurrent.futures.Executor, ahead: int
 ) -> Iterator[tuple[str, bytes | Exception]]:
-    """The shard's records in order, (name, bytes or why not), `ahead` of them being worked on."""
+    """The shard's records in order, (name, bytes or error), with `ahead` of them in work."""
 
     def one(index: int) -> tuple[str, bytes | Exception]:
         name = f"item {index}"
@@ -137,18 +137,18 @@ def write_info(directory: str, layout: Layout, features: Any, shards: dict[str, 
         name=layout.name, version=tfds.core.Version("1.0.0"), data_dir=directory, module_name="sere_jax"
     )
     info = tfds.core.DatasetInfo(builder=identity, features=features, description=f"{layout.name}, prepared by sere_jax")
-    found = []
+    infos = []
     for split, notes in shards.items():
         template = naming.ShardedFileTemplate(data_dir=directory, dataset_name=layout.name, split=split, filetype_suffix="array_record")
         lengths, size = [note["records"] for note in notes], sum(note["bytes"] for note in notes)
-        found.append(splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
-    info.set_splits(splits.SplitDict(found))
+        infos.append(splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
+    info.set_splits(splits.SplitDict(infos))
     info.set_file_format("array_record")
     info.write_to_directory(directory)
 
 
 def verify(directory: str, track: Callable[[Iterable[int], int], Iterable[int]]) -> list[str]:
-    """Everything wrong with a prepared directory: shards and images that are not, to the bit, what was written."""
+    """The faults of a prepared directory: shards and images that differ from what was written."""
     manifest = read_manifest(directory)
     import tensorflow_datasets as tfds
 
@@ -182,8 +182,8 @@ def read_manifest(directory: str) -> dict[str, Any]:
     return _read(path)
 
 
-def _must_equal(there: dict[str, Any], wanted: dict[str, Any], directory: str) -> None:
-    different = [f"{key}: there {there.get(key)!r}, wanted {wanted[key]!r}" for key in wanted if there.get(key) != wanted[key]]
+def _must_equal(old: dict[str, Any], new: dict[str, Any], directory: str) -> None:
+    different = [f"{key}: found {old.get(key)!r}, expected {new[key]!r}" for key in new if old.get(key) != new[key]]
     if different:
         raise PrepareError(f"{directory}: holds another preparation ({'; '.join(different)}); use another directory")
 

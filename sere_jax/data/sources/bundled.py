@@ -136,7 +136,7 @@ def _header(side: int) -> bytes:
 def regions(split: str) -> tuple[Region, ...]:
     """The fixed regions of one split, photographs taking turns and blocks of a photograph taking turns within that."""
     rng = _generator("regions", SPLITS.index(split))
-    found = []
+    squares = []
     for turn in range(REGIONS_PER_PHOTOGRAPH[split]):
         for label, photograph in enumerate(PHOTOGRAPHS):
             column, row, span = _BLOCKS[split][turn % len(_BLOCKS[split])]
@@ -144,8 +144,8 @@ def regions(split: str) -> tuple[Region, ...]:
             top, bottom = (k * photograph.height // _GRID for k in (row, row + span))
             shorter = min(right - left, bottom - top)
             side = round(shorter * rng.uniform(_SMALLEST_SIDE[split], 1.0))
-            found.append(Region(label, int(rng.integers(left, right - side + 1)), int(rng.integers(top, bottom - side + 1)), side))
-    return tuple(found)
+            squares.append(Region(label, int(rng.integers(left, right - side + 1)), int(rng.integers(top, bottom - side + 1)), side))
+    return tuple(squares)
 
 
 def colour_jitter(pixels: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
@@ -176,11 +176,11 @@ def _generator(purpose: str, number: int) -> np.random.Generator:
 
 def photograph_file(photograph: Photograph) -> str:
     """Where a photograph is installed. Raises SourceError when its package or the file is missing."""
-    found = importlib.util.find_spec(photograph.package)  # finds the package without importing it
+    package = importlib.util.find_spec(photograph.package)  # finds the package without importing it
     wheel = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[photograph.package]
-    if found is None or not found.submodule_search_locations:
+    if package is None or not package.submodule_search_locations:
         raise SourceError(f"the bundled photographs need the package {wheel}: pip install {wheel}")
-    path = os.path.join(next(iter(found.submodule_search_locations)), photograph.path)
+    path = os.path.join(next(iter(package.submodule_search_locations)), photograph.path)
     if not os.path.isfile(path):
         raise SourceError(f"the installed {wheel} has no {photograph.path}; expected the version in requirements.txt")
     return path
@@ -194,7 +194,7 @@ def _photograph_pixels(label: int) -> np.ndarray:
     with open(path, "rb") as file:
         pixels = decode(file.read(), ImageReading(backend="pil"))
     if pixels.shape[:2] != (photograph.height, photograph.width):
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise SourceError(f"{path} is {found}, expected {photograph.width} x {photograph.height}: another version of the package?")
+        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise SourceError(f"{path} is {size}, expected {photograph.width} x {photograph.height}: another version of the package?")
     pixels.flags.writeable = False
     return pixels

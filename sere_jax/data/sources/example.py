@@ -1,4 +1,4 @@
-"""What every data source hands out: encoded images with a name and, where the source knows it, a label."""
+"""What every data source returns: encoded images with a name and, where the source has one, a label."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 class Fingerprint(NamedTuple):
     """What tells two states of a source apart: the number of its examples, and the SHA-256 of its listing in hexadecimal."""
 
-    count: int  # type: ignore[assignment]  # hides tuple.count, which a record needs not
+    count: int  # type: ignore[assignment]  # hides tuple.count
     digest: str
 
 
@@ -60,8 +60,8 @@ class Source(Protocol):
 
     `spec` is the text that the source was opened with. `classes[label]` is the name of a label in NFC; `classes` is empty
     when the source has no labels. `map_classes` names the values of label maps and `object_classes` the labels of instances: None where
-    the source has no such annotations, () where it does not know their names. Sources inherit from this class; what it implements is the
-    same for all of them.
+    the source has no such annotations, () where it does not know their names. Sources inherit from this class, and with it the methods
+    that it implements.
     """
 
     spec: str
@@ -83,7 +83,7 @@ class Source(Protocol):
     def places(self) -> Iterator[tuple[str, int]]:
         """Where each example lies: path of the file, and number of the example in it (0 in a file of one image).
 
-        Unless a source knows better, its own text stands for the file.
+        By default the text of the source stands for the file.
         """
         return ((self.spec, number) for number in range(len(self)))
 
@@ -103,7 +103,7 @@ class Source(Protocol):
 def fingerprint(count: int, entries: Iterable[Entry], classes: Iterable[str]) -> Fingerprint:
     """The fingerprint of `count` examples with these entries and names of classes.
 
-    For who needs the entries as well: `fingerprint(len(source), entries := list(source.listing()), source.classes)`.
+    To use the entries as well: `fingerprint(len(source), entries := list(source.listing()), source.classes)`.
 
     >>> fingerprint(1, [Entry("cat/1.jpg", 2048, 0)], ["cat"]) == fingerprint(1, [Entry("cat/1.jpg", 2049, 0)], ["cat"])
     False

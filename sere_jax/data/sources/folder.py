@@ -36,8 +36,8 @@ class FolderSource(Source):
         _check_directory(spec, directory, self.directory)
         self._paths, others = _walk(spec, self.directory)
         if not self._paths:
-            found = f"; found {count_extensions(others)}" if others else ""
-            raise SourceError(f"{spec!r}: no image files under {self.directory}{found}, expected one of {' '.join(sorted(EXTENSIONS))}")
+            seen = f"; found {count_extensions(others)}" if others else ""
+            raise SourceError(f"{spec!r}: no image files under {self.directory}{seen}, expected one of {' '.join(sorted(EXTENSIONS))}")
         tops = [nfc(path.partition(os.sep)[0]) if os.sep in path else "" for path in self._paths]
         if "" in tops and any(tops):
             loose, nested = tops.count(""), len(tops) - tops.count("")
@@ -113,7 +113,7 @@ def read_file(path: str) -> bytes:
 
 
 def file_sizes(paths: Iterable[str]) -> Iterator[int]:
-    """The size of each file in bytes, -1 where there is none; asked by several threads, because network file systems answer late."""
+    """The size of each file in bytes, -1 where there is none. Several threads ask, because network file systems are slow."""
 
     def ask(chunk: tuple[str, ...]) -> list[int]:
         return [_size(path) for path in chunk]
@@ -156,16 +156,18 @@ def _check_directory(spec: str, written: str, directory: str) -> None:
 
 
 def nearest_directory(directory: str) -> str:
-    """What a directory that does not exist may have been meant to be: the deepest part of it that is missing exchanged for the
-    sibling most like it, with the rest below it where that exists; "" where no sibling is like it."""
+    """The existing directory most like one that does not exist; "" where none is alike.
+
+    The first missing part of the path is replaced by the most similar sibling; the parts below it follow where they exist.
+    """
     parent, missing, rest = _existing(os.path.abspath(os.path.expanduser(directory)))
     try:
         siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
     except OSError:  # a directory that may be entered but not listed
         return ""
     near = difflib.get_close_matches(missing, siblings, n=1, cutoff=_ALIKE)
-    found = os.path.join(parent, near[0]) if near else ""
-    return os.path.join(found, rest) if rest and os.path.isdir(os.path.join(found, rest)) else found
+    sibling = os.path.join(parent, near[0]) if near else ""
+    return os.path.join(sibling, rest) if rest and os.path.isdir(os.path.join(sibling, rest)) else sibling
 
 
 def _existing(directory: str) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""What a source consisted of, in a form that can be kept: to name what has changed since."""
+"""The listing of a source as a file, to say later what has changed."""
 
 from __future__ import annotations
 

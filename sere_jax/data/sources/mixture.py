@@ -67,7 +67,7 @@ class Mixture(Source):
         """The entries of all parts; a name begins with the number of its part."""
         for number, part in enumerate(self._parts):
             for entry in part.listing():
-                yield Entry(f"{number}:{entry.name}", entry.size, self._label(number, entry.label))
+                yield entry._replace(name=f"{number}:{entry.name}", label=self._label(number, entry.label))
 
     def _label(self, part: int, label: int) -> int:
         return int(self._tables[part][label]) if self.classes and label >= 0 else -1
@@ -76,28 +76,28 @@ class Mixture(Source):
         """The class of every example, -1 where there are none."""
         if not self.classes:
             return np.full(len(self), -1, np.int32)
-        found = [table[part.labels()] for part, table in zip(self._parts, self._tables, strict=True) if isinstance(part, Labelled)]
-        if len(found) < len(self._parts):
+        labels = [table[part.labels()] for part, table in zip(self._parts, self._tables, strict=True) if isinstance(part, Labelled)]
+        if len(labels) < len(self._parts):
             raise SourceError(f"{self.spec!r}: one of its parts cannot tell its labels without reading every image")
-        return np.concatenate(found)
+        return np.concatenate(labels)
 
 
 def split_mixture(spec: str) -> tuple[list[str], list[float]]:
-    """`mix:2*folder:/a|1*tfds:b:train` -> the parts' texts and weights; no weights where none is given: then the sizes decide.
+    """`mix:2*folder:/a|1*tfds:b:train` -> the parts' texts and weights. Without weights the list is empty, and the sizes decide.
 
     Raises SourceError for fewer than two parts, weights for some parts only, or one that is not a positive number.
     """
     texts = [part.strip() for part in spec.partition(":")[2].split("|")]
-    found = [re.fullmatch(r"(?:([^:*|]*)\*)?(.+)", text) for text in texts]
-    if len(texts) < 2 or not all(found):
+    matches = [re.fullmatch(r"(?:([^:*|]*)\*)?(.+)", text) for text in texts]
+    if len(texts) < 2 or not all(matches):
         raise SourceError(f"{spec!r}: expected two or more sources, as in {FORM}")
-    written = [match[1] for match in found if match]
+    written = [match[1] for match in matches if match]
     if any(weight is None for weight in written):
         if any(weight is not None for weight in written):
             raise SourceError(f"{spec!r}: found weights for some sources, expected one for each or none, as in {FORM}")
         return texts, []
     weights = [_weight(spec, weight) for weight in written]
-    return [match[2].strip() for match in found if match], weights
+    return [match[2].strip() for match in matches if match], weights
 
 
 def _weight(spec: str, text: str) -> float:

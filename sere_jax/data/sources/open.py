@@ -35,9 +35,8 @@ def open_source(spec: str) -> Source:
     `list:FILE`: the image files that a text file names, one path a line, with a class after a tab if there are labels.
     `tfds:NAME[/CONFIG]:SPLIT`: a prepared TensorFlow Datasets set in a random-access format, read without TensorFlow.
     `classes:LIST:SOURCE`: of one of these the images of the classes in the text file LIST, one name a line.
-    `mix:WEIGHT*SOURCE|WEIGHT*SOURCE...`: several of these, each with its share of every epoch; without weights by their sizes.
-
     `masks:DIR:SOURCE`: a folder or list with label maps of the same names in another directory.
+    `mix:WEIGHT*SOURCE|WEIGHT*SOURCE...`: several of these, each with its share of every epoch; without weights by their sizes.
 
     Its notes are logged as warnings. Raises SourceError when the text has another form, or when the data are missing, empty or ambiguous.
     """
@@ -88,12 +87,12 @@ def folders(spec: str) -> list[str]:
     kind, _, rest = spec.partition(":")
     if kind == "folder" and rest:
         return [os.path.abspath(os.path.expanduser(rest))]
-    if kind == "classes":
+    if kind in ("classes", "masks"):
         return folders(rest.partition(":")[2])
     if kind != "mix":
         return []
     try:
         parts, _ = split_mixture(spec)
-    except SourceError:  # who opens it is told
+    except SourceError:  # `open_source` says so
         return []
     return [directory for part in parts if not part.startswith("mix:") for directory in folders(part)]

@@ -54,7 +54,7 @@ class PathListSource(Source):
         return ((os.path.join(self._directory, path), 0) for path in self._paths)
 
     def listing(self) -> Iterator[Entry]:
-        """An entry a file, by its path in the list; absolute paths are told from the deepest directory that holds all of them."""
+        """An entry a file, by its path in the list; absolute paths count from the deepest directory that holds all of them."""
         directories = [os.path.dirname(path) for path in self._paths if os.path.isabs(path)]
         shared = os.path.commonpath(directories) if directories else ""
         sizes = file_sizes(os.path.join(self._directory, path) for path in self._paths)

@@ -80,22 +80,22 @@ class TfdsSource(Source):
             yield Entry(f"{name}[{part.skip}:{last}]", next(file_sizes([part.filename])), -1)
 
     def labels(self) -> Int[np.ndarray, " n"]:
-        """The class of every example. The first time all records are read; the answer is kept beside the data where that can be written."""
-        kept = os.path.join(self._data_dir, f"sere_jax_labels-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npy")
+        """The class of every example. The first call reads all records, and saves the classes beside the data if it can be written."""
+        path = os.path.join(self._data_dir, f"sere_jax_labels-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npy")
         try:
-            found = np.load(kept)
-            if found.shape == (len(self),):
-                return found
+            labels = np.load(path)
+            if labels.shape == (len(self),):
+                return labels
         except (OSError, ValueError):
             pass
         _log.warning("%s: reading the classes of %d examples, once", self.spec, len(self))
-        found = np.array([self[i].label for i in range(len(self))], np.int32)
+        labels = np.array([self[i].label for i in range(len(self))], np.int32)
         try:
-            with replacing(kept) as temporary:
-                np.save(temporary, found)
+            with replacing(path) as temporary:
+                np.save(temporary, labels)
         except OSError as error:
-            _log.warning("%s: the classes cannot be kept beside the data: %s", self.spec, error)
-        return found
+            _log.warning("%s: the classes cannot be saved beside the data: %s", self.spec, error)
+        return labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_data"}  # open files stay where they are
@@ -128,7 +128,7 @@ class TfdsSource(Source):
 
 
 class _Values(Mapping[str, Sequence[Any]]):
-    """The features of a serialised record as flat lists. TFDS's own way to these takes longer than reading the record."""
+    """The features of a serialised record as flat lists. TFDS's own decoding takes longer than reading the record."""
 
     def __init__(self, record: bytes) -> None:
         from tensorflow_datasets.proto import tf_example_pb2
@@ -185,13 +185,13 @@ def _directory_builder(spec: str, directory: str) -> Any:
 
     path = os.path.abspath(os.path.expanduser(directory))
     if not os.path.isfile(os.path.join(path, "dataset_info.json")):
-        found = (
+        state = (
             "an unfinished preparation: run it again to go on"
             if os.path.isdir(os.path.join(path, ".unfinished"))
             else "no dataset_info.json"
         )
         raise SourceError(
-            f"{spec!r}: expected a prepared directory, found {found if os.path.isdir(path) else 'no such directory'} ({path})"
+            f"{spec!r}: expected a prepared directory, found {state if os.path.isdir(path) else 'no such directory'} ({path})"
         )
     return tfds.builder_from_directory(path)
 

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 
 from sere_jax.data.sources.example import Entry, Fingerprint, fingerprint
-from sere_jax.data.sources.open import open_source
+from sere_jax.data.sources.open import folders, open_source
 
 FILES = ("ant/1.jpg", "ant/2.jpg", "bee/caf\u00e9.png", "bee/deep/3.jpg")
 
@@ -89,6 +89,15 @@ def test_lists_by_relative_and_absolute_paths(tmp_path):
     assert found[0] == found[1]
     relative, absolute, labels = found[0]
     assert relative == absolute and relative.count == 2 and labels.digest != relative.digest
+
+
+def test_a_changed_label_map_is_noticed_in_a_mixture_too(tmp_path):
+    spec = f"masks:{write(tmp_path / 'maps', ('1.png', '2.png'))}:folder:{write(tmp_path / 'images', ('1.jpg', '2.jpg'))}"
+    mixture = f"mix:{spec}|folder:{tmp_path / 'images'}"
+    before = of(spec), of(mixture)
+    (tmp_path / "maps" / "2.png").write_bytes(b"another size")
+    assert of(spec) != before[0] and of(mixture) != before[1]
+    assert folders(mixture) == [str(tmp_path / "images")] * 2
 
 
 def test_classes_and_mixtures(tmp_path):
