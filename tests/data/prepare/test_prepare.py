@@ -91,7 +91,7 @@ def test_an_interrupted_preparation_goes_on(photographs, tmp_path, monkeypatch, 
 def test_another_preparation_is_not_mixed_in(photographs, tmp_path, capsys):
     assert run(f"folder:{photographs}", tmp_path / "out") == 0
     assert run(f"folder:{photographs}", tmp_path / "out", "--max_side=20") == 2
-    assert "max_side: there 0, wanted 20" in capsys.readouterr().err
+    assert "max_side: found 0, expected 20" in capsys.readouterr().err
     assert run(f"folder:{photographs}", photographs) == 2
     assert "holds no preparation" in capsys.readouterr().err
     (photographs / "cat" / "new.jpg").write_bytes(layouts.picture(9))
