@@ -51,6 +51,24 @@ MICRO = {
     "run.eval_every_steps": 0,
 }
 
+# The same loop on a method that compiles in a third of the time: what a run does around its steps needs no more.
+DRIVER = MICRO | {
+    "recipe": "dino",
+    "views.local_count": 0,
+    "views.local_size": 96,
+    "model.width": 24,
+    "model.depth": 1,
+    "model.patch_size": 8,
+    "head.prototypes": 16,
+    "head.hidden": 8,
+    "head.bottleneck": 4,
+    # What is never read has to keep its default.
+    "views.local_scale": (0.05, 0.35),
+    "relation.sampling_impl": "map_coordinates",
+    "relation.global_points": 13,
+    "relation.local_points": 6,
+}
+
 
 def command(workdir: Path, *extra: str, **changes: object) -> list[str]:
     keys = MICRO | {key.replace("__", "."): value for key, value in changes.items()}
@@ -71,12 +89,11 @@ def records(workdir: Path) -> dict[int, dict]:
     return {row["step"]: row for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
 
 
-def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
+def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Real runs in one process: stopped by a signal at step 3, gone on with, finished; another config is refused."""
     config = quickstart.get_config()
-    config.update_from_flattened_dict(
-        MICRO | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 2, "run.eval_every_steps": 3, "data.workers": 0}
-    )
+    config.update_from_flattened_dict(DRIVER | {"schedule.total_steps": 5, "run.checkpoint_every_steps": 2, "run.eval_every_steps": 3})
+    monkeypatch.setenv("HOME", str(tmp_path))
 
     def score(params: Any) -> Iterator[tuple[str, float]]:
         yield "sum", float(jax.tree.leaves(params)[0].sum())
@@ -89,7 +106,7 @@ def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
     whole = pretrain.train(config, str(tmp_path / "a"), {"score": score})
     with pytest.raises(Stopped, match="after step 3 of 5"):
         pretrain.train(config, str(tmp_path / "b"), {"score": stop})
-    resumed = pretrain.train(config, str(tmp_path / "b"), {"score": score})
+    resumed = pretrain.train(config, "~/b", {"score": score})
     micro.assert_equal(micro.copies(resumed), micro.copies(whole))
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5] and {"sum", "loss"} <= records(tmp_path / "b")[3].keys()
@@ -100,8 +117,8 @@ def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path):
     config.data.source = "bundled:query"
     with pytest.raises(ConfigError, match=r"(?s)the images have changed since step 5.* new: .* gone: .*accept_changed_data=True"):
         pretrain.train(config, str(tmp_path / "a"))
-    config.relation.alpha = 0.5
-    with pytest.raises(ConfigError, match=r"relation.alpha: saved 1.0, now 0.5"):
+    config.seed = 7
+    with pytest.raises(ConfigError, match=r"seed: saved 0, now 7"):
         pretrain.train(config, str(tmp_path / "a"))
 
 

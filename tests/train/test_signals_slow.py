@@ -1,0 +1,94 @@
+"""The real train.py on two processes, signalled at random moments from start to end: it stops within a step plus the save, and resumes.
+
+Each test prints a row: seed, signal, processes it went to, second, step logged at that moment, step saved, seconds until both ended.
+`pytest -m slow -s tests/train/test_signals_slow.py` shows them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands.test_pretrain import DRIVER, ROOT, environment, free_port
+
+STEPS = 60
+SETTINGS = DRIVER | {"data.batch_size": 4, "schedule.total_steps": STEPS, "run.checkpoint_every_steps": 10}
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Steps that may be done after the last logged one: the one under way, the one that all processes agree on, and one in the log's queue.
+MORE_STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Compiled steps are shared by the starts of this file, as they are where a run is requeued."""
+    place = tmp_path_factory.mktemp("compiled")
+    return {"JAX_COMPILATION_CACHE_DIR": str(place), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+@pytest.fixture(scope="module")
+def duration(tmp_path_factory: pytest.TempPathFactory, cache: dict[str, str]) -> float:
+    """Seconds of a whole run, with everything compiled."""
+    work = tmp_path_factory.mktemp("whole")
+    for name in ("first", "second"):
+        began = time.monotonic()
+        assert _codes(_start(work / name, cache)) == [0, 0]
+    return time.monotonic() - began
+
+
+def _start(workdir: Path, cache: dict[str, str]) -> list[subprocess.Popen]:
+    port = free_port()
+    processes = []
+    for rank in range(2):
+        command = [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+        command += [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+        command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={rank}"]
+        log = open(workdir.with_name(f"{workdir.name}.{rank}.log"), "a")  # noqa: SIM115  # the process keeps it
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment(**cache), stdout=log, stderr=log))
+    return processes
+
+
+def _codes(processes: list[subprocess.Popen]) -> list[int]:
+    return [process.wait(timeout=300) for process in processes]
+
+
+def _logged(workdir: Path) -> list[int]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _saved(workdir: Path) -> int:
+    directory = workdir / "checkpoints"
+    return max((int(path.name) for path in directory.iterdir() if path.name.isdigit()), default=0) if directory.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_signal_at_any_moment(tmp_path: Path, cache: dict[str, str], duration: float, seed: int):
+    rng = random.Random(seed)
+    number, at = rng.choice(SIGNALS), rng.uniform(0, duration)
+    targets = rng.choice([(0,), (1,), (0, 1)])
+    workdir = tmp_path / "run"
+    processes = _start(workdir, cache)
+    time.sleep(at)
+    logged, sent = max(_logged(workdir), default=0), time.monotonic()
+    for rank in targets:
+        if processes[rank].poll() is None:
+            processes[rank].send_signal(number)
+    codes = _codes(processes)
+    ended, saved = time.monotonic() - sent, _saved(workdir)
+    print(
+        f"\n{seed:>4}  {number.name:<8} to {targets!s:<7} at {at:5.1f} s  logged {logged:>3}  saved {saved:>3}  ended after {ended:5.1f} s"
+    )
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted(tmp_path.glob("*.log")))
+    assert codes == [0, 0], logs
+    assert saved == STEPS or saved <= logged + MORE_STEPS, logs
+    assert saved >= logged, logs  # nothing that was done is lost
+    assert _codes(_start(workdir, cache)) == [0, 0], logs
+    assert _saved(workdir) == STEPS and _logged(workdir) == list(range(1, STEPS + 1))
