@@ -90,7 +90,13 @@ MUTATIONS = (
     ),
     Mutation("half-pixel", "ops/geometry.py", "* length - 0.5", "* (length - 1)", _GEOMETRY),
     Mutation("padding", "ops/geometry.py", 'if padding == "border" else', 'if padding == "zeros" else', _GEOMETRY),
-    Mutation("touching", "ops/geometry.py", "(right > left) & (bottom > top)", "(right >= left) & (bottom >= top)", _GEOMETRY),
+    Mutation(
+        "touching",
+        "ops/geometry.py",
+        "(offset < extent_a) & (-offset < extent_b)",
+        "(offset <= extent_a) & (-offset <= extent_b)",
+        _GEOMETRY,
+    ),
     Mutation(
         "scale",
         "losses/relation.py",
@@ -161,7 +167,7 @@ MUTATIONS = (
     Mutation("random-step", "train/step.py", "example_keys(self.seed, state.step,", "example_keys(self.seed, 0 * state.step,", _STEP),
     # The network.
     Mutation("norm", "models/network.py", 'if request.norm == "post" else', 'if request.norm == "pre" else', _NETWORK),
-    Mutation("predictor-side", "models/heads.py", "if self.symmetric or not student", "if self.symmetric or student", _HEADS),
+    Mutation("predictor-side", "models/heads.py", "return predicted if student else z", "return z if student else predicted", _HEADS),
     Mutation("drop-path-scale", "models/vit.py", "(noise >= rates) / (1.0 - rates)", "(noise >= rates) * 1.0", _VIT),
     Mutation("position-embedding", "ops/resize.py", "offset: float = 0.1", "offset: float = 0.0", "tests/ops/test_resize.py"),
     # The other methods.

@@ -47,8 +47,8 @@ def objective(config: ConfigDict, length: Steps) -> Objective:
     """The recipe's weighted sum of losses, its schedules laid out for a run of that length."""
     makers: dict[str, Callable[[], Objective]] = {
         "dino": lambda: _dino(config, length),
-        "patch": lambda: _patch(config, length, patch.patch),
-        "aligned": lambda: _patch(config, length, patch.aligned),
+        "patch": lambda: _patch(config, length, patch.patch, start_epoch=config.masking.start_epoch),
+        "aligned": lambda: _patch(config, length, patch.aligned, start_epoch=0),
         "mocov3": lambda: mocov3.mocov3(
             temperature=config.mocov3.temperature, batch_size=config.data.batch_size // config.optimizer.accumulate_steps
         ),
@@ -73,24 +73,27 @@ def _dino(config: ConfigDict, length: Steps) -> Objective:
     return dino.dino(
         prototypes=config.head.prototypes,
         student_temp=config.dino.student_temp,
-        teacher_temp=_teacher_temp(config, length, config.dino.warmup_teacher_temp, config.dino.teacher_temp),
+        teacher_temp=_teacher_temp(config, length, config.dino.warmup_teacher_temp, config.dino.teacher_temp, start_epoch=0),
         center_momentum=config.dino.center_momentum,
         local_count=config.views.local_count,
     )
 
 
-def _patch(config: ConfigDict, length: Steps, make: Callable[..., Objective]) -> Objective:
+def _patch(config: ConfigDict, length: Steps, make: Callable[..., Objective], *, start_epoch: int) -> Objective:
+    """The temperature's warm-up starts at `start_epoch`: in iBOT with the masking, as in its reference code; in DINO+ at once."""
     settings = config.patch
+    temperatures = settings.warmup_teacher_patch_temp, settings.teacher_patch_temp
     return make(
         prototypes=config.head.prototypes,
         student_temp=config.dino.student_temp,
-        teacher_temp=_teacher_temp(config, length, settings.warmup_teacher_patch_temp, settings.teacher_patch_temp),
+        teacher_temp=_teacher_temp(config, length, *temperatures, start_epoch=start_epoch),
         center_momentum=settings.patch_center_momentum,
     )
 
 
-def _teacher_temp(config: ConfigDict, length: Steps, start: float, end: float) -> Schedule:
-    return schedules.linear_by_epoch(start, end, epochs=config.dino.warmup_teacher_temp_epochs, steps_per_epoch=length.per_epoch)
+def _teacher_temp(config: ConfigDict, length: Steps, start: float, end: float, *, start_epoch: int) -> Schedule:
+    epochs = config.dino.warmup_teacher_temp_epochs
+    return schedules.linear_by_epoch(start, end, epochs=epochs, steps_per_epoch=length.per_epoch, start_epoch=start_epoch)
 
 
 def _relation_requests(config: ConfigDict, head: str) -> tuple[Request, ...]:

@@ -18,7 +18,8 @@ class RelationHead(nn.Module):
     """SERE's module on patch tokens: z = ReLU(BN(x)); the student's side adds the predictor p = ReLU(BN(W z)), W without bias.
 
     The projection has no linear layer, and the predictor's keeps PyTorch's default initialisation (authors' code).
-    `symmetric` drops the predictor from the student's side (TPAMI Table 15).
+    `symmetric` drops the predictor from the student's side (TPAMI Table 15). The teacher's predictor runs for its running statistics
+    alone, which the authors' checkpoints contain; no loss depends on them.
     """
 
     dtype: Any = jnp.float32
@@ -28,10 +29,11 @@ class RelationHead(nn.Module):
     def __call__(self, tokens: Float[jax.Array, "*batch d"], *, student: bool) -> Float[jax.Array, "*batch d"]:
         d = tokens.shape[-1]
         z = nn.relu(BatchNorm(name="bn")(tokens))
-        if self.symmetric or not student:
+        if self.symmetric:
             return z
         dense = nn.Dense(d, use_bias=False, dtype=self.dtype, kernel_init=uniform_fan_in(d), name="predictor")
-        return nn.relu(BatchNorm(name="predictor_bn")(dense(z)))
+        predicted = nn.relu(BatchNorm(name="predictor_bn")(dense(z)))
+        return predicted if student else z
 
 
 class Prototypes(nn.Module):

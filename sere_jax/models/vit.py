@@ -113,7 +113,8 @@ class Block(nn.Module):
 
 
 def _scaled(branch: jax.Array, keep: jax.Array | None, which: int) -> jax.Array:
-    return branch if keep is None else branch * keep[:, which, None, None].astype(branch.dtype)
+    """The branch times its drop-path scale, in float32: bfloat16 would round 1 / (1 - rate) by up to 0.4 %."""
+    return branch if keep is None else branch.astype(jnp.float32) * keep[:, which, None, None]
 
 
 class _ScannedBlock(Block):

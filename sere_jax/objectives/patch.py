@@ -15,7 +15,7 @@ from sere_jax.losses.dense import patch_cross_entropy
 from sere_jax.losses.distillation import entropy, teacher_probabilities, update_center
 from sere_jax.objectives.base import Applied
 from sere_jax.objectives.dino import logits, mean_logits, zero_center
-from sere_jax.ops.geometry import overlap
+from sere_jax.ops.geometry import overlaps
 from sere_jax.ops.patches import gather_patches
 from sere_jax.types import Array, Objective, Outputs, PrototypeOutput, PyTree, Request, Schedule, Views
 
@@ -67,7 +67,7 @@ def aligned(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cen
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
         teacher, boxes = jax.lax.stop_gradient(outputs[TEACHER_ALIGNED]), jnp.asarray(views.boxes)
-        valid = overlap(boxes[:, 0], boxes[:, 1]).valid
+        valid = overlaps(boxes[:, 0], boxes[:, 1])
         targets = teacher_probabilities(logits(teacher), state["center"], teacher_temp(step))
         counted = jnp.broadcast_to(valid[:, None, None], targets.shape[:-1])
         per_view = patch_cross_entropy(targets[:, ::-1], logits(outputs[STUDENT_ALIGNED]), counted, student_temp)

@@ -31,22 +31,11 @@ class Points(NamedTuple):
     valid: Bool[jax.Array, "*batch"]  # False where the two crops do not overlap; such samples are all zero
 
 
-class Overlap(NamedTuple):
-    """The intersection of two boxes in source pixels; `valid` where its area is positive."""
-
-    left: Float[jax.Array, "*batch"]
-    top: Float[jax.Array, "*batch"]
-    right: Float[jax.Array, "*batch"]
-    bottom: Float[jax.Array, "*batch"]
-    valid: Bool[jax.Array, "*batch"]
-
-
-def overlap(boxes_a: Float[jax.Array, "*batch 4"], boxes_b: Float[jax.Array, "*batch 4"]) -> Overlap:
-    """Intersect boxes pairwise. Boxes that merely touch do not overlap."""
-    left, top = jnp.maximum(boxes_a[..., 0], boxes_b[..., 0]), jnp.maximum(boxes_a[..., 1], boxes_b[..., 1])
-    right = jnp.minimum(boxes_a[..., 0] + boxes_a[..., 2], boxes_b[..., 0] + boxes_b[..., 2])
-    bottom = jnp.minimum(boxes_a[..., 1] + boxes_a[..., 3], boxes_b[..., 1] + boxes_b[..., 3])
-    return Overlap(left, top, right, bottom, (right > left) & (bottom > top))
+def overlaps(boxes_a: Float[jax.Array, "*batch 4"], boxes_b: Float[jax.Array, "*batch 4"]) -> Bool[jax.Array, "*batch"]:
+    """Whether each pair of boxes shares a positive area. Boxes that merely touch do not overlap."""
+    offset = boxes_b[..., :2] - boxes_a[..., :2]
+    extent_a, extent_b = boxes_a[..., 2:], boxes_b[..., 2:]
+    return jnp.all((offset < extent_a) & (-offset < extent_b) & (extent_a > 0) & (extent_b > 0), axis=-1)
 
 
 def overlap_points(
@@ -58,25 +47,35 @@ def overlap_points(
     size: int,
     sampling: Sampling = "endpoints",
 ) -> tuple[Points, Points]:
-    """Lay size x size points on the overlap of each pair of crops and say where each crop sees them.
+    """Lay size x size points on the overlap of each pair of crops; return their crop coordinates in both crops.
 
     `endpoints` spaces the points from one side of the overlap to the other, both included (the authors' code);
-    `centers` puts them on the centres of size x size equal cells (the paper's text). Point (i, j) of the first answer and
+    `centers` puts them on the centres of size x size equal cells (the paper's text). Point (i, j) of the first grid and
     point (i, j) of the second are the same source point, whatever the flips.
     """
-    region = overlap(boxes_a, boxes_b)
-    steps = jnp.linspace(0.0, 1.0, size) if sampling == "endpoints" else (jnp.arange(size) + 0.5) / size
-    source_x = region.left[..., None] + (region.right - region.left)[..., None] * steps
-    source_y = region.top[..., None] + (region.bottom - region.top)[..., None] * steps
+    valid = overlaps(boxes_a, boxes_b)
+    fractions = jnp.linspace(0.0, 1.0, size) if sampling == "endpoints" else (jnp.arange(size) + 0.5) / size
 
-    def seen_by(boxes: jax.Array, flips: jax.Array) -> Points:
-        x = (source_x - boxes[..., 0:1]) / boxes[..., 2:3]
-        y = (source_y - boxes[..., 1:2]) / boxes[..., 3:4]
+    def points(boxes: jax.Array, flips: jax.Array, others: jax.Array) -> Points:
+        x, y = (_crop_coordinates(boxes, others, axis, fractions) for axis in (0, 1))
         x = jnp.where(flips[..., None], 1.0 - x, x)
-        inside = region.valid[..., None]
-        return Points(jnp.where(inside, y, _OUTSIDE), jnp.where(inside, x, _OUTSIDE), region.valid)
+        return Points(jnp.where(valid[..., None], y, _OUTSIDE), jnp.where(valid[..., None], x, _OUTSIDE), valid)
 
-    return seen_by(boxes_a, flips_a), seen_by(boxes_b, flips_b)
+    return points(boxes_a, flips_a, boxes_b), points(boxes_b, flips_b, boxes_a)
+
+
+def _crop_coordinates(
+    boxes: Float[jax.Array, "*batch 4"], others: Float[jax.Array, "*batch 4"], axis: int, fractions: Float[jax.Array, "s"]
+) -> Float[jax.Array, "*batch s"]:
+    """Points of the overlap along one axis (0: x, 1: y), in crop coordinates of `boxes` before the flip.
+
+    Everything is relative to the box's own origin. In source pixels a coordinate of 3,000 has a float32 spacing of 2e-4 pixels,
+    which the division by a small crop's extent would magnify.
+    """
+    extent, offset = boxes[..., 2 + axis], others[..., axis] - boxes[..., axis]
+    start = jnp.maximum(offset, 0.0)
+    end = jnp.minimum(extent, offset + others[..., 2 + axis])
+    return (start[..., None] + (end - start)[..., None] * fractions) / extent[..., None]
 
 
 def sample(

@@ -33,12 +33,13 @@ def warmup_cosine(peak: float, end: float, *, warmup_steps: int, steps: int, inc
     return value
 
 
-def linear_by_epoch(start: float, end: float, *, epochs: int, steps_per_epoch: int) -> Schedule:
-    """`linspace(start, end, epochs)` indexed by the epoch, then `end`: the warm-up of the teacher's temperature."""
+def linear_by_epoch(start: float, end: float, *, epochs: int, steps_per_epoch: int, start_epoch: int = 0) -> Schedule:
+    """The warm-up of the teacher's temperature: `start` before `start_epoch`, then `linspace(start, end, epochs)` by epoch, then `end`."""
 
     def value(step: jax.Array) -> jax.Array:
-        epoch = jnp.asarray(step) // steps_per_epoch
-        return jnp.where(epoch < epochs, start + (end - start) * jnp.minimum(epoch / max(epochs - 1, 1), 1.0), end)
+        epoch = jnp.asarray(step) // steps_per_epoch - start_epoch
+        fraction = jnp.clip(epoch / max(epochs - 1, 1), 0.0, 1.0)
+        return jnp.where((epoch < epochs) | (epoch < 0), start + (end - start) * fraction, end)
 
     return value
 

@@ -64,11 +64,18 @@ def test_relation_head(student: bool):
     assert "bias" not in variables["params"]["predictor"]
 
 
-def test_the_teachers_side_leaves_the_predictors_statistics_alone():
+def test_the_teachers_predictor_has_running_statistics_that_no_output_depends_on():
+    """The authors' modules compute both relations on either side, so their checkpoints contain the teacher's statistics."""
     variables = _made(RelationHead(), student=True)
-    _, updated = RelationHead().apply(variables, TOKENS, student=False, mutable=["batch_stats"])
-    assert np.any(updated["batch_stats"]["bn"]["mean"])
-    micro.assert_equal(updated["batch_stats"]["predictor_bn"], variables["batch_stats"]["predictor_bn"])
+    student, teacher = (RelationHead().apply(variables, TOKENS, student=side, mutable=["batch_stats"]) for side in (True, False))
+    assert np.any(teacher[1]["batch_stats"]["predictor_bn"]["mean"])
+    micro.assert_equal(teacher[1], student[1])  # the same parameters and tokens
+    z = oracle.relation_head(micro.copies(variables["params"]), np.asarray(TOKENS), student=False).reshape(-1, 4)
+    projected = z @ np.asarray(variables["params"]["predictor"]["kernel"], np.float64)
+    np.testing.assert_allclose(teacher[1]["batch_stats"]["predictor_bn"]["mean"], 0.1 * projected.mean(0), rtol=1e-4, atol=1e-6)
+    changed = variables | {"params": variables["params"] | {"predictor": {"kernel": jnp.zeros((4, 4))}}}
+    without, _ = RelationHead().apply(changed, TOKENS, student=False, mutable=["batch_stats"])
+    np.testing.assert_array_equal(teacher[0], without)
 
 
 def test_symmetric_students_have_no_predictor():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sere_jax.build import pretraining
+from sere_jax.models import vit as vit_module
 from sere_jax.models.variants import VARIANTS
 from sere_jax.models.vit import ViT
 from tests import micro
@@ -101,6 +102,14 @@ def test_drop_path_keeps_everything_at_noise_below_one_and_drops_at_zero():
     found = _apply(params, images, {"drop_path": 0.4}, drop_path_noise=noise)
     for e in range(2):
         np.testing.assert_allclose(found.cls[e], _expected(params, images[e : e + 1], keep=keep[e])[0][0, 0], atol=2e-5)
+
+
+def test_drop_path_scales_are_float32_beside_bfloat16_branches():
+    """1 / (1 - 0.4) is 1.6667; bfloat16 has only 1.6641 and 1.6719 near it."""
+    branch = jnp.full((1, 2, 3), 3.0, jnp.bfloat16)  # exact
+    scaled = vit_module._scaled(branch, vit_module._keep(jnp.ones((1, 2, 2)), 0.4)[:, 1], 0)
+    assert scaled.dtype == jnp.float32
+    np.testing.assert_allclose(scaled, 5.0, rtol=1e-6)
 
 
 def test_drop_path_rates_rise_linearly_over_depth():

@@ -52,6 +52,18 @@ def _batch(rng: np.random.Generator, b: int) -> tuple[np.ndarray, ...]:
 
 
 @pytest.mark.parametrize("sampling", ["endpoints", "centers"])
+def test_points_do_not_depend_on_where_the_crops_lie_in_the_source(sampling: str):
+    """Small crops far from the source's corner: the points are good to float32, relative to the crops themselves."""
+    for left, extent in ((3000.0, 1.0), (3000.0, 1.5), (100_000.0, 3.0)):
+        a, b = [left, left, extent, extent], [left + 0.25, left - 0.25, extent, extent]  # exact in float32
+        grids = oracle.overlap_grids(a, False, b, True, 5, sampling)
+        for points, grid in zip(_pair(a, False, b, True, 5, sampling), grids, strict=True):
+            # In source pixels float32 would be off by 2e-4 here.
+            np.testing.assert_allclose(2 * points.x[0] - 1, grid[0, :, 0], atol=1e-6)
+            np.testing.assert_allclose(2 * points.y[0] - 1, grid[:, 0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", ["endpoints", "centers"])
 def test_points_are_those_of_the_definition(sampling: str):
     pairs = _batch(np.random.default_rng(0), 8)
     found = _points(*pairs, size=5, sampling=sampling)

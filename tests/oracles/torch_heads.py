@@ -39,7 +39,7 @@ class PrototypeHead(nn.Module):
 
 
 class RelationHead(nn.Module):
-    """Maps [b, d, h, w] -> z = ReLU(BN(x)), and for the student p = ReLU(BN(conv(z))); always in training mode."""
+    """Maps [b, d, h, w] -> z = ReLU(BN(x)), and p = ReLU(BN(conv(z))), which only the student's loss sees; always in training mode."""
 
     def __init__(self, d: int, symmetric: bool = False):
         super().__init__()
@@ -50,7 +50,8 @@ class RelationHead(nn.Module):
 
     def forward(self, x: torch.Tensor, student: bool) -> torch.Tensor:
         z = F.relu(self.bn(x))
-        return F.relu(self.predictor_bn(self.predictor(z))) if student and not self.symmetric else z
+        p = z if self.symmetric else F.relu(self.predictor_bn(self.predictor(z)))
+        return p if student else z
 
 
 class Network(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from sere_jax.build import pretraining
 from sere_jax.config.check import ConfigError
+from sere_jax.objectives import dino, patch
 from sere_jax.train import schedules
 from tests import micro
 from tests.oracles import schedules as oracle
@@ -66,6 +69,24 @@ def test_teacher_temperature_is_indexed_by_the_epoch():
 def test_teacher_temperature_with_hardly_a_warm_up(epochs: int):
     found = _read(schedules.linear_by_epoch(0.04, 0.07, epochs=epochs, steps_per_epoch=2), 6)
     np.testing.assert_allclose(found, np.repeat(oracle.teacher_temperature(0.04, 0.07, epochs, 3), 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("recipe", "start"), [("ibot", 4), ("dinoplus", 0)])
+def test_ibots_patch_temperature_waits_for_the_masking_to_start(recipe: str, start: int, monkeypatch: pytest.MonkeyPatch):
+    """iBOT: the first value until masking starts, then the warm-up, then the last. The cls token's warm-up does not wait, nor DINO+'s."""
+    schedules_of: dict[str, Any] = {}
+    for module, name in ((dino, "dino"), (patch, "patch"), (patch, "aligned")):
+        make = getattr(module, name)
+        spy = lambda name=name, make=make, **settings: schedules_of.update({name: settings["teacher_temp"]}) or make(**settings)  # noqa: E731
+        monkeypatch.setattr(module, name, spy)
+    config = micro.config({"masking": {"start_epoch": 4}, "dino": {"warmup_teacher_temp_epochs": 3}}, recipe=recipe)
+    config.patch.update(warmup_teacher_patch_temp=0.04, teacher_patch_temp=0.07)
+    config.dino.update(warmup_teacher_temp=0.02, teacher_temp=0.06)
+    pretraining.objective(config, pretraining.Steps(per_epoch=2, total=20))
+    patch_temperature = _read(schedules_of["patch" if recipe == "ibot" else "aligned"], 20)
+    by_epoch = [0.04] * start + [0.04, 0.055, 0.07] + [0.07] * (7 - start)
+    np.testing.assert_allclose(patch_temperature, np.repeat(by_epoch, 2), rtol=1e-6)
+    np.testing.assert_allclose(_read(schedules_of["dino"], 20), np.repeat([0.02, 0.04] + [0.06] * 8, 2), rtol=1e-6)
 
 
 def test_a_window_of_micro_batches_reads_its_first():

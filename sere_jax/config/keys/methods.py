@@ -16,7 +16,7 @@ _DINO = {
 _PATCH = {
     "patch_weight": Key(1.0, number(), "Weight of the patch loss beside the cls loss."),
     "teacher_patch_temp": Key(0.04, POSITIVE, "Teacher temperature after a warm-up of dino.warmup_teacher_temp_epochs."),
-    "warmup_teacher_patch_temp": Key(0.04, POSITIVE, "Teacher temperature at the start of its warm-up."),
+    "warmup_teacher_patch_temp": Key(0.04, POSITIVE, "Teacher temperature until its warm-up, which waits for masking.start_epoch."),
     "patch_center_momentum": Key(0.9, SHARE, "Momentum of the teacher's patch center."),
 }
 
