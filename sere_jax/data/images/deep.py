@@ -95,7 +95,10 @@ def decode_png(data: bytes, header: PngHeader) -> UInt8[np.ndarray, "H W 3"] | N
     for _ in _pixel_chunks(data):
         pass
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # sides above OpenCV's limit of 2^20 pixels
+        return None
     return pixels if pixels is not None and pixels.shape == (header.height, header.width, 3) and pixels.dtype == np.uint8 else None
 
 

@@ -53,6 +53,11 @@ def test_png_of_every_kind_is_what_pillow_makes_of_it(colour, bits, transparent)
         assert found is not None and (found == expected).all() and (decode(data) == expected).all()
 
 
+def test_a_png_longer_than_opencv_allows_is_decoded():
+    length = 2**20 + 5
+    assert decode(png(np.full((1, length), 9), 8, 0)).shape == (1, length, 3)
+
+
 def test_a_png_with_missing_rows_is_refused():
     with pytest.raises(BadImage, match="too few pixels: 17 of 34 bytes"):
         decode(png(np.zeros((1, 16), int), 8, 0).replace(struct.pack(">I", 1), struct.pack(">I", 2), 1))
