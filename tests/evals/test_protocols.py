@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from configs.eval import figures as figures_config
 from sere_jax.commands.export import export
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
+from sere_jax.evals.figures import canvas
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
 from sere_jax.evals.frozen import classification, labelled, relations
@@ -266,7 +270,10 @@ def test_summary_counts_only_what_overlaps():
         relations.summarise(Differences(*(np.float32(x) for x in (same, different, uniform)), nothing, nothing))
 
 
-def test_every_figure_is_drawn_with_random_init_beside(tmp_path, capsys):
+def test_every_figure_is_drawn_with_random_init_beside(tmp_path, capsys, monkeypatch):
+    texts: dict[str, str] = {}
+    save = canvas.save
+    monkeypatch.setattr(canvas, "save", lambda figure, path: texts.update({path.stem: _words(figure)}) or save(figure, path))
     folder = micro_network.photographs(tmp_path / "photos")
     (folder / "photo1.png").write_bytes(b"x")
     networks = [micro_network.network("a")]
@@ -276,6 +283,21 @@ def test_every_figure_is_drawn_with_random_init_beside(tmp_path, capsys):
     for name in figures.FIGURES:
         pixels = np.asarray(Image.open(tmp_path / "figures" / f"{name}.png").convert("RGB"))
         assert min(pixels.shape[:2]) > 300 and pixels.std() > 20, name
+    # Each says network, step and image; the crops are of a batch, which no network has seen yet.
+    for name in figures.FIGURES[1:]:
+        for words in ("a: teacher, step 5", "random init: random initialisation, seed 0", "photo2.png", f"folder:{folder}", "32"):
+            assert words in texts[name], (name, words, texts[name])
+
+
+def _words(figure: Figure) -> str:
+    """All texts of a figure without the line breaks."""
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize(("patch", "side"), [(16, 480), (14, 476), (8, 480), (4, 240)])
+def test_whole_images_have_480_pixels_by_default_and_at_most_60_patches(patch: int, side: int):
+    assert figures_config.get_config().size == 0 and figures_config.get_config().random is True
+    assert figures.whole_side(micro_network.network()._replace(patch=patch), 0) == side
 
 
 def test_without_a_network_the_crops_alone_are_drawn(tmp_path, capsys):
