@@ -55,11 +55,14 @@ def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
 
 
 def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
-    total = v["relation.alpha"] + v["relation.beta"]
+    """Weights of self-relations that would give the image loss a negative weight (objectives.base.image_loss_weight)."""
     recipe = RECIPES[v["recipe"]]
-    if v["relation.image_weight"] == "paper" or total <= 4 or not (recipe.image and recipe.self_relation):
+    names = [name for name, loss in (("alpha", "spatial"), ("beta", "channel")) if loss in recipe.relations]
+    total, most = sum(v[f"relation.{name}"] for name in names), 2 + len(names)
+    if v["relation.image_weight"] == "paper" or total <= most or not (recipe.image and names):
         return []
-    return [f"relation.alpha: found alpha + beta = {total:g}, expected at most 4: the image loss has weight (4 - alpha - beta) / 2"]
+    formula = f"({most} - {' - '.join(names)}) / 2"
+    return [f"relation.{names[0]}: found {' + '.join(names)} = {total:g}, expected at most {most}: the image loss has weight {formula}"]
 
 
 def _masking(v: Values, devices: int, processes: int) -> list[str]:

@@ -72,9 +72,27 @@ def combine(
 ) -> Objective:
     """The recipe's weighted sum: w * (image losses) + alpha * spatial + beta * channel; `weights` are factors of single losses.
 
-    w = (4 - alpha - beta) / 2 in a recipe with self-relations under `image_weight="code"` (the authors' released training),
-    else 1 (the paper's equation 6). Note that alpha = beta = 0 doubles the image loss under `code`.
+    w is `image_loss_weight` under `image_weight="code"`, and 1 under "paper" (the paper's equation 6). Under "code",
+    alpha = beta = 0 doubles the image loss of a recipe with both self-relations.
     """
-    image = (4.0 - alpha - beta) / 2.0 if image_weight == "code" and recipe.self_relation else 1.0
-    own = {"spatial": alpha, "channel": beta, **dict.fromkeys(recipe.image, image)}
-    return weighted_sum({name: (own.get(name, 1.0) * weights.get(name, 1.0), parts[name]) for name in recipe.losses})
+    image = image_loss_weight(recipe, alpha, beta) if image_weight == "code" else 1.0
+    base = {"spatial": alpha, "channel": beta, **dict.fromkeys(recipe.image, image)}
+    return weighted_sum({name: (base.get(name, 1.0) * weights.get(name, 1.0), parts[name]) for name in recipe.losses})
+
+
+def image_loss_weight(recipe: Recipe, alpha: float, beta: float) -> float:
+    """The weight of the image losses in the authors' released training: (4 - alpha - beta) / 2 beside both self-relations.
+
+    An absent loss takes its weight and its share of the constant with it. Beside one self-relation the weight is
+    (3 - weight) / 2, beside none it is 1. So an absent loss's weight never matters, and weights of 1 always give 1.
+
+    Example:
+      >>> from sere_jax.objectives.recipes import RECIPES
+      >>> [image_loss_weight(RECIPES[name], 0.5, 0.25) for name in ("dino_sere", "dino_spatial", "dino_channel", "dino")]
+      [1.625, 1.25, 1.375, 1.0]
+    """
+    present = [weight for name, weight in (("spatial", alpha), ("channel", beta)) if name in recipe.relations]
+    total = 2.0 + len(present)
+    for weight in present:
+        total -= weight
+    return total / 2.0

@@ -38,34 +38,54 @@ def _total(recipe: str, alpha: float, beta: float, image_weight: str = "code") -
     return float(method.apply({}, VIEWS, method.init(), STEP)[0])
 
 
-@pytest.mark.parametrize(("alpha", "beta", "factor"), [(1, 1, 1.0), (0.2, 0.5, 1.65), (0, 0, 2.0)])
-def test_weight_of_the_image_loss(alpha: float, beta: float, factor: float):
-    assert _total("dino_sere", alpha, beta) == pytest.approx(factor + 100 * alpha + 10000 * beta, rel=1e-6)
-    assert _total("dino_sere", alpha, beta, "paper") == pytest.approx(1 + 100 * alpha + 10000 * beta, rel=1e-6)
+# Totals by hand. alpha = 0.2 and beta = 0.5, so spatial adds 20 and channel 5000. The image losses add 1 (DINO), 1 + 3 (iBOT),
+# 1 + 5 (DINO+) or 9 (MoCo v3), times 1.65 beside both relations, 1.4 beside spatial alone, 1.25 beside channel alone.
+BY_HAND = {
+    "dino": 1.0,
+    "dino_sere": 5021.65,
+    "dino_spatial": 21.4,
+    "dino_channel": 5001.25,
+    "dino_barlow": 8.0,
+    "dinoplus": 6.0,
+    "dinoplus_sere": 5029.9,
+    "ibot": 4.0,
+    "ibot_sere": 5026.6,
+    "mocov3": 9.0,
+    "mocov3_sere": 5034.85,
+    "mae": 11.0,
+    "spatial": 20.0,
+    "channel": 5000.0,
+    "spatial_channel": 5020.0,
+}
+# The same with the paper's weight of the image losses, which is 1; those that are not named do not change.
+BY_HAND_PAPER = {
+    "dino_sere": 5021.0,
+    "dino_spatial": 21.0,
+    "dino_channel": 5001.0,
+    "dinoplus_sere": 5026.0,
+    "ibot_sere": 5024.0,
+    "mocov3_sere": 5029.0,
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_total_of_each_recipe_is_the_one_made_by_hand(recipe: str):
+    # 1e-6: sums of a few float32 numbers
+    assert _total(recipe, 0.2, 0.5) == pytest.approx(BY_HAND[recipe], rel=1e-6)
+    assert _total(recipe, 0.2, 0.5, "paper") == pytest.approx(BY_HAND_PAPER.get(recipe, BY_HAND[recipe]), rel=1e-6)
 
 
 @pytest.mark.parametrize("image_weight", ["code", "paper"])
-def test_each_part_can_stand_alone(image_weight: str):
-    totals = {name: _total(name, 0.5, 0.5, image_weight) for name, recipe in RECIPES.items() if set(recipe.losses) <= set(PARTS)}
-    image = 1.5 if image_weight == "code" else 1.0
-    expected = {
-        "dino": 1.0,
-        "dino_sere": image + 50 + 5000,
-        "dino_spatial": image + 50,
-        "dino_channel": image + 5000,
-        "spatial": 50,
-        "channel": 5000,
-        "spatial_channel": 5050,
-        "ibot": 4.0,
-        "ibot_sere": 4 * image + 5050,
-        "dinoplus": 6.0,
-        "dinoplus_sere": 6 * image + 5050,
-        "mocov3": 9.0,
-        "mae": 11.0,
-        "mocov3_sere": 9 * image + 5050,
-        "dino_barlow": 1 + 7,  # no self-relation, so alpha and beta say nothing of the image loss
-    }
-    assert {name: totals[name] for name in expected} == pytest.approx(expected)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_weight_of_a_loss_that_the_recipe_does_not_have_changes_nothing(recipe: str, image_weight: str):
+    relations = RECIPES[recipe].relations
+    moved = _total(recipe, 0.2 if "spatial" in relations else 3.0, 0.5 if "channel" in relations else 7.0, image_weight)
+    assert moved == _total(recipe, 0.2, 0.5, image_weight)
+
+
+def test_weights_of_one_give_the_image_loss_the_weight_one_and_weights_of_zero_double_it():
+    assert (_total("dino_sere", 1, 1), _total("dino_spatial", 1, 1), _total("dino_channel", 1, 1)) == (10101.0, 101.0, 10001.0)
+    assert (_total("dino_sere", 0, 0), _total("dino_spatial", 0, 0), _total("dino_channel", 0, 0)) == (2.0, 1.5, 1.5)
 
 
 def test_factors_of_single_losses():

@@ -64,8 +64,13 @@ class Rules:
     def weight(self, loss: str) -> float:
         if loss not in IMAGE:
             return {"spatial": self.alpha, "channel": self.beta}[loss]
-        has_relations = "spatial" in self.losses or "channel" in self.losses
-        return (4 - self.alpha - self.beta) / 2 if self.image_weight == "code" and has_relations else 1.0
+        if self.image_weight != "code":
+            return 1.0
+        if "spatial" in self.losses and "channel" in self.losses:
+            return (4 - self.alpha - self.beta) / 2  # as released
+        if "spatial" in self.losses:
+            return (3 - self.alpha) / 2
+        return (3 - self.beta) / 2 if "channel" in self.losses else 1.0
 
 
 def overlap_grid(box, flip, other, size: int, sampling: str) -> torch.Tensor | None:

@@ -77,7 +77,11 @@ _RELATION = {
         "separate", choice("separate", "shared"), "Local crops have their own relation heads (code), or share the global ones."
     ),
     "symmetric": Key(False, BOOL, "The student has no predictor, as in Table 15."),
-    "image_weight": Key("code", choice("code", "paper"), "Weight of the image loss: (4 - alpha - beta) / 2 (code), or 1 (paper)."),
+    "image_weight": Key(
+        "code",
+        choice("code", "paper"),
+        "Weight of the image loss: (4 - alpha - beta) / 2 (code; docs/recipes.md has it with one relation), or 1 (paper).",
+    ),
     "global_points": Key(13, count(2), "Overlap points a side, between global crops."),
     "local_points": Key(6, count(2), "Overlap points a side, between a global and a local crop."),
 }
