@@ -1,7 +1,7 @@
 """Evaluate networks: python eval.py --config=configs/eval/PROTOCOL.py[:key=value,...] --checkpoint=A[,B...] --workdir=DIR
 
 A checkpoint is a run's workdir, its checkpoints directory, or an exported file. Tables go to the screen and to
-DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started.
+DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started. 130: Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from absl import app, flags, logging
 
 from sere_jax.config import command_line
 
-_CONFIG = command_line.define_config()
+_CONFIG = command_line.define_config(directory="configs/eval", keys="docs/evaluation.md (of views and photometry: docs/config.md)")
+flags.declare_key_flag("config")  # so that --help shows it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results.")
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "Workdirs or files (docs/weights.md), separated by commas; each is a row or column.")
 _NETWORK = flags.DEFINE_enum("network", "", ["", "teacher", "student"], "Which network of a checkpoint; '': the one its recipe evaluates.")
@@ -76,4 +77,8 @@ def main(mistakes: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse)
+    try:
+        app.run(main, flags_parser=command_line.parse)
+    except KeyboardInterrupt:
+        print("eval.py: interrupted", file=sys.stderr)
+        sys.exit(130)

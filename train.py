@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sere_jax.types import Features, PyTree
 
 _CONFIG = command_line.define_config()
+flags.declare_key_flag("config")  # so that --help shows it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs, figures. Made where it does not exist.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes are not found by themselves.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run; with --coordinator.", lower_bound=0)

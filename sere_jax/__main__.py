@@ -21,7 +21,9 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name, and return its exit code: 0, or 2 for mistakes in the command line.
+    """Run the command that the arguments name, and return its exit code.
+
+    0 is success, 2 is a mistake in the command line, and 130 is Ctrl-C.
 
     Example:
       >>> main(["--help"]) == 0  # doctest: +ELLIPSIS
@@ -39,12 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; nearest: {near[0]}" if near else ""
         print(f"found command {name!r}, expected one of {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"sere_jax.commands.{COMMANDS[name][0]}")
     try:
+        module = importlib.import_module(f"sere_jax.commands.{COMMANDS[name][0]}")
         return module.main(options)
     except WriteError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
 
 
 def usage() -> str:

@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m sere_jax check", description=__doc__.splitlines()[0])
     parser.add_argument("--source", required=True, help="as data.source of a config")
-    parser.add_argument("--backend", choices=BACKENDS, default="fast")
+    parser.add_argument("--backend", choices=BACKENDS, default="fast", help="decoder, as data.backend of a config (default: fast)")
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="images of more pixels are refused")
     parser.add_argument("--channels", type=int, default=3, help="as model.in_channels of a config")
     parser.add_argument("--value_range", type=float, nargs=2, default=BY_TYPE, metavar=("LOW", "HIGH"), help="as data.value_range")

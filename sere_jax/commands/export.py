@@ -184,11 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", required=True, help="FILE.safetensors; .npz for npz; .pth too for dino, ibot, sere; hf_vit: a directory"
     )
-    parser.add_argument("--format", default="timm", choices=FORMATS)
+    parser.add_argument("--format", default="timm", choices=FORMATS, help="names and layout of the tensors (default: timm)")
     parser.add_argument("--network", default="", choices=("teacher", "student", "both"), help="default: the one that the recipe evaluates")
     parser.add_argument("--step", type=int, help="default: the newest")
     parser.add_argument("--with_heads", action="store_true", help="also write heads (dino, ibot: DINO's; sere, npz: all)")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="type of the weights (default: float32)")
     parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not state them")
     parser.add_argument("--image_size", type=int, default=0, help="pixels a side to resize the position embedding to; default: it stays")
     parser.add_argument(

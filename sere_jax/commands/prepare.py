@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs made with --max_side")
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="images of more pixels are left out")
     parser.add_argument("--max_bad_fraction", type=float, default=0.01, help="share of images left out that is no error")
-    parser.add_argument("--records_per_shard", type=int, default=4096)
+    parser.add_argument("--records_per_shard", type=int, default=4096, help="images of one shard (default: 4096)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
     parser.add_argument("--verify", action="store_true", help="read a prepared set back and check every image")
     return parser

@@ -43,11 +43,21 @@ def config_path(path: str) -> str:
 _ARGV: list[str] = []
 
 
-def define_config(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder:
-    """The flag `--config=FILE.py[:ARGUMENT]` with its overrides `--config.key=value`, for `parse`."""
-    return config_flags.DEFINE_config_file(
-        "config", None, "The experiment, FILE.py[:key=value,...]; --config.key=value changes one key.", flag_values, sys_argv=_ARGV
-    )
+def define_config(
+    flag_values: flags.FlagValues = flags.FLAGS, *, directory: str = "configs", keys: str = "docs/config.md"
+) -> flags.FlagHolder:
+    """The flag `--config=FILE.py[:ARGUMENT]` with its overrides `--config.key=value`, for `parse`.
+
+    Its help lists the config files of `directory` and names the document that explains the keys.
+    """
+    listed = ", ".join(f"{directory}/{name}" for name in config_files(directory))
+    meaning = f"FILE.py[:key=value,...]; --config.key=value changes one key. {keys} explains the keys. Files: {listed}"
+    return config_flags.DEFINE_config_file("config", None, meaning, flag_values, sys_argv=_ARGV)
+
+
+def config_files(directory: str) -> list[str]:
+    """The names of the config files of a directory of the checkout, without those that only others import."""
+    return sorted(path.name for path in (CHECKOUT / directory).glob("*.py") if not path.name.startswith(("common", "_")))
 
 
 def parse(argv: Sequence[str], required: Sequence[str] = ("config", "workdir"), flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
