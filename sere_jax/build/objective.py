@@ -109,7 +109,7 @@ def _relation_requests(config: ConfigDict, head: str) -> tuple[Request, ...]:
 
 def _spatial(config: ConfigDict) -> Objective:
     settings = config.relation
-    return relation.spatial(
+    spatial = relation.SpatialSettings(
         temperatures=_temperatures(config, settings.teacher_temp_spatial),
         heads=settings.heads or backbone(config).heads,
         scale=settings.scale,
@@ -119,23 +119,14 @@ def _spatial(config: ConfigDict) -> Objective:
         disjoint=settings.disjoint,
         global_points=settings.global_points,
         local_points=settings.local_points,
-        norm=settings.tokens,
-        local_count=config.views.local_count,
-        local_heads=settings.local_heads,
-        student_tokens=settings.student_tokens,
     )
+    return relation.spatial(spatial, _relation_requests(config, "spatial"), local_count=config.views.local_count)
 
 
 def _channel(config: ConfigDict) -> Objective:
-    settings = config.relation
-    return relation.channel(
-        temperatures=_temperatures(config, settings.teacher_temp_channel),
-        width=backbone(config).width,
-        norm=settings.tokens,
-        local_count=config.views.local_count,
-        local_heads=settings.local_heads,
-        student_tokens=settings.student_tokens,
-    )
+    temperatures = _temperatures(config, config.relation.teacher_temp_channel)
+    requests = _relation_requests(config, "channel")
+    return relation.channel(temperatures, requests, width=backbone(config).width, local_count=config.views.local_count)
 
 
 def _temperatures(config: ConfigDict, sharp: float) -> Temperatures:

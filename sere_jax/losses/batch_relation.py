@@ -6,12 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-
-def standardised(features: Float[jax.Array, "b d"], epsilon: float = 1e-5) -> Float[jax.Array, "b d"]:
-    """Every channel to mean 0 and variance 1 over the batch: BatchNorm without affine, in float32."""
-    x = features.astype(jnp.float32)
-    centered = x - jnp.mean(x, axis=0)
-    return centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=0) + epsilon)
+from sere_jax.ops.normalise import standardise
 
 
 def barlow_loss(first: Float[jax.Array, "b d"], second: Float[jax.Array, "b d"], off_diagonal: float) -> Float[jax.Array, ""]:
@@ -19,7 +14,8 @@ def barlow_loss(first: Float[jax.Array, "b d"], second: Float[jax.Array, "b d"],
 
     Source: Zbontar et al. 2021, equation 1. Under `jax.jit` over a sharded batch c is that of the global batch.
     """
-    relation = jnp.einsum("bd,be->de", standardised(first), standardised(second), precision="highest") / first.shape[0]
+    z_1, z_2 = standardise(first).values, standardise(second).values
+    relation = jnp.einsum("bd,be->de", z_1, z_2, precision="highest") / first.shape[0]
     diagonal = jnp.diagonal(relation)
     on = jnp.sum(jnp.square(diagonal - 1.0))
     return on + off_diagonal * (jnp.sum(jnp.square(relation)) - jnp.sum(jnp.square(diagonal)))

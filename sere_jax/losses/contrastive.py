@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from sere_jax.ops.normalise import unit_length
+
 
 def similarity_logits(queries: Float[jax.Array, "b e"], keys: Float[jax.Array, "b e"], temperature: float) -> Float[jax.Array, "b b"]:
     """cos(q_i, k_j) / temperature, every query of the global batch against every key of it.
 
     A plain product of global arrays: where the batch lies on many devices the compiler gathers the keys, which are narrow.
     """
-    unit = [x.astype(jnp.float32) for x in (queries, keys)]
-    unit = [x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24)) for x in unit]
-    return jnp.einsum("qe,ke->qk", *unit, precision="highest") / temperature
+    return jnp.einsum("qe,ke->qk", unit_length(queries), unit_length(keys), precision="highest") / temperature
 
 
 def info_nce(logits: Float[jax.Array, "b b"]) -> Float[jax.Array, ""]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from sere_jax.models.init import uniform_fan_in
 from sere_jax.models.norm import BatchNorm
+from sere_jax.ops.normalise import unit_length
 from sere_jax.types import PrototypeOutput
 
 
@@ -71,10 +72,7 @@ class PrototypeHead(nn.Module):
             width = self.bottleneck if last else self.hidden
             x = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name=f"mlp_{i}")(x)
             x = x if last else nn.gelu(x, approximate=False)
-        x = x.astype(jnp.float32)
-        # PyTorch's normalize: divide by max(|x|, 1e-12); the square keeps the gradient finite at zero.
-        x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
-        return PrototypeOutput(x, Prototypes(self.prototypes, self.norm_last_layer, name="last_layer")(self.bottleneck))
+        return PrototypeOutput(unit_length(x), Prototypes(self.prototypes, self.norm_last_layer, name="last_layer")(self.bottleneck))
 
 
 class BarlowProjector(nn.Module):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from sere_jax.ops.normalise import standardise
 from sere_jax.types import PyTree
 
 STATISTICS = ("mean", "var")
@@ -34,20 +35,15 @@ class BatchNorm(nn.Module):
         d = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (d,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (d,))
-        x = x.astype(jnp.float32)
         if self.running:
-            mean, var = running_mean.value, running_var.value
-            centered = x - mean
+            normal = (x.astype(jnp.float32) - running_mean.value) * jax.lax.rsqrt(running_var.value + self.epsilon)
         else:
-            axes, count = tuple(range(x.ndim - 1)), x.size // d
-            mean = jnp.mean(x, axes)
-            centered = x - mean
-            var = jnp.mean(jnp.square(centered), axes)
+            normal, mean, var = standardise(x, self.epsilon)
+            count = x.size // d
             if not self.is_initializing():
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * var * (count / max(count - 1, 1))
-        normal = centered * jax.lax.rsqrt(var + self.epsilon)
         if not self.affine:
             return normal
         scale, bias = self.param("scale", self.scale_init, (d,)), self.param("bias", nn.initializers.zeros, (d,))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -26,6 +27,25 @@ class Temperatures(NamedTuple):
 
     teacher: float
     student: float
+
+
+@dataclass(frozen=True)
+class SpatialSettings:
+    """How spatial self-relation is computed, besides what it asks of the networks.
+
+    `disjoint` says whether a pair without overlap counts in the mean with its constant ln(points), as in the authors' code, or is
+    left out, as in TPAMI's footnote. `global_points` and `local_points` are the overlap points a side.
+    """
+
+    temperatures: Temperatures
+    heads: int
+    scale: Scale
+    sampling: Sampling
+    padding: Padding
+    sampling_impl: SamplingImpl
+    disjoint: Literal["count", "skip"]
+    global_points: int
+    local_points: int
 
 
 def relation_requests(
@@ -48,37 +68,18 @@ def relation_requests(
     return tuple(requests)
 
 
-def spatial(
-    *,
-    temperatures: Temperatures,
-    heads: int,
-    scale: Scale,
-    sampling: Sampling,
-    padding: Padding,
-    sampling_impl: SamplingImpl,
-    disjoint: Literal["count", "skip"],
-    global_points: int,
-    local_points: int,
-    norm: Norm,
-    local_count: int,
-    local_heads: Literal["separate", "shared"],
-    student_tokens: Literal["masked", "unmasked"] = "masked",
-) -> Objective:
-    """Spatial self-relation on the overlap of each pair of crops (section 3.2).
+def spatial(settings: SpatialSettings, requests: tuple[Request, ...], *, local_count: int) -> Objective:
+    """Spatial self-relation on the overlap of each pair of crops (section 3.2). `requests` are those of `relation_requests`.
 
-    Features are sampled at the overlap points and related afterwards: sampling is linear, so this equals sampling the
-    relation along keys and queries, at a fraction of the cost. `disjoint` says whether a pair without overlap counts in the
-    mean with its constant ln(points), as in the authors' code, or is left out, as in TPAMI's footnote.
+    Features are sampled at the overlap points and related afterwards. Sampling is linear, so this equals sampling the
+    relation along keys and queries, at a fraction of the cost.
     """
-    requests = relation_requests("spatial", norm=norm, local_count=local_count, local_heads=local_heads, student_tokens=student_tokens)
-
-    pair_loss = functools.partial(
-        _pair_loss, temperatures=temperatures, heads=heads, scale=scale, padding=padding, impl=sampling_impl, disjoint=disjoint
-    )
+    pair_loss = functools.partial(_pair_loss, settings=settings)
+    global_points, local_points = settings.global_points, settings.local_points
 
     def points(views: Views, i: int, j: int, size: int) -> tuple[Points, Points]:
         boxes, flips = jnp.asarray(views.boxes), jnp.asarray(views.flips)
-        return overlap_points(boxes[:, i], flips[:, i], boxes[:, j], flips[:, j], size=size, sampling=sampling)
+        return overlap_points(boxes[:, i], flips[:, i], boxes[:, j], flips[:, j], size=size, sampling=settings.sampling)
 
     def local_terms(teacher: jax.Array, local: jax.Array, views: Views, i: int) -> jax.Array:
         """Sum over the local crops of their loss against teacher view i; one computation, vectorised over the crops."""
@@ -103,33 +104,20 @@ def _pair_loss(
     points_t: Points,
     points_s: Points,
     *,
-    temperatures: Temperatures,
-    heads: int,
-    scale: Scale,
-    padding: Padding,
-    impl: SamplingImpl,
-    disjoint: Literal["count", "skip"],
+    settings: SpatialSettings,
 ) -> jax.Array:
-    """Teacher's and student's maps [b, h, w, d] of one pair of views, and where each sees the overlap -> their cross-entropy."""
-    sampled_t = sample(teacher, points_t, padding=padding, impl=impl)
-    sampled_s = sample(student, points_s, padding=padding, impl=impl)
+    """The cross-entropy of one pair of views: maps [b, h, w, d] of teacher and student, and the overlap points in either."""
+    heads, scale, temperatures = settings.heads, settings.scale, settings.temperatures
+    sampled_t = sample(teacher, points_t, padding=settings.padding, impl=settings.sampling_impl)
+    sampled_s = sample(student, points_s, padding=settings.padding, impl=settings.sampling_impl)
     targets = relation_targets(spatial_relation(sampled_t, heads=heads, scale=scale), temperatures.teacher)
     relation = spatial_relation(sampled_s, heads=heads, scale=scale)
-    counted = points_t.valid if disjoint == "skip" else None
+    counted = points_t.valid if settings.disjoint == "skip" else None
     return relation_cross_entropy(targets, relation, temperatures.student, counted)
 
 
-def channel(
-    *,
-    temperatures: Temperatures,
-    width: int,
-    norm: Norm,
-    local_count: int,
-    local_heads: Literal["separate", "shared"],
-    student_tokens: Literal["masked", "unmasked"] = "masked",
-) -> Objective:
+def channel(temperatures: Temperatures, requests: tuple[Request, ...], *, width: int, local_count: int) -> Objective:
     """Channel self-relation of whole views (section 3.3); channels need no alignment. `width` is the number of channels d."""
-    requests = relation_requests("channel", norm=norm, local_count=local_count, local_heads=local_heads, student_tokens=student_tokens)
 
     def relation(features: jax.Array) -> jax.Array:
         return channel_relation(features.reshape(*features.shape[:2], -1, features.shape[-1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,39 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
 
     def value(step: jax.Array) -> jax.Array:
         return end + 0.5 * (start - end) * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / max(steps, 1)))
+
+    return value
+
+
+def linear(start: float, end: float, steps: int) -> Schedule:
+    """start + (end - start) i / steps, and `end` from step `steps` on: `polynomial` of power 1."""
+    return polynomial(start, end, steps, power=1.0)
+
+
+def polynomial(start: float, end: float, steps: int, *, power: float) -> Schedule:
+    """end + (start - end) (1 - i / steps)^power, and `end` from step `steps` on. Source: DeepLab's "poly" rule has power 0.9.
+
+    >>> float(polynomial(1.0, 0.0, 4, power=2.0)(jnp.int32(2)))
+    0.25
+    """
+
+    def value(step: jax.Array) -> jax.Array:
+        remaining = 1.0 - jnp.clip(jnp.asarray(step, jnp.float32) / max(steps, 1), 0.0, 1.0)
+        return end + (start - end) * remaining**power
+
+    return value
+
+
+def steps_down(start: float, factor: float, milestones: Sequence[int]) -> Schedule:
+    """`start`, multiplied by `factor` at each of the steps `milestones`: the "step" schedule of detection and linear probes.
+
+    >>> [round(float(steps_down(1.0, 0.1, (2, 3))(jnp.int32(i))), 6) for i in range(4)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+
+    def value(step: jax.Array) -> jax.Array:
+        passed = sum((jnp.asarray(step) >= milestone for milestone in milestones), jnp.zeros(()))
+        return start * jnp.float32(factor) ** passed
 
     return value
 

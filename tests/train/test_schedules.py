@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from sere_jax.build import pretraining
 from sere_jax.config.check import ConfigError
@@ -47,6 +49,33 @@ def test_a_warm_up_that_stops_short_of_the_peak():
 def test_warm_up_as_long_as_the_run():
     found = _read(schedules.warmup_cosine(1.0, 0.0, warmup_steps=5, steps=5), 5)
     np.testing.assert_allclose(found, [0, 0.25, 0.5, 0.75, 1], rtol=1e-6)
+
+
+def _pytorch(make: Callable[[torch.optim.Optimizer], Any], start: float, steps: int) -> np.ndarray:
+    """The rates that one of PyTorch's schedulers gives from step 0 on."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=start)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return np.array(rates)
+
+
+def test_linear_polynomial_and_step_schedules_are_pytorchs():
+    """Read past their ends, too; float32 is good to 1e-6 of the start."""
+    torch_schedulers = torch.optim.lr_scheduler
+    for schedule, make in (
+        (schedules.linear(0.3, 0.0, 10), lambda o: torch_schedulers.LinearLR(o, 1.0, 0.0, 10)),
+        (schedules.linear(0.3, 0.03, 10), lambda o: torch_schedulers.LinearLR(o, 1.0, 0.1, 10)),
+        (schedules.polynomial(0.3, 0.0, 10, power=0.9), lambda o: torch_schedulers.PolynomialLR(o, 10, 0.9)),
+        (schedules.steps_down(0.3, 0.1, (3, 7)), lambda o: torch_schedulers.MultiStepLR(o, [3, 7], 0.1)),
+    ):
+        np.testing.assert_allclose(_read(schedule, 13), _pytorch(make, 0.3, 13), atol=3e-7)
+
+
+def test_a_linear_schedule_is_numpys_linspace():
+    np.testing.assert_allclose(_read(schedules.linear(0.2, 0.7, 5), 6), np.linspace(0.2, 0.7, 6), rtol=1e-6)
 
 
 @pytest.mark.parametrize("ends", [(0.04, 0.4), (0.996, 1.0)])
