@@ -109,7 +109,11 @@ READERS: tuple[Reader, ...] = (
     Reader(("photometry.blur_sigma",), lambda v: any(v["photometry.blur_prob"]), "photometry.blur_prob is 0"),
     Reader(("photometry.solarize_threshold",), lambda v: any(v["photometry.solarize_prob"]), "photometry.solarize_prob is 0"),
     # eval.size and eval.resize stay with the checkpoint, for later evaluations.
-    Reader(_group("eval", "size", "resize"), lambda v: v["run.eval_every_steps"] > 0, "run.eval_every_steps is 0: nothing is evaluated"),
+    Reader(
+        _group("eval", "size", "resize"),
+        lambda v: v["run.eval_every_steps"] > 0 or v["run.eval_every_epochs"] > 0,
+        "run.eval_every_steps is 0: nothing is evaluated",
+    ),
 )
 
 # The keys that decide what is read. Nothing is said of unread keys while one of them is wrong.
@@ -118,7 +122,7 @@ SWITCHES = frozenset(
         *("recipe", "init_from", "views.local_count", "masking.kind", "barlow.projector", "dino.warmup_teacher_temp_epochs"),
         *("model.name", "model.in_channels", "optimizer.name", "optimizer.warmup_epochs", "optimizer.weight_decay"),
         *("optimizer.weight_decay_end", "photometry.jitter_prob", "photometry.blur_prob", "photometry.solarize_prob"),
-        *("run.eval_every_steps", "schedule.epochs", "schedule.total_steps"),
+        *("run.eval_every_steps", "run.eval_every_epochs", "schedule.epochs", "schedule.total_steps"),
     }
 )
 

@@ -155,3 +155,8 @@ def test_usual_guesses_have_their_nearest_key(guess: str):
     assert GUESSES[guess] in KEYS and nearest in KEYS
     if guess not in {path.rpartition(".")[2] for path in KEYS}:
         assert nearest == GUESSES[guess]
+
+
+def test_evaluations_by_epochs_read_their_settings():
+    config, _ = _launch("quickstart", "eval_every_steps=0,eval_every_epochs=1")
+    assert config.eval.gallery == "bundled:gallery" and _mistakes(config) == []

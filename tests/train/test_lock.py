@@ -39,7 +39,7 @@ def test_a_second_process_is_told_who_writes_and_a_killed_one_leaves_no_lock(tmp
         locked(workdir),
     ):
         pass
-    config = quickstart.get_config()
+    config = quickstart.get_config("eval_every_steps=0")
     config.update_from_flattened_dict(MICRO)
     with pytest.raises(WorkdirError, match=f"process {first.pid} on "):
         pretrain.train(config, str(workdir))
