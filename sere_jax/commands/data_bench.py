@@ -46,9 +46,12 @@ def host_stages(source: Source, recipe: ViewRecipe, batch_size: int, rounds: int
         images = [image for image in _decode_all(data, reading, reuse=False) if image is not None]
         _timed(times["crop"], functools.partial(_crop, images, recipe, reading.backend, empty_views(recipe)))
         _timed(times["batch"], functools.partial(maker, step))
-    found = {name: statistics.median(values) / batch_size * 1000 for name, values in times.items()}
+    milliseconds_of = {name: statistics.median(values) / batch_size * 1000 for name, values in times.items()}
     # What is left of a whole batch: fresh memory for it, drawing replacements, the interpreter between the stages.
-    return {**found, "assemble": max(0.0, found["batch"] - found["read"] - found["decode"] - found["crop"])}
+    return {
+        **milliseconds_of,
+        "assemble": max(0.0, milliseconds_of["batch"] - milliseconds_of["read"] - milliseconds_of["decode"] - milliseconds_of["crop"]),
+    }
 
 
 def _timed(times: list[float], work: Callable[[], Any]) -> Any:
@@ -101,9 +104,9 @@ def device_stages(recipe: ViewRecipe, batch_size: int, rounds: int) -> dict[str,
     times: dict[str, list[float]] = {"transfer": [], "device augmentation": []}
     for _ in range(rounds):
         began = time.perf_counter()
-        there = jax.block_until_ready(jax.device_put(views, may_alias=False))
+        on_device = jax.block_until_ready(jax.device_put(views, may_alias=False))
         between = time.perf_counter()
-        jax.block_until_ready(colours(there, keys))
+        jax.block_until_ready(colours(on_device, keys))
         times["transfer"].append(between - began)
         times["device augmentation"].append(time.perf_counter() - between)
     return {name: statistics.median(values) / batch_size * 1000 for name, values in times.items()}

@@ -77,9 +77,9 @@ def validate(config: ConfigDict, *, devices: int, processes: int) -> None:
     Raises ConfigError with every mistake. What only the data can tell (a data set smaller than a batch, a warm-up
     longer than `schedule.total_steps`) is found when it is opened: `length_mistakes`.
     """
-    found = mistakes(config, devices=devices, processes=processes)
-    if found:
-        raise ConfigError(found)
+    lines = mistakes(config, devices=devices, processes=processes)
+    if lines:
+        raise ConfigError(lines)
 
 
 def mistakes(config: ConfigDict, *, devices: int, processes: int) -> list[str]:
@@ -92,11 +92,11 @@ def mistakes(config: ConfigDict, *, devices: int, processes: int) -> list[str]:
         if not wrong & set(keys):
             lines += rule({key: values[key] for key in keys}, devices, processes)
     if not unread.SWITCHES & wrong:
-        told = {line.partition(":")[0] for line in lines}
+        reported = {line.partition(":")[0] for line in lines}
         lines += [
             f"{key}: found {values[key]!r}, which is never read: {why}; expected its default, {KEYS[key].default!r}"
             for key, why in unread.changed(values).items()
-            if key not in told
+            if key not in reported
         ]
     return lines
 

@@ -67,13 +67,13 @@ def parse(argv: Sequence[str], required: Sequence[str] = ("config", "workdir"), 
     unknown keys and values of another type in `--config.key=value`, positional arguments, missing `required` flags, a
     config file that is not there or refuses its argument.
     """
-    kept, mistakes = preflight(argv, required, flag_values)
-    _ARGV[:] = kept
+    parsable, mistakes = preflight(argv, required, flag_values)
+    _ARGV[:] = parsable
     with adjustments() as lines:
-        app.parse_flags_with_usage(kept) if flag_values is flags.FLAGS else flag_values(kept)
+        app.parse_flags_with_usage(parsable) if flag_values is flags.FLAGS else flag_values(parsable)
     config = flag_values["config"].value
     if config is not None:
-        lines += _settle(config, kept, lines)
+        lines += _settle(config, parsable, lines)
         if not mistakes:
             print("".join(f"note: {line}\n" for line in lines), end="")
     return mistakes
@@ -123,7 +123,7 @@ def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.F
     tokens = flag_values.read_flags_from_files(list(argv[1:]), force_gnu=False)
     spec = next((text for name, text, _ in _pairs(tokens, None, flag_values) if name == "config"), None)
     config, good, mistakes = _load(spec)
-    kept, seen, asks_for_help = [], set(), False
+    parsable, seen, asks_for_help = [], set(), False
     argument = said_keys(spec.partition(":")[2], flatten(config)) if spec and config is not None else []
     seen |= {f"config.{key}" for key in argument}
     for name, text, used in _pairs(tokens, config, flag_values):
@@ -139,16 +139,16 @@ def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.F
         if mistake is not None:
             mistakes.append(mistake)
         elif name == "config":
-            kept += [f"--config={good}"] if config is not None else []
+            parsable += [f"--config={good}"] if config is not None else []
         elif config is not None or not _is_config(name):
-            kept += used
+            parsable += used
     if not {"schedule.epochs", "schedule.total_steps"} <= set(argument):  # else the argument was refused for it
         mistakes += both_lengths({name.removeprefix("config.") for name in seen})
     if not asks_for_help:
         mistakes += [f"--{name}: missing, expected --{name}={_EXAMPLES.get(name, name.upper())}" for name in required if name not in seen]
     # The config's file comes first: config_flags wants it before any of its overrides.
-    kept.sort(key=lambda token: not token.lstrip("-").startswith("config="))
-    return [argv[0], *kept], mistakes
+    parsable.sort(key=lambda token: not token.lstrip("-").startswith("config="))
+    return [argv[0], *parsable], mistakes
 
 
 _EXAMPLES = {"config": "configs/NAME.py[:key=value,...]", "workdir": "DIR", "checkpoint": "DIR"}

@@ -33,32 +33,32 @@ def _patches(v: Values, devices: int, processes: int) -> list[str]:
 
 def _architecture(v: Values, devices: int, processes: int) -> list[str]:
     name, variant = v["model.name"], v["model.variant"]
-    own = list(VARIANTS if name == "vit" else RESNETS)
-    if variant not in (*own, "custom"):
-        return [f"model.variant: found {variant!r}, expected one of {', '.join((*own, 'custom'))} with model.name = {name}"]
+    variants = list(VARIANTS if name == "vit" else RESNETS)
+    if variant not in (*variants, "custom"):
+        return [f"model.variant: found {variant!r}, expected one of {', '.join((*variants, 'custom'))} with model.name = {name}"]
     return _resnet(v) if name == "resnet" else _vit(v)
 
 
 def _vit(v: Values) -> list[str]:
     names, variant = ("width", "depth", "heads"), v["model.variant"]
-    given = {name: v[f"model.{name}"] for name in names}
+    sizes = {name: v[f"model.{name}"] for name in names}
     if variant != "custom":
-        own = dict(zip(names, VARIANTS[variant], strict=True))
+        table = dict(zip(names, VARIANTS[variant], strict=True))
         lines = [
-            f"model.{name}: found {given[name]}, expected 0 (or {own[name]}, the {name} of {variant}); others need model.variant = custom"
+            f"model.{name}: found {sizes[name]}, expected 0 (or {table[name]}, the {name} of {variant}); others need model.variant = custom"
             for name in ("width", "depth")
-            if given[name] not in (0, own[name])
+            if sizes[name] not in (0, table[name])
         ]
-        given = own | {"heads": given["heads"] or own["heads"]}  # MoCo v3's ViT-S has 12 heads of 32 dimensions
+        sizes = table | {"heads": sizes["heads"] or table["heads"]}  # MoCo v3's ViT-S has 12 heads of 32 dimensions
     else:
-        lines = [f"model.{name}: found 0, expected a number of at least 1 with model.variant = custom" for name in names if not given[name]]
+        lines = [f"model.{name}: found 0, expected a number of at least 1 with model.variant = custom" for name in names if not sizes[name]]
     if lines:
         return lines
-    if given["width"] % given["heads"]:
-        lines.append(f"model.width: found {given['width']}, expected a multiple of model.heads = {given['heads']}")
-    if v["model.positions"] != "learned" and given["width"] % 4:
-        lines.append(f"model.positions: found {v['model.positions']!r}, expected learned: the width {given['width']} has no quarters")
-    return lines + _relation_heads(v, given["width"])
+    if sizes["width"] % sizes["heads"]:
+        lines.append(f"model.width: found {sizes['width']}, expected a multiple of model.heads = {sizes['heads']}")
+    if v["model.positions"] != "learned" and sizes["width"] % 4:
+        lines.append(f"model.positions: found {v['model.positions']!r}, expected learned: the width {sizes['width']} has no quarters")
+    return lines + _relation_heads(v, sizes["width"])
 
 
 def _relation_heads(v: Values, width: int) -> list[str]:
@@ -72,13 +72,13 @@ def _resnet(v: Values) -> list[str]:
     width, depth = v["model.width"], v["model.depth"]
     if v["model.variant"] in RESNETS:
         stages, stem = RESNETS[v["model.variant"]]
-        own = {"width": stem * WIDTH_OF_STEM, "depth": sum(stages)}
+        preset = {"width": stem * WIDTH_OF_STEM, "depth": sum(stages)}
         lines = [
             f"model.{name}: found {v[f'model.{name}']}, expected 0; others need model.variant = custom"
-            for name in own
-            if v[f"model.{name}"] not in (0, own[name])
+            for name in preset
+            if v[f"model.{name}"] not in (0, preset[name])
         ]
-        width = own["width"]
+        width = preset["width"]
     else:
         lines = [] if depth else ["model.depth: found 0, expected a number of blocks in each of the four stages of a custom ResNet"]
         if not width or width % WIDTH_OF_STEM:

@@ -85,8 +85,8 @@ def multiples(value: int, step: int) -> str:
 
 def divisors(value: int, whole: int) -> str:
     """`; nearest: n` for the divisor of `whole` next to `value`, of two as near the smaller."""
-    found = min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - value))
-    return f"; nearest: {found}"
+    divisor = min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - value))
+    return f"; nearest: {divisor}"
 
 
 def nearest(value: Any, choices: Iterable[str]) -> str:
