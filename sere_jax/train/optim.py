@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from sere_jax.types import PyTree, Schedule
 
@@ -27,6 +28,9 @@ class Rules(NamedTuple):
     `freeze_last_layer_steps` the prototypes' gradient counts as absent: neither the values, nor the moments with their count, nor
     the decay move; in the first `freeze_backbone_steps` the backbone's, so that new heads find their place before they teach it.
     `frozen` holds prefixes of parameter paths (`backbone/pos_embed`) that never move and have no moments.
+    `layer_factor` maps the names of a parameter path to a factor of its rate, such as layer-wise decay; for stacked blocks it may be a
+    vector, one factor a layer. A `learning_rate` that returns a vector gives each slice along the leading axis its own rate, for heads
+    that are stacked to be trained at many rates at once.
     """
 
     learning_rate: Schedule
@@ -37,6 +41,7 @@ class Rules(NamedTuple):
     freeze_last_layer_steps: int = 0
     freeze_backbone_steps: int = 0
     frozen: tuple[str, ...] = ()
+    layer_factor: Callable[[tuple[str, ...]], ArrayLike] | None = None
 
 
 def adamw(rules: Rules, *, beta2: float = 0.999) -> optax.GradientTransformationExtraArgs:
@@ -173,13 +178,30 @@ def _add_decay(rules: Rules) -> optax.GradientTransformationExtraArgs:
 
 
 def _scale(rules: Rules) -> optax.GradientTransformationExtraArgs:
-    """-lr u."""
+    """-lr factor u, with the factor of the parameter's path."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, *, step: jax.Array, **_: Any) -> tuple[PyTree, PyTree]:
-        rate = rules.learning_rate(step)
-        return jax.tree.map(lambda u: -rate * u, updates), state
+        rate = jnp.asarray(rules.learning_rate(step))
+
+        def scaled(path: Any, direction: jax.Array) -> jax.Array:
+            size = -_along_first_axis(rate, direction)
+            if rules.layer_factor is not None:
+                size = size * _along_first_axis(rules.layer_factor(names(path)), direction)
+            return size * direction
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _along_first_axis(values: ArrayLike, x: jax.Array) -> jax.Array:
+    """A scalar as it is; a vector [n] as [n, 1, ...], to meet the n slices of x. Raises ValueError where x has not n slices."""
+    values = jnp.asarray(values)
+    if values.ndim == 0:
+        return values
+    if values.shape != x.shape[:1]:
+        raise ValueError(f"rates or factors: found shape {values.shape} for a parameter of shape {x.shape}, expected {x.shape[:1]}")
+    return values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _delayed(inner: optax.GradientTransformationExtraArgs, steps: int) -> optax.GradientTransformationExtraArgs:

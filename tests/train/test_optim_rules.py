@@ -64,6 +64,38 @@ def test_stacked_blocks_train_as_unrolled_ones(make: Any):
     micro.assert_close(scanned, shaped(unrolled), atol=1e-7)
 
 
+@pytest.mark.parametrize("make", [optim.sgd, optim.lars, optim.adamw], ids=["sgd", "lars", "adamw"])
+def test_a_layers_factor_multiplies_its_rate_stacked_or_not(make: Any):
+    """A first step's update is proportional to the rate, decay included; later layers take 0.5 of what the plain rule does, or 2."""
+    factors = {"blocks_0": 0.5, "blocks_1": 2.0}
+    of_path = lambda path: jnp.array([0.5, 2.0]) if "blocks" in path else next((factors[p] for p in path if p in factors), 1.0)  # noqa: E731
+    shaped = lambda tree: {**tree, "backbone": micro.stacked(tree["backbone"])}  # noqa: E731
+    params, gradient = _draw(0), _draw(1)
+
+    def update(tree: Any, gradient: Any, **options: Any) -> Any:
+        optimizer = make(_rules(**options))
+        return micro.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p, step=jnp.int32(1))[0])(gradient, tree)
+
+    expected = update(params, gradient)
+    for name, factor in factors.items():
+        expected["backbone"][name] = jax.tree.map(lambda u, factor=factor: factor * u, expected["backbone"][name])
+    micro.assert_close(update(params, gradient, layer_factor=of_path), expected, rtol=1e-6)
+    stacked = update(shaped(params), shaped(gradient), layer_factor=of_path)
+    micro.assert_close(stacked, shaped(expected), rtol=1e-5)  # LARS sums a layer's squares in another order
+
+
+def test_a_vector_of_rates_trains_each_head_as_if_alone():
+    rates = jnp.array([0.1, 0.02, 0.0])
+    heads, gradients = jnp.arange(12.0).reshape(3, 4), jnp.ones((3, 4))
+    rules = optim.Rules(lambda step: rates, lambda step: jnp.float32(0.0))
+    optimizer = optim.sgd(rules)
+    updates, _ = optimizer.update({"kernel": gradients}, optimizer.init({"kernel": heads}), {"kernel": heads}, step=jnp.int32(0))
+    np.testing.assert_allclose(updates["kernel"], -np.repeat([[0.1], [0.02], [0.0]], 4, axis=1), rtol=1e-6)
+    four = {"kernel": jnp.ones((4, 2))}
+    with pytest.raises(ValueError, match=r"found shape \(3,\) for a parameter of shape \(4, 2\), expected \(4,\)"):
+        optimizer.update(four, optimizer.init(four), four, step=jnp.int32(0))
+
+
 def test_everything_is_decayed_where_both_switches_say_so():
     params, _ = _run(optim.adamw(_rules(decay_bias=True, decay_scale=True)), _draw(0), _gradients())
     assert set(_flat(params)) != DECAYED | DECAYED_BIASES

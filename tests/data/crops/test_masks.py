@@ -5,19 +5,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sere_jax.data.crops.masks import MaskRecipe, block_mask, random_mask, sample_masks, sample_ratio
-from tests.oracles import masks as oracle
+from sere_jax.data.crops.masks import MaskRecipe, _add_block, block_mask, random_mask, sample_masks, sample_ratio
 
 grids = st.sampled_from([(3, 3), (4, 4), (14, 14), (4, 7), (14, 6)])
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0, 0.9), grids)
-def test_block_masks_are_those_of_the_naive_statement(seed, ratio, grid):
-    target = ratio * grid[0] * grid[1]
-    mask = block_mask(target, grid, np.random.default_rng(seed))
-    expected = oracle.block_mask(target, *grid, np.random.default_rng(seed))
-    assert mask.shape == grid
-    assert {(int(y), int(x)) for y, x in np.argwhere(mask)} == expected
+def test_a_block_is_a_rectangle_of_the_recipes_distribution():
+    """First blocks of masks of 60 among 14 x 14 patches: area U(16, 60), log-uniform aspect in [0.3, 1 / 0.3], uniform place."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(3000):
+        mask = np.zeros((14, 14), bool)
+        new = _add_block(mask, 60.0, rng)
+        (top, left), (bottom, right) = (edge(np.argwhere(mask), axis=0) for edge in (np.min, np.max))
+        height, width = bottom - top + 1, right - left + 1
+        assert mask.sum() == new == height * width  # full, and the only one
+        rows.append((height, width, top / max(14 - height, 1), left / max(14 - width, 1)))
+    height, width, top, left = np.array(rows).T
+    area, aspect = height * width, np.log(height / width)
+    assert area.max() <= 60 and max(height.max(), width.max()) <= 13
+    # Sides are rounded: 4 x 4 patches may stand for an area of 12.25 to 20.25, 8 x 2 for an aspect of up to 1 / 0.2.
+    assert area.min() >= 9 and np.abs(aspect).max() < np.log(1 / 0.3) + 0.5
+    # Uniform: mean 38 and sd 12.7, log-aspect mean 0 and sd 1.204 / sqrt(3) = 0.695. Standard errors are 0.23 and 0.013; rounding,
+    # and the redrawing of blocks of more than 60 patches or 13 a side, take a little off.
+    assert area.mean() == pytest.approx(37.5, abs=1.5) and area.std() == pytest.approx(12.7, abs=1.0)
+    assert abs(aspect.mean()) < 0.06 and aspect.std() == pytest.approx(0.695, abs=0.06)
+    for place in (top, left):  # the share of the free places before it: U(0, 1) on a grid, whose sd is somewhat above 0.289
+        assert place.mean() == pytest.approx(0.5, abs=0.03) and place.std() == pytest.approx(0.32, abs=0.04)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), grids)
