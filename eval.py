@@ -24,8 +24,6 @@ _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, w
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run; with --coordinator.", lower_bound=0)
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0; with --coordinator.", lower_bound=-1)
 
-_NEED_NO_CHECKPOINT = ("figures",)
-
 
 def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
@@ -35,8 +33,8 @@ def main(mistakes: list[str]) -> int:
     from sere_jax import distributed
     from sere_jax.commands import evaluate
     from sere_jax.config import check as rules
-    from sere_jax.config import evaluation
     from sere_jax.data.sources.open import SourceError
+    from sere_jax.evals import protocols
     from sere_jax.evals.network import EvalError
     from sere_jax.interop.files import FileError
     from sere_jax.interop.tables import InteropError
@@ -54,8 +52,8 @@ def main(mistakes: list[str]) -> int:
         return 2
     mistakes += rules.workdir_mistakes(_WORKDIR.value, rules.sources(config) if config is not None else None)
     if config is not None:
-        mistakes += evaluation.mistakes(config, processes=jax.process_count())
-        if not _CHECKPOINT.value and config.get("protocol") not in _NEED_NO_CHECKPOINT:
+        mistakes += protocols.mistakes(config, processes=jax.process_count())
+        if not _CHECKPOINT.value and any(entry.name == config.get("protocol") and entry.needs_checkpoint for entry in protocols.PROTOCOLS):
             mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
     if mistakes := distributed.gather_lines(mistakes):
         if jax.process_index() == 0:

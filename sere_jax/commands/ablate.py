@@ -27,13 +27,14 @@ from sere_jax.build import pretraining
 from sere_jax.commands import ablation_table, evaluate, pretrain
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
-from sere_jax.config import command_line, evaluation, lengths, unread
+from sere_jax.config import command_line, lengths, unread
 from sere_jax.config.arguments import said_keys
 from sere_jax.config.keys import KEYS, MACHINE_KEYS
 from sere_jax.config.names import flatten
 from sere_jax.data.batches.maker import UnreadableData
 from sere_jax.data.images.decode import BadImage
 from sere_jax.data.sources.open import SourceError, open_source
+from sere_jax.evals import protocols
 from sere_jax.evals.network import EvalError
 from sere_jax.train import checkpoint
 from sere_jax.train.fit import Stopped
@@ -60,16 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     try:
         tables = _module(given.config)
-        protocols = [_protocol(spec) for spec in given.protocol or _default_protocols(given)]
+        evaluations = [_protocol(spec) for spec in given.protocol or _default_protocols(given)]
         runs = [run for table in given.table for run in _runs(tables, table, given)]
-        _check(runs, protocols, _vain(tables, given))
+        _check(runs, evaluations, _vain(tables, given))
         failed = False
         for table in given.table:
             mine = [run for run in runs if run.table == table]
             found: list[Measured] = []
             for run in mine:
                 kept = run.place.is_dir()
-                found.append(_measured(run, protocols))
+                found.append(_measured(run, evaluations))
                 if not kept or run is mine[-1]:
                     ablation_table.publish(
                         tables.TABLES[table], table, found, note=tables.PROTOCOL, directory=Path(given.workdir), about=_about(given)
@@ -141,7 +142,7 @@ def _protocol(spec: str) -> ConfigDict:
         config = _module(path).get_config(argument)
     except ValueError as error:
         raise _Refused(f"--protocol={spec}: {error}") from error
-    if mistakes := evaluation.mistakes(config, processes=jax.process_count()):
+    if mistakes := protocols.mistakes(config, processes=jax.process_count()):
         raise rules.ConfigError([f"--protocol={spec}: {line}" for line in mistakes])
     return config
 
@@ -200,19 +201,19 @@ def _vain(tables: ModuleType, given: argparse.Namespace) -> list[str]:
     return [f"--set: found {key}, which no row of any table reads" for key in keys]
 
 
-def _check(runs: Sequence[Run], protocols: Sequence[ConfigDict], vain: Sequence[str]) -> None:
+def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], vain: Sequence[str]) -> None:
     """Every mistake of every row before the first is trained."""
     lines = list(vain)
     for run in runs:
         found = rules.mistakes(run.config, devices=jax.device_count(), processes=jax.process_count())
         lines += [f"table {run.table}, row {run.row}: {line}" for line in found]
-    if len({config.protocol for config in protocols}) < len(protocols):
+    if len({config.protocol for config in evaluations}) < len(evaluations):
         lines.append("--protocol: the same protocol twice; its results would overwrite each other")
     if lines:
         raise rules.ConfigError(list(dict.fromkeys(lines)))
 
 
-def _measured(run: Run, protocols: Sequence[ConfigDict]) -> Measured:
+def _measured(run: Run, evaluations: Sequence[ConfigDict]) -> Measured:
     """Train the run unless that is done, evaluate it unless that is done."""
     length = pretraining.steps(run.config, len(open_source(run.config.data.source)))
     about = (run.row, run.seed, str(run.place), length.total, pretraining.effective_epochs(run.config, length))
@@ -221,8 +222,8 @@ def _measured(run: Run, protocols: Sequence[ConfigDict]) -> Measured:
             print(f"table {run.table}, row {run.row}, seed {run.seed}: training in {run.place}", flush=True)
             pretrain.train(run.config, str(run.place))
         values: dict[str, float] = {}
-        for config in protocols:
-            values |= ablation_table.columns(config.protocol, _evaluated(run, config))
+        for config in evaluations:
+            values |= protocols.protocol(config.protocol).columns(_evaluated(run, config))
         return Measured(*about, values)
     except _BAD_RUN as error:
         print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}", file=sys.stderr)

@@ -44,31 +44,6 @@ class Measured(NamedTuple):
     error: str = ""
 
 
-def columns(protocol: str, found: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a protocol's report (one network) that a row of a table shows.
-
-    Of k-NN and retrieval the best top-1 in percent for each kind of token, of relations the two ratios of each variant (1: two views
-    of an image differ as much as two images); of other protocols every number in the results.
-    """
-    results = found.get("results", [])
-    if protocol in ("knn", "retrieval"):
-        kinds, name = {"cls": "cls", "patches": "mean patch"}, {"knn": "k-NN"}.get(protocol, protocol)
-        return {f"{name} top-1, {kinds.get(one['tokens'], one['tokens'])}": 100 * one["best_top1"] for one in results}
-    if protocol == "relations":
-        variants = [(label, kinds) for one in results for label, kinds in one["variants"].items()]
-        many = len(variants) > 1
-        return {
-            f"{kind} relation ratio{f' ({label})' if many else ''}": kinds[kind]["ratio"] for label, kinds in variants for kind in kinds
-        }
-    return {f"{protocol} {name}": value for one in results for name, value in _numbers(one).items()}
-
-
-def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
-    if isinstance(tree, Mapping):
-        return {name: value for key, inner in tree.items() for name, value in _numbers(inner, f"{prefix}{key} ").items()}
-    return {prefix.strip(): float(tree)} if isinstance(tree, int | float) and not isinstance(tree, bool) else {}
-
-
 def publish(table: PaperTable, number: int, found: Sequence[Measured], *, note: str, directory: Path, about: Mapping[str, Any]) -> None:
     """Print the table, and write directory/tableN.json and tableN.md. `note` names the paper's own protocol."""
     if jax.process_index() != 0:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -16,28 +16,11 @@ from sere_jax.config.saved import completed
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import SourceError, open_source
-from sere_jax.evals.figures import protocol as figures
+from sere_jax.evals import protocols
 from sere_jax.evals.figures.first_batch import Feed
-from sere_jax.evals.frozen import classification, relations, retrieval
 from sere_jax.evals.network import Network
 from sere_jax.weights.backbone import load_backbone
 from sere_jax.writing import place
-
-
-class Protocol(NamedTuple):
-    """What a protocol does with networks, and the settings that it wants."""
-
-    run: Callable[[Sequence[Network], Path, Any], None]
-    settings: type  # a NamedTuple; but for views its fields are the config's keys
-
-
-# Each writes WORKDIR/eval/NAME.json, but for the figures.
-PROTOCOLS = {
-    "knn": Protocol(classification.run, classification.Settings),
-    "retrieval": Protocol(retrieval.run, retrieval.Settings),
-    "relations": Protocol(relations.run, relations.Settings),
-    "figures": Protocol(figures.run, figures.Settings),
-}
 
 
 def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] = ()) -> Network:
@@ -77,19 +60,21 @@ def distinct(networks: Sequence[Network]) -> list[Network]:
 
 def settings(config: ConfigDict, networks: Sequence[Network]) -> Any:
     """The protocol's settings: the config's keys, with views and photometry as objects, and for the figures what training is fed."""
+    wanted: Any = protocols.protocol(config.protocol).settings
     reading = {key: config[key] for key in ("backend", "max_pixels") if key in config}
-    found = {key: value for key, value in config.items() if key not in ("protocol", "views_of", "views", "photometry", *reading)}
-    found["reading"] = ImageReading(**reading)
+    values = {key: value for key, value in config.items() if key not in ("protocol", "views_of", "views", "photometry", *reading)}
+    if "reading" in wanted._fields:
+        values["reading"] = ImageReading(**reading)
     if "views" in config:
-        own = networks[0].about.get("config") if networks else None
-        training = completed(own) if own and config.views_of == "checkpoint" else None
+        saved = networks[0].about.get("config") if networks else None
+        training = completed(saved) if saved and config.views_of == "checkpoint" else None
         recipe = training or config
         # Pairs of square crops are looked at, whatever the method learned from.
         pairs = dataclasses.replace(ViewRecipe(**recipe.views), global_count=2, global_width=0)
-        found |= {"views": pairs, "photometry": pretraining.photometry(recipe)}
-        if config.protocol == "figures":
-            found["feed"] = functools.partial(feed, config, training, networks[0].about.get("checkpoint", "") if training else "")
-    return PROTOCOLS[config.protocol].settings(**found)
+        values |= {"views": pairs, "photometry": pretraining.photometry(recipe)}
+        if "feed" in wanted._fields:
+            values["feed"] = functools.partial(feed, config, training, networks[0].about.get("checkpoint", "") if training else "")
+    return wanted(**values)
 
 
 def feed(config: ConfigDict, training: ConfigDict | None, run: str = "") -> Feed:
@@ -134,4 +119,4 @@ def feed(config: ConfigDict, training: ConfigDict | None, run: str = "") -> Feed
 
 def run(config: ConfigDict, networks: Sequence[Network], workdir: Path) -> None:
     """Run the config's protocol on the networks; results go below `workdir`."""
-    PROTOCOLS[config.protocol].run(distinct(networks), workdir, settings(config, networks))
+    protocols.protocol(config.protocol).run(distinct(networks), workdir, settings(config, networks))

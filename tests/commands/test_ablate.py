@@ -11,6 +11,7 @@ from configs import ablation
 from sere_jax.commands import ablate, ablation_table
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
+from sere_jax.evals import protocol
 from sere_jax.train import checkpoint
 from sere_jax.train.meter import TooManyBadSteps
 from tests.evals import micro_network
@@ -162,8 +163,11 @@ def test_several_seeds_and_a_row_that_ended_badly(tmp_path, capsys):
 
 
 def test_numbers_of_any_other_protocol():
-    found = {"results": [{"name": "x", "step": 3, "random": True, "scores": {"miou": 0.5, "per_class": {"cat": 0.25}}}]}
-    assert ablation_table.columns("segmentation", found) == {
+    report = {
+        "protocol": "segmentation",
+        "results": [{"name": "x", "step": 3, "random": True, "scores": {"miou": 0.5, "per_class": {"cat": 0.25}}}],
+    }
+    assert protocol.numbers(report) == {
         "segmentation step": 3,
         "segmentation scores miou": 0.5,
         "segmentation scores per_class cat": 0.25,

@@ -40,7 +40,7 @@ def test_the_document_is_current(tmp_path):
 
 def test_the_checks_import_neither_jax_nor_flax():
     """So that mistakes of a command line are reported within a second or two. In a process of its own, since pytest imports JAX."""
-    modules = "sere_jax.config.check, sere_jax.config.command_line, sere_jax.config.evaluation, sere_jax.config.saved, configs.common"
+    modules = "sere_jax.config.check, sere_jax.config.command_line, sere_jax.config.saved, configs.common"
     program = f"import {modules}, sys; print([name for name in ('jax', 'flax', 'grain', 'orbax') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

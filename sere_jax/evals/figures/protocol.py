@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from sere_jax.config.keys import RULES
+from sere_jax.config.rule import Rule
 from sere_jax.data.batches.whole_images import resize_and_centre_crop
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
@@ -23,9 +25,10 @@ from sere_jax.evals.features import normalise
 from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
 from sere_jax.evals.figures.first_batch import Feed, FirstBatch, first_batch
 from sere_jax.evals.frozen.analysis import Tokens
-from sere_jax.evals.frozen.views import Pairs, SeenPairs, pairs, see, view_side
+from sere_jax.evals.frozen.views import VIEW_RULES, Pairs, SeenPairs, pairs, see, view_side
 from sere_jax.evals.network import EvalError, Network, shared_reading, size_mistake, untrained
 from sere_jax.evals.pictures import LeftOut, Picture, left_out_note, read_pictures
+from sere_jax.evals.protocol import Protocol
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.reporting import table
@@ -87,6 +90,19 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
         table.say(f"figures: {name}")
         for file, figure in _MAKERS[name](studio):
             table.say(f"written: {canvas.save(figure, workdir / 'figures' / f'{file}.png')}")
+
+
+_RULES: Mapping[str, Rule] = {
+    **VIEW_RULES,
+    "which": Rule(str, choices=FIGURES, length=0),
+    "images": Rule(int, low=0, length=0),
+    "tokens": RULES["relation.tokens"],
+    "temperature": Rule(float, low=0.0, above=True),
+    "queries": Rule(float, low=0.0, high=1.0, length=0),
+    "mass": Rule(float, low=0.0, high=1.0),
+    "channel_count": Rule(int, low=1, high=26),
+}
+PROTOCOL = Protocol("figures", _RULES, Settings, run, needs_checkpoint=False)
 
 
 def _check(networks: Sequence[Network], settings: Settings) -> None:

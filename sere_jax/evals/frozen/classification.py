@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from sere_jax.config.cross import batch_of_processes, resize_before_crop
+from sere_jax.config.keys import RULES
+from sere_jax.config.rule import Rule
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
@@ -18,6 +21,7 @@ from sere_jax.evals.frozen.comparison import ImageSet
 from sere_jax.evals.frozen.labelled import LabelledPair, open_labelled
 from sere_jax.evals.network import Network, shared_reading
 from sere_jax.evals.pictures import left_out_note, names
+from sere_jax.evals.protocol import Protocol
 from sere_jax.reporting import table
 from sere_jax.types import Features, PyTree
 
@@ -103,6 +107,25 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
         neighbours=settings.neighbours,
         notes=list(_notes(read, unreadable)),
     )
+
+
+_RULES: Mapping[str, Rule] = {
+    **comparison.RULES,
+    "gallery": Rule(str),
+    "query": Rule(str),
+    "resize": comparison.SIDE,
+    "workers": Rule(int, low=0),
+    "backend": RULES["data.backend"],
+}
+
+
+def _among(values: Mapping[str, Any], wrong: Collection[str], processes: int) -> list[str]:
+    """A crop that is larger than its image; a batch that cannot be shared by the processes."""
+    lines = [] if {"size", "resize"} & set(wrong) else resize_before_crop("", values["size"], values["resize"])
+    return lines + ([] if "batch_size" in wrong else batch_of_processes("batch_size", values["batch_size"], processes))
+
+
+PROTOCOL = Protocol("knn", _RULES, Settings, run, columns=comparison.columns, among=_among)
 
 
 def _sets(pair: LabelledPair, batch_size: int, reading: ImageReading, workers: int) -> tuple[ImageSet, ImageSet]:

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from sere_jax.config.keys import RULES as TRAINING
+from sere_jax.config.rule import Rule
 from sere_jax.evals.features import Extracted, Extractor
 from sere_jax.evals.frozen import baselines, knn
 from sere_jax.evals.network import Network, prepared, untrained
 from sere_jax.reporting import table
 from sere_jax.reporting.progress import track
+
+SIDE = Rule(int, low=0)  # pixels; 0: the network's own
+# The keys that k-NN and retrieval have in common.
+RULES: Mapping[str, Rule] = {
+    "tokens": Rule(str, choices=("cls", "patches", "cls+patches"), length=0),
+    "neighbours": TRAINING["eval.neighbours"],
+    "temperature": Rule(float, low=0.0, above=True),
+    "size": SIDE,
+    "batch_size": Rule(int, low=1),
+    "max_pixels": TRAINING["data.max_pixels"],
+    "baselines": Rule(bool),
+    "seed": TRAINING["seed"],
+}
+
+
+def columns(report: Mapping[str, Any]) -> dict[str, float]:
+    """The best top-1 accuracy in percent of each kind of token, from the report of one network."""
+    protocol = {"knn": "k-NN"}.get(report["protocol"], report["protocol"])
+    tokens = {"cls": "cls", "patches": "mean patch"}
+    return {
+        f"{protocol} top-1, {tokens.get(result['tokens'], result['tokens'])}": 100 * result["best_top1"] for result in report["results"]
+    }
 
 
 class ImageSet(NamedTuple):

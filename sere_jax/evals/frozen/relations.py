@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from sere_jax.config.rule import Rule
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen.analysis import Differences, Tokens, Variant, compare_views
-from sere_jax.evals.frozen.views import batch_count, compiled_look, pairs, view_keys, view_side
+from sere_jax.evals.frozen.views import VIEW_RULES, batch_count, compiled_look, pairs, view_keys, view_side
 from sere_jax.evals.network import EvalError, Network, shared_reading, size_mistake, untrained
 from sere_jax.evals.pictures import LeftOut, left_out_note
+from sere_jax.evals.protocol import Protocol
 from sere_jax.ops.geometry import Sampling
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.reporting import table
@@ -167,6 +169,27 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
         "seed": settings.seed,
     }
     table.write(workdir / "eval" / "relations.json", {**details, "results": _listed(results, compared), "notes": notes})
+
+
+_RULES: Mapping[str, Rule] = {
+    **VIEW_RULES,
+    "images": Rule(int, low=0),
+    "tokens": Rule(str, choices=("pre", "post"), length=0),
+    "spatial_temperatures": Rule(float, low=0.0, above=True, length=0),
+    "channel_temperatures": Rule(float, low=0.0, above=True, length=0),
+    "heads": Rule(int, low=1),
+    "batch_size": Rule(int, low=2),
+}
+
+
+def columns(report: Mapping[str, Any]) -> dict[str, float]:
+    """The ratio of each kind of relation in each variant (1: two views of an image differ as much as two images)."""
+    variants = [(label, kinds) for result in report["results"] for label, kinds in result["variants"].items()]
+    several = len(variants) > 1
+    return {f"{kind} relation ratio{f' ({label})' if several else ''}": kinds[kind]["ratio"] for label, kinds in variants for kind in kinds}
+
+
+PROTOCOL = Protocol("relations", _RULES, Settings, run, columns=columns)
 
 
 def _notes(measured: Measured, source: str) -> Iterator[str]:

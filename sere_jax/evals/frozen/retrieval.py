@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from sere_jax.config.keys import RULES
+from sere_jax.config.rule import Rule
 from sere_jax.data.batches.whole_images import EvalBatch
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
@@ -24,6 +26,7 @@ from sere_jax.evals.frozen import comparison
 from sere_jax.evals.frozen.comparison import ImageSet
 from sere_jax.evals.network import EvalError, Network, shared_reading
 from sere_jax.evals.pictures import LeftOut, left_out_note, read_pictures
+from sere_jax.evals.protocol import Protocol
 from sere_jax.reporting import table
 
 
@@ -186,3 +189,13 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
         neighbours=settings.neighbours,
         notes=[note] if note else [],
     )
+
+
+_RULES: Mapping[str, Rule] = {
+    **comparison.RULES,
+    "source": Rule(str),
+    "regions_per_photo": Rule(int, low=1),
+    "region_scale": RULES["views.global_scale"],
+    "jitter": Rule(float, low=0.0, high=1.0),
+}
+PROTOCOL = Protocol("retrieval", _RULES, Settings, run, columns=comparison.columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from sere_jax.config.keys import RULES
+from sere_jax.config.rule import Rule
 from sere_jax.data.crops.views import ImageViews, ViewRecipe, make_views
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Source
@@ -19,6 +21,19 @@ from sere_jax.evals.pictures import LeftOut, read_pictures
 from sere_jax.ops.geometry import Points, Sampling, overlap_points
 from sere_jax.ops.photometric import PhotometryParams, augment
 from sere_jax.types import Features
+
+# The keys of every protocol that looks at pairs of views.
+VIEW_RULES: Mapping[str, Rule] = {
+    "source": Rule(str),
+    "views_of": Rule(str, choices=("checkpoint", "config")),
+    "size": Rule(int, low=0),
+    "points": Rule(int, low=2),
+    "sampling": RULES["relation.sampling"],
+    "backend": RULES["data.backend"],
+    "random": Rule(bool),
+    "seed": RULES["seed"],
+    **{key: rule for key, rule in RULES.items() if key.startswith(("views.", "photometry."))},
+}
 
 
 class Pairs(NamedTuple):

@@ -8,19 +8,19 @@ import pytest
 
 from configs.common import pretrain
 from sere_jax.commands import evaluate
-from sere_jax.config import evaluation
+from sere_jax.evals import protocols
 
 
 def shipped(name: str, argument: str = ""):
     return importlib.import_module(f"configs.eval.{name}").get_config(argument)
 
 
-@pytest.mark.parametrize("name", evaluate.PROTOCOLS)
+@pytest.mark.parametrize("name", [entry.name for entry in protocols.PROTOCOLS])
 def test_shipped_configs_keep_the_rules_and_are_what_the_protocol_takes(name):
     config = shipped(name)
-    assert config.protocol == name and evaluation.mistakes(config) == []
+    assert config.protocol == name and protocols.mistakes(config) == []
     settings = evaluate.settings(config, [])
-    assert isinstance(settings, evaluate.PROTOCOLS[name].settings)
+    assert isinstance(settings, protocols.protocol(name).settings)
     kept = set(config.keys()) & set(settings._fields) - {"views", "photometry"}
     assert {key: config[key] for key in kept} == {key: getattr(settings, key) for key in kept}
     assert set(settings._fields) - kept <= {"views", "photometry", "feed", "reading"}
@@ -40,7 +40,7 @@ def test_mistakes_name_key_value_and_what_would_do():
     config.which = ("crops", "atention")
     config.points = 1
     config.views.flip_prob = 2.0
-    lines = evaluation.mistakes(config)
+    lines = protocols.mistakes(config)
     assert len(lines) == 3
     assert any(line.startswith("which: found ('crops', 'atention'), expected") for line in lines)
     assert any("points: found 1" in line and "at least 2" in line for line in lines)
@@ -49,17 +49,17 @@ def test_mistakes_name_key_value_and_what_would_do():
 
 def test_images_that_are_smaller_than_their_crop_and_batches_that_cannot_be_shared():
     config = shipped("knn", "bundled,size=40,resize=10,batch_size=63")
-    assert evaluation.mistakes(config) == [
+    assert protocols.mistakes(config) == [
         "resize: found 10, expected 0 or at least the 40 pixels of the crop that follows; nearest: 40",
     ]
-    assert evaluation.mistakes(config, processes=2)[1:] == ["batch_size: found 63, expected a multiple of the 2 processes; nearest: 62"]
-    assert evaluation.mistakes(shipped("knn", "resize=10")) == []  # beside the network's own size, which is not known yet
+    assert protocols.mistakes(config, processes=2)[1:] == ["batch_size: found 63, expected a multiple of the 2 processes; nearest: 62"]
+    assert protocols.mistakes(shipped("knn", "resize=10")) == []  # beside the network's own size, which is not known yet
     config.resize, config.batch_size = -1, 0
-    assert len(evaluation.mistakes(config, processes=2)) == 2  # each by itself, without the rules among them
+    assert len(protocols.mistakes(config, processes=2)) == 2  # each by itself, without the rules among them
 
 
 def test_a_config_of_training_is_no_evaluation():
-    assert evaluation.mistakes(pretrain()) == ["protocol: found None, expected one of knn, retrieval, relations, figures"]
+    assert protocols.mistakes(pretrain()) == ["protocol: found None, expected one of knn, retrieval, relations, figures"]
     config = shipped("knn")
     config.protocol = "kn"
-    assert "nearest: knn" in evaluation.mistakes(config)[0]
+    assert "nearest: knn" in protocols.mistakes(config)[0]
