@@ -88,7 +88,7 @@ def quick(monkeypatch) -> list[str]:
         results = {"knn": {"tokens": "cls", "best_top1": len(trained) / 10}, "relations": {"variants": {}}}
         path = workdir / "eval" / f"{config.protocol}.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"results": [results[config.protocol]]}))
+        path.write_text(json.dumps({"protocol": config.protocol, "results": [results[config.protocol]]}))
 
     monkeypatch.setattr(ablate.pretrain, "train", train)
     monkeypatch.setattr(ablate, "_trained", lambda place, total: place.is_dir())
