@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from types import ModuleType
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_protocol_is_added_by_its_module_its_config_and_the_tuple(tmp_path, mo
     report = json.loads((tmp_path / "eval" / "lengths.json").read_text())
     (batch,) = eval_batches(open_source(photographs), size=network.size, resize=network.resize, batch_size=4)
     pixels = (np.asarray(batch.images, np.float32) / 255 - network.mean) / network.std
-    cls = network.apply(network.params, pixels.astype(np.float32)).cls
+    cls = network.apply(network.params, jnp.asarray(pixels.astype(np.float32))).cls
     expected = np.sqrt((np.asarray(cls, np.float64) ** 2).sum(axis=1)).mean()
     # 1e-5: the protocol's float32 network runs compiled, this one operation by operation.
     assert report["results"] == [{"name": "micro", "length": pytest.approx(expected, rel=1e-5)}]
