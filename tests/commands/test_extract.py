@@ -38,8 +38,9 @@ def place(tmp_path_factory):
     return root
 
 
-def _run(place, output, *arguments: str) -> int:
-    return main([f"--checkpoint={place / 'x.safetensors'}", f"--data=folder:{place / 'images'}", f"--output={output}", *arguments])
+def _run(place, output, *arguments: str, images=None) -> int:
+    images = images or place / "images"
+    return main([f"--checkpoint={place / 'x.safetensors'}", f"--data=folder:{images}", f"--output={output}", *arguments])
 
 
 def _expected(place, pixels, **asked):
@@ -134,7 +135,7 @@ def test_names_that_are_not_utf8_come_back(place, tmp_path, layout):
     for name in names:
         with open(os.fsencode(tmp_path / "images") + b"/" + name, "wb") as file:
             file.write((place / "images" / "b.png").read_bytes())
-    assert _run(place, tmp_path / "out", f"--data=folder:{tmp_path / 'images'}", f"--format={layout}") == 0
+    assert _run(place, tmp_path / "out", f"--format={layout}", images=tmp_path / "images") == 0
     path = tmp_path / "out" / f"features-00000.{layout}"
     stored = pq.read_table(path)["name"].to_pylist() if layout == "parquet" else np.load(path)["name"].tolist()
     assert sorted(stored) == sorted(["caf\\xe9.png", "caf\u00e9.png", "back\\\\slash.png"])
