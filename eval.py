@@ -7,7 +7,19 @@ DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import sys
+
+
+def _end(*_: object) -> None:
+    """End at Ctrl-C while modules are imported: an exception there may be swallowed."""
+    os.write(2, b"eval.py: interrupted\n")
+    os._exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _end)
 
 from absl import app, flags, logging
 
@@ -42,6 +54,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.train import checkpoint
     from sere_jax.writing import WriteError, writing_to
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
     command_line.quiet()
     config = _CONFIG.value

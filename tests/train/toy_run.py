@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,8 @@ def pieces(fsdp: int = 1) -> dict[str, Any]:
 
 def slow_pieces(seconds: float) -> dict[str, Any]:
     """The pieces, after so many seconds that stand for a compilation: the main thread does not come back to Python."""
-    print("compiling", flush=True)
+    # Said while the work in C goes on: a signal that came before it would be handled in Python.
+    threading.Timer(0.2 if seconds else 0.0, print, ("compiling",), {"flush": True}).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", int(seconds * 1e6) + 1)  # in C, other threads run, and no signal ends it
     return pieces()
 
