@@ -158,12 +158,12 @@ def gather_texts(text: str) -> list[str]:
     """Gather one text from each process, in process order. All processes must call it and get the same list."""
     if jax.process_count() == 1:
         return [text]
-    encoded = np.frombuffer(text.encode(), np.uint8)
+    encoded = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # names of files may hold any byte
     lengths = multihost_utils.process_allgather(np.int32(len(encoded)))
     padded = np.zeros(max(1, int(lengths.max())), np.uint8)
     padded[: len(encoded)] = encoded
     rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [bytes(row[:length]).decode() for row, length in zip(rows, lengths, strict=True)]
+    return [bytes(row[:length]).decode(errors="surrogateescape") for row, length in zip(rows, lengths, strict=True)]
 
 
 def gather_lines(lines: list[str]) -> list[str]:
@@ -181,11 +181,11 @@ def text_of_first(text: str) -> str:
     """The text of process 0. All processes must call it."""
     if jax.process_count() == 1:
         return text
-    encoded = np.frombuffer(text.encode(), np.uint8)
+    encoded = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # names of files may hold any byte
     length = int(multihost_utils.broadcast_one_to_all(np.int64(len(encoded))))
     padded = np.zeros(length, np.uint8)
     padded[: len(encoded)] = encoded[:length]
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode(errors="surrogateescape")
 
 
 def assert_equal(facts: Mapping[str, Any], heading: str) -> None:

@@ -135,7 +135,7 @@ rows = sharding.to_global({'x': np.arange(8, dtype=np.float32) + 8 * rank, 'empt
 assert rows['x'].shape == (16,) and rows['empty'].shape == (16, 0, 3) and rows['none'] is None
 weighted = jax.jit(lambda x: (x * (jax.numpy.arange(16) + 1)).sum())(rows['x'])
 assert float(weighted) == sum(i * (i + 1) for i in range(16)), weighted
-assert distributed.gather_lines(['of both', f'of {rank}', 'é']) == ['of both', 'of 0', 'é', 'process 1: of 1']
+assert distributed.gather_lines(['of both', f'of {rank}', 'é \\udce9']) == ['of both', 'of 0', 'é \\udce9', 'process 1: of 1']
 try:
     with distributed.together():
         raise ValueError(f'of {rank}') if rank else KeyError()

@@ -59,7 +59,7 @@ def _square(item: Any, name: str, reading: ImageReading, how: Preprocess) -> np.
         name = f"{name} ({os.fspath(item)!s})"
     try:
         return resize_and_centre_crop(decode(_encoded(item), reading), how.resize, how.size)
-    except (BadImage, OSError) as error:
+    except (BadImage, OSError, ValueError, RuntimeError) as error:  # a NUL in a path; Pillow on a closed or empty image; ~nobody
         advice = "; arrays are read as .npy files are: uint8 or uint16 levels" if isinstance(item, np.ndarray) else ""
         raise BackboneError(f"{ascii(name)[1:-1]}: {error}{advice}") from error
 

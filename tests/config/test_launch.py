@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from configs.common import pretrain
+from configs.common import arguments, pretrain
 from sere_jax.build import pretraining
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
@@ -83,6 +83,16 @@ def test_other_images_are_not_judged_by_the_bundled_ones(tmp_path):
     config, lines = _launch("quickstart", f"source=folder:{tmp_path},gallery=bundled:gallery,query=bundled:query")
     assert config.eval.gallery == "bundled:gallery" and lines == []  # the launch asked for it
     assert _launch("quickstart", "source=bundled:train")[0].eval.gallery == "bundled:gallery"
+
+
+def test_evaluations_by_epochs_and_the_best_step_are_switched_off_with_their_images(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    config, _ = _launch("quickstart", "")
+    config.run.update(eval_every_steps=0, eval_every_epochs=1, keep_best="knn/k20/top1")
+    with adjustments() as lines:
+        config = arguments(config, f"source=folder:{tmp_path}")
+    assert len(lines) == 1 and _mistakes(config) == []
+    assert (config.run.eval_every_epochs, config.run.keep_best, config.eval.gallery) == (0, "", "")
 
 
 def test_what_the_launch_switches_off_goes_back_to_its_default():

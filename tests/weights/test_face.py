@@ -180,6 +180,9 @@ def test_pillow_images_of_every_mode(backbone, photo, mode, tmp_path):
     [
         ("missing.jpg", r"image 0 \(missing\.jpg\): .*No such file"),
         (".", r"image 0 \(\.\): .*directory"),
+        ("a\0b.jpg", r"image 0 \(a\\x00b\.jpg\): .*null"),
+        ("~nobody-of-this-name/a.jpg", r"image 0 \(~nobody-of-this-name/a\.jpg\): "),
+        (Image.new("RGB", (0, 5)), "image 0: "),
         (np.zeros((16, 16, 3), np.float32), "image 0: samples of type float32 have no agreed range.*uint8 or uint16 levels"),
         (np.zeros((16, 16), np.uint8), "image 0: samples of shape 16 x 16"),
         (np.zeros((0, 16, 16, 3), np.float64)[0:0, 0:0], None),
