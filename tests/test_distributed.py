@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from sere_jax import distributed
+from tests.processes import free_port
 
 
 def test_a_single_process_starts_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -146,9 +147,7 @@ except (KeyError if rank == 0 else distributed.OtherProcessError) as error:
 
 @pytest.mark.parametrize("start", [pytest.param("flags", marks=pytest.mark.slow), "slurm"])  # the other tests of two processes use flags
 def test_two_processes_put_process_zeros_rows_first(start: str):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     environ = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     if start == "slurm":  # JAX takes the port from the job's number
         environ |= {"SLURM_JOB_ID": str(int(port) % 4096), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
@@ -165,9 +164,7 @@ def test_two_processes_put_process_zeros_rows_first(start: str):
 @pytest.mark.slow  # the imports of two whole programs; the test of two processes above gathers lines and fails together
 def test_two_processes_print_a_list_of_mistakes_once(tmp_path: Path):
     """The real program, each process with a mistake of its own beside the one of both; nothing is compiled."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in (0, 1):
         command = [

@@ -50,21 +50,21 @@ def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
     `dino` is a prototype head, `mocov3` MoCo's, `mae` a decoder, `batch` Barlow's projector; the others are SERE's modules.
     """
     dtype = jnp.dtype(config.model.dtype)
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name in sorted(names):
         if name == "dino":
-            found[name] = PrototypeHead(**config.head, dtype=dtype)
+            modules[name] = PrototypeHead(**config.head, dtype=dtype)
         elif name == "mocov3":
-            found[name] = _contrastive(config)
+            modules[name] = _contrastive(config)
         elif name == "mae":
-            found[name] = _decoder(config)
+            modules[name] = _decoder(config)
         elif name == "batch" and config.barlow.projector == "mlp":
-            found[name] = BarlowProjector(config.barlow.projector_width, dtype=dtype)
+            modules[name] = BarlowProjector(config.barlow.projector_width, dtype=dtype)
         elif name == "batch":
-            found[name] = RelationHead(dtype=dtype, symmetric=True)
+            modules[name] = RelationHead(dtype=dtype, symmetric=True)
         else:
-            found[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
-    return found
+            modules[name] = RelationHead(dtype=dtype, symmetric=config.relation.symmetric)
+    return modules
 
 
 def _resnet(config: ConfigDict, running_statistics: bool) -> ResNet:

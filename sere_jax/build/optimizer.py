@@ -39,22 +39,22 @@ def optimizer_schedules(config: ConfigDict, length: Steps) -> OptimizerSchedules
 
 def optimizer(config: ConfigDict, length: Steps) -> optax.GradientTransformationExtraArgs:
     """The optimizer of the config."""
-    chosen, found = config.optimizer, optimizer_schedules(config, length)
+    settings, schedules = config.optimizer, optimizer_schedules(config, length)
     rules = optim.Rules(
-        learning_rate=found.learning_rate,
-        weight_decay=found.weight_decay,
-        clip_grad=chosen.clip_grad,
-        decay_bias=chosen.decay_bias,
-        decay_scale=chosen.decay_scale,
-        freeze_last_layer_steps=chosen.freeze_last_layer_epochs * length.per_epoch,
-        freeze_backbone_steps=chosen.freeze_backbone_epochs * length.per_epoch,
+        learning_rate=schedules.learning_rate,
+        weight_decay=schedules.weight_decay,
+        clip_grad=settings.clip_grad,
+        decay_bias=settings.decay_bias,
+        decay_scale=settings.decay_scale,
+        freeze_last_layer_steps=settings.freeze_last_layer_epochs * length.per_epoch,
+        freeze_backbone_steps=settings.freeze_backbone_epochs * length.per_epoch,
         frozen=frozen(config),
     )
-    if chosen.name == "sgd":
-        return optim.sgd(rules, momentum=chosen.momentum)
-    if chosen.name == "lars":
-        return optim.lars(rules, momentum=chosen.momentum, trust_coefficient=chosen.trust_coefficient)
-    return optim.adamw(rules, beta2=chosen.beta2)
+    if settings.name == "sgd":
+        return optim.sgd(rules, momentum=settings.momentum)
+    if settings.name == "lars":
+        return optim.lars(rules, momentum=settings.momentum, trust_coefficient=settings.trust_coefficient)
+    return optim.adamw(rules, beta2=settings.beta2)
 
 
 def frozen(config: ConfigDict) -> tuple[str, ...]:

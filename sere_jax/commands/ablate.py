@@ -57,27 +57,32 @@ class Run(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
-    given = _parser().parse_args(argv)
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it opens
+    options = _parser().parse_args(argv)
     try:
-        tables = _module(given.config)
-        evaluations = [_protocol(spec) for spec in given.protocol or _default_protocols(given)]
-        runs = [run for table in given.table for run in _runs(tables, table, given)]
-        _check(runs, evaluations, _vain(tables, given))
+        tables = _module(options.config)
+        evaluations = [_protocol(spec) for spec in options.protocol or _default_protocols(options)]
+        runs = [run for table in options.table for run in _runs(tables, table, options)]
+        _check(runs, evaluations, _vain(tables, options))
         failed = False
-        for table in given.table:
-            mine = [run for run in runs if run.table == table]
-            found: list[Measured] = []
-            for run in mine:
-                kept = run.place.is_dir()
-                found.append(_measured(run, evaluations))
-                if not kept or run is mine[-1]:
+        for table in options.table:
+            rows = [run for run in runs if run.table == table]
+            measured: list[Measured] = []
+            for run in rows:
+                finished_before = all(_report(run, config).is_file() for config in evaluations)
+                measured.append(_measured(run, evaluations))
+                if not finished_before or run is rows[-1]:
                     ablation_table.publish(
-                        tables.TABLES[table], table, found, note=tables.PROTOCOL, directory=Path(given.workdir), about=_about(given)
+                        tables.TABLES[table],
+                        table,
+                        measured,
+                        note=tables.PROTOCOL,
+                        directory=Path(options.workdir),
+                        about=_about(options),
                     )
-            failed |= any(one.error for one in found)
+            failed |= any(row.error for row in measured)
     except Stopped as stopped:
-        print(f"{stopped}\nfinished rows are in {given.workdir}/table*.md; the same command goes on")
+        print(f"{stopped}\nfinished rows are in {options.workdir}/table*.md; the same command goes on")
         return 0
     except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, WorkdirError, _Refused) as error:
         print(error, file=sys.stderr)
@@ -124,12 +129,12 @@ def _module(path: str) -> ModuleType:
     return module
 
 
-def _default_protocols(given: argparse.Namespace) -> list[str]:
+def _default_protocols(options: argparse.Namespace) -> list[str]:
     """k-NN where there are labelled images, else retrieval; and the relation differences on views that are the same for all rows."""
-    images = given.evaluate or given.data
+    images = options.evaluate or options.data
     near = "configs/eval/retrieval.py:baselines=false,tokens=('cls','patches'),source=" + images
-    if given.gallery or given.query:
-        near = f"configs/eval/knn.py:tokens=('cls','patches'),gallery={given.gallery},query={given.query}"
+    if options.gallery or options.query:
+        near = f"configs/eval/knn.py:tokens=('cls','patches'),gallery={options.gallery},query={options.query}"
     relations = (
         "configs/eval/relations.py:views_of=config,random=false,tokens=('post',),spatial_temperatures=(1.0,),channel_temperatures=(1.0,)"
     )
@@ -147,27 +152,27 @@ def _protocol(spec: str) -> ConfigDict:
     return config
 
 
-def _runs(tables: ModuleType, table: int, given: argparse.Namespace) -> Iterator[Run]:
+def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterator[Run]:
     """The runs of a table's rows, in the table's order, a row's seeds together."""
     if table not in tables.TABLES:
         raise _Refused(f"--table: found {table}, expected one of {', '.join(map(str, tables.TABLES))}")
     known = tables.TABLES[table].rows
-    if unknown := [row for row in given.rows if row not in known]:
+    if unknown := [row for row in options.rows if row not in known]:
         raise _Refused(f"--rows: found {', '.join(unknown)}, expected some of {', '.join(known)} of table {table}")
     per_epoch = None
-    for row in given.rows or known:
-        for seed in given.seeds:
-            argument = ",".join(part for part in (f"table={table},row={row},size={given.size},seed={seed}", given.set) if part)
+    for row in options.rows or known:
+        for seed in options.seeds:
+            argument = ",".join(part for part in (f"table={table},row={row},size={options.size},seed={seed}", options.set) if part)
             try:
                 config = tables.get_config(argument)
             except ValueError as error:
                 raise _Refused(f"table {table}, row {row}: {error}") from error
-            config.data.source = given.data
-            _leave_unread(config, given.set)
-            if given.steps and config.schedule.epochs:
-                per_epoch = per_epoch or len(open_source(given.data))
-                _shorten(config, given.steps, pretraining.steps(config, per_epoch).per_epoch)
-            yield Run(table, row, seed, config, Path(given.workdir) / "rows" / _key(config))
+            config.data.source = options.data
+            _leave_unread(config, options.set)
+            if options.steps and config.schedule.epochs:
+                per_epoch = per_epoch or len(open_source(options.data))
+                _shorten(config, options.steps, pretraining.steps(config, per_epoch).per_epoch)
+            yield Run(table, row, seed, config, Path(options.workdir) / "rows" / _key(config))
 
 
 def _leave_unread(config: ConfigDict, changes: str) -> None:
@@ -189,12 +194,12 @@ def _key(config: ConfigDict) -> str:
     return f"{config.recipe}-{hashlib.sha256(json.dumps(learning, sort_keys=True).encode()).hexdigest()[:10]}"
 
 
-def _vain(tables: ModuleType, given: argparse.Namespace) -> list[str]:
+def _vain(tables: ModuleType, options: argparse.Namespace) -> list[str]:
     """The mistakes of keys in `--set` that no row of any table reads."""
-    keys = said_keys(given.set, KEYS)
+    keys = said_keys(options.set, KEYS)
     for number, table in tables.TABLES.items() if keys else ():
         for row in table.rows:
-            config = tables.get_config(f"table={number},row={row},size={given.size},{given.set}")
+            config = tables.get_config(f"table={number},row={row},size={options.size},{options.set}")
             if config.schedule.epochs or config.schedule.total_steps:  # a row that trains nothing reads nothing
                 ignored = unread.unread(flatten(config))
                 keys = [key for key in keys if key in ignored]
@@ -205,8 +210,8 @@ def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], vain: Sequenc
     """Every mistake of every row before the first is trained."""
     lines = list(vain)
     for run in runs:
-        found = rules.mistakes(run.config, devices=jax.device_count(), processes=jax.process_count())
-        lines += [f"table {run.table}, row {run.row}: {line}" for line in found]
+        mistakes = rules.mistakes(run.config, devices=jax.device_count(), processes=jax.process_count())
+        lines += [f"table {run.table}, row {run.row}: {line}" for line in mistakes]
     if len({config.protocol for config in evaluations}) < len(evaluations):
         lines.append("--protocol: the same protocol twice; its results would overwrite each other")
     if lines:
@@ -237,19 +242,23 @@ def _trained(place: Path, total: int) -> bool:
         return False
 
 
+def _report(run: Run, config: ConfigDict) -> Path:
+    """Where a protocol with these settings writes its report of the run."""
+    settings = rules.to_json(config)
+    return run.place / "evaluations" / hashlib.sha256(settings.encode()).hexdigest()[:10] / "eval" / f"{config.protocol}.json"
+
+
 def _evaluated(run: Run, config: ConfigDict) -> dict[str, Any]:
     """What a protocol wrote of this run; run now unless the same settings have been run before."""
-    settings = rules.to_json(config)
-    place = run.place / "evaluations" / hashlib.sha256(settings.encode()).hexdigest()[:10]
-    report = place / "eval" / f"{config.protocol}.json"
+    report = _report(run, config)
     if not report.is_file():
         network = evaluate.load(str(run.place))._replace(name=f"row {run.row}, seed {run.seed}")  # the directory's name is a digest
-        evaluate.run(config, [network], place)
+        evaluate.run(config, [network], report.parent.parent)
     return json.loads(report.read_text()) if report.is_file() else {}
 
 
-def _about(given: argparse.Namespace) -> dict[str, Any]:
-    return {"command": "python -m sere_jax ablate " + " ".join(f"--{key}={_text(value)}" for key, value in vars(given).items() if value)}
+def _about(options: argparse.Namespace) -> dict[str, Any]:
+    return {"command": "python -m sere_jax ablate " + " ".join(f"--{key}={_text(value)}" for key, value in vars(options).items() if value)}
 
 
 def _text(value: Any) -> str:

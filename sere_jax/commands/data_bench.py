@@ -1,7 +1,8 @@
 """What the input pipeline costs, stage by stage: python -m sere_jax bench --source=folder:DIR
 
-CPU time an image on one core for reading, decoding, cropping and assembling batches (what a worker process does), the time to
-hand a batch to the device and to change its colours there, and how many cores a given speed needs. Nothing is trained.
+It prints the CPU time of an image on one core for reading, decoding, cropping and assembling batches: what a worker process does.
+It also prints the time to transfer a batch to the device and to change its colours there, and the number of cores that a
+given speed needs. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -62,23 +63,23 @@ def _timed(times: list[float], work: Callable[[], Any]) -> Any:
 
 
 def _readable(source: Source, indices: Sequence[int]) -> list[bytes]:
-    found = []
+    files = []
     for index in indices:
         try:
-            found.append(source[index].data)
+            files.append(source[index].data)
         except OSError:
             continue
-    return found
+    return files
 
 
 def _decode_all(data: Sequence[bytes], reading: ImageReading, *, reuse: bool) -> list[np.ndarray | None]:
-    found: list[np.ndarray | None] = []
+    images: list[np.ndarray | None] = []
     for one in data:
         try:
-            found.append(decode(one, reading, reuse=reuse))
+            images.append(decode(one, reading, reuse=reuse))
         except BadImage:
-            found.append(None)
-    return found
+            images.append(None)
+    return images
 
 
 def _crop(images: Sequence[np.ndarray], recipe: ViewRecipe, backend: Backend, scratch: ImageViews) -> None:
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     show(title, host, device, wanted, screen.stdout())
     if flags.json:
-        found = {"milliseconds": host | device, "cores": {f"{speed:g}": cores(host["batch"], speed) for speed in wanted}}
+        report = {"milliseconds": host | device, "cores": {f"{speed:g}": cores(host["batch"], speed) for speed in wanted}}
         with writing_to(place(flags.json).parent), replacing(place(flags.json)) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n")
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
     return 0

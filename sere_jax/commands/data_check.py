@@ -82,9 +82,9 @@ def check(
 ) -> Report:
     """Read and decode every image of `source` with `workers` threads; `track` is handed the results as they come, for a display."""
     look = functools.partial(_look, source, reading)
-    found = list(track(_in_order(look, len(source), workers)))
+    checked = list(track(_in_order(look, len(source), workers)))
     return Report(
-        source.spec, len(source), [item for item in found if item.error], [item for item in found if not item.error], source.classes
+        source.spec, len(source), [item for item in checked if item.error], [item for item in checked if not item.error], source.classes
     )
 
 

@@ -154,8 +154,8 @@ def _tensors(weights: Weights, layout: str, with_heads: bool) -> dict[str, np.nd
         return hf.to_hf(backbone)
     if layout in _FULL:
         # The teacher never sees a mask: iBOT and SERE build it without a mask token, and load it strictly.
-        kept = {name: value for name, value in backbone.items() if name != "mask_token" or weights.about["network"] != "teacher"}
-        params = weights.params | {"backbone": kept}
+        backbone = {name: value for name, value in backbone.items() if name != "mask_token" or weights.about["network"] != "teacher"}
+        params = weights.params | {"backbone": backbone}
         return to_dino(params, layout=cast(Layout, layout), with_heads=with_heads, batch_stats=weights.batch_stats)
     stats = {name: value for name, value in weights.batch_stats.items() if with_heads or name == "backbone"}
     return flatten((weights.params if with_heads else {"backbone": backbone}) | ({"batch_stats": stats} if stats else {}))

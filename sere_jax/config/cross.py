@@ -75,9 +75,9 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
     if not learns:  # masks that nothing learns from are reported as unread
         return []
     pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
-    found = "masking.ratio: found " + " and ".join(f"{mean} -+ {var}" for mean, var in pairs) + " with masking.ratio_var"
+    line = "masking.ratio: found " + " and ".join(f"{mean} -+ {var}" for mean, var in pairs) + " with masking.ratio_var"
     if not all(mean - var >= 0 and mean + var <= 1 for mean, var in pairs):
-        return [f"{found}, expected shares between 0 and 1"]
+        return [f"{line}, expected shares between 0 and 1"]
     height, width, patch = v["views.global_size"], v["views.global_width"], v["model.patch_size"]
     prob = v["masking.prob"]
     drawn = [pair for pair, share in zip(pairs, (1.0 - prob, prob), strict=True) if share > 0]  # a view takes the second with `prob`
@@ -85,8 +85,8 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
     if int(most * patches) or "mae" in RECIPES[v["recipe"]].losses:  # of which more is asked below
         return []
     if len(drawn) < 2:
-        found += f" and masking.prob = {prob:g}"
-    return [f"{found}, which hides none of {patches} patches; expected at least {1 / max(patches, 1):.3g}: {v['recipe']} learns from them"]
+        line += f" and masking.prob = {prob:g}"
+    return [f"{line}, which hides none of {patches} patches; expected at least {1 / max(patches, 1):.3g}: {v['recipe']} learns from them"]
 
 
 def _mae(v: Values, devices: int, processes: int) -> list[str]:
@@ -276,8 +276,8 @@ def _neighbour(path: str) -> str:
     """`; nearest: FILE` of the same directory."""
     directory, name = os.path.split(os.path.expanduser(path))
     names = os.listdir(directory or ".") if os.path.isdir(directory or ".") else []
-    found = nearest(name, names).removeprefix("; nearest: ")
-    return f"; nearest: {os.path.join(directory, found)}" if found else ""
+    neighbour = nearest(name, names).removeprefix("; nearest: ")
+    return f"; nearest: {os.path.join(directory, neighbour)}" if neighbour else ""
 
 
 def _holds_a_file(directory: str) -> bool:

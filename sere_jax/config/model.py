@@ -114,9 +114,9 @@ def _square(v: Values, devices: int, processes: int) -> list[str]:
     height, width = v["views.global_size"], v["views.global_width"]
     if width in (0, height) or v["model.name"] == "resnet":
         return []
-    found = f"views.global_width: found {width} beside global_size = {height}, expected 0 (square crops)"
+    line = f"views.global_width: found {width} beside global_size = {height}, expected 0 (square crops)"
     why = "mae's decoder knows" if "mae" in RECIPES[v["recipe"]].losses else f"model.positions = {v['model.positions']} knows"
-    return [f"{found}: {why} square grids alone"] if "mae" in why or v["model.positions"] != "learned" else []
+    return [f"{line}: {why} square grids alone"] if "mae" in why or v["model.positions"] != "learned" else []
 
 
 _COLOURS = ("photometry.saturation", "photometry.hue", "photometry.gray_prob")

@@ -104,11 +104,11 @@ def sizes_of_params(params: Tree, image_size: int = 224) -> Sizes:
 
 
 def _stages(names: Iterable[str], block: str) -> tuple[int, ...]:
-    found: dict[int, int] = {}
+    blocks: dict[int, int] = {}
     for name in names:
         if match := re.match(block, name):
-            found[int(match[1])] = max(found.get(int(match[1]), 0), int(match[2]) + 1)
-    return tuple(found.get(stage, 0) for stage in range(1, max(found, default=0) + 1))
+            blocks[int(match[1])] = max(blocks.get(int(match[1]), 0), int(match[2]) + 1)
+    return tuple(blocks.get(stage, 0) for stage in range(1, max(blocks, default=0) + 1))
 
 
 def to_their_names(backbone: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:

@@ -165,8 +165,8 @@ class ViT(nn.Module):
         """
         x, grid = self._embed(images, masks)
         if visible is not None:
-            chosen = jnp.take_along_axis(x[:, 1:], visible[..., None], axis=1)
-            x, grid = jnp.concatenate([x[:, :1], chosen], axis=1), (1, visible.shape[1])
+            patches = jnp.take_along_axis(x[:, 1:], visible[..., None], axis=1)
+            x, grid = jnp.concatenate([x[:, :1], patches], axis=1), (1, visible.shape[1])
         keep = None if drop_path_noise is None or self.drop_path == 0 else _keep(drop_path_noise, self.drop_path)
         if self.scan_blocks:
             if layers or attention:

@@ -1,7 +1,7 @@
 """Augmentation of pixels on the device: uint8 crops from the host in, normalised float32 views out.
 
-The definitions are those of DINO's recipe as Pillow and torchvision carry it out (colour jitter in random order, grey,
-Gaussian blur, solarise, normalise), with Pillow's rounding to 8-bit levels after every operation; iBOT and SERE use the
+The definitions are those of DINO's recipe as Pillow and torchvision carry it out: colour jitter in random order, grey,
+Gaussian blur, solarise, normalise. As in Pillow, every operation ends with rounding to 8-bit levels. iBOT and SERE use the
 same. Inside this file pixels are float32 that hold whole numbers 0..255.
 """
 
@@ -258,7 +258,7 @@ def blur_taps(sigma: Float[jax.Array, ""], max_sigma: float) -> Float[jax.Array,
     """The weights of Pillow's Gaussian: three passes of an extended box filter with the Gaussian's variance.
 
     Source: Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering (2011). One box has
-    weight 1 at |o| <= l and a at |o| = l + 1, over 2 (l + a) + 1, where with s = sigma^2 / 3 a pass:
+    weight 1 at |o| <= l and a at |o| = l + 1, over 2 (l + a) + 1. With s = sigma^2 / 3 in each pass:
     l = floor((sqrt(12 s + 1) - 1) / 2), a = (2 l + 1) (l (l + 1) - 3 s) / (6 (s - (l + 1)^2)).
     """
     variance = sigma * sigma / 3.0

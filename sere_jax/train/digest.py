@@ -30,8 +30,8 @@ def digests(named: Mapping[str, Any]) -> list[int]:
         if not hasattr(leaf, "dtype") or not (
             leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.floating)
         ):
-            found = getattr(leaf, "dtype", type(leaf).__name__)
-            raise TypeError(f"state leaf {name}: found {found}, expected an array of booleans, integers or real floats")
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(f"state leaf {name}: found {kind}, expected an array of booleans, integers or real floats")
     # All are dispatched before the first is fetched. Compiled once a shape, of which even a deep network has few.
     # But on CPUs one by one: sums over several devices, started together, can wait for each other's threads until XLA aborts.
     together = jax.default_backend() != "cpu"

@@ -48,10 +48,10 @@ def fit(
 ) -> PyTree:
     """Train from the newest checkpoint, or from the start, to `total_steps`; return the final state, which is saved.
 
-    What is logged every `log_every_steps`: each metric's mean over the steps since the last log (bad steps left out),
-    `bad_steps` (all since the run began), `data/replaced` (unreadable images since this start), and of the same steps
-    `speed/images_per_second`, `speed/seconds_per_step` and `speed/data_wait`, the share of time in which the device had
-    nothing to do for want of a batch. Compilation, evaluations and saving are not in these times.
+    Every `log_every_steps` it logs each metric's mean over the steps since the last log; bad steps are left out. `bad_steps` counts
+    all since the run began, `data/replaced` the unreadable images since this start. `speed/images_per_second`,
+    `speed/seconds_per_step` and `speed/data_wait` are of the same steps. `speed/data_wait` is the share of time in which the
+    device waited for a batch. Compilation, evaluations and saving are not in these times.
 
     Evaluations of the restored step that a signal cut short are done first. A run that is finished compiles nothing.
 

@@ -104,10 +104,10 @@ class Meter:
 
     def emit(self, step: int, values: Mapping[str, float]) -> None:
         """Report the values of a step together with those that `wait` kept."""
-        held = self._held[1] if self._held else {}
+        last = self._held[1] if self._held else {}
         self._held = None
-        if held or values:
-            self._progress.write(step, {**held, **values})
+        if last or values:
+            self._progress.write(step, {**last, **values})
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -150,9 +150,9 @@ class Meter:
             )
 
     def _values(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        found = {name: float(value) for name, value in jax.device_get(sums).items()}
-        good, replaced = found.pop("/good"), found.pop("/replaced", None)
-        values = {name: total / good if good else float("nan") for name, total in found.items() if name != "bad_step"}
+        totals = {name: float(value) for name, value in jax.device_get(sums).items()}
+        good, replaced = totals.pop("/good"), totals.pop("/replaced", None)
+        values = {name: total / good if good else float("nan") for name, total in totals.items() if name != "bad_step"}
         values["bad_steps"] = float(self._bad_steps)
         if replaced is not None:
             self._replaced += int(replaced)

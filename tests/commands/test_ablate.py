@@ -197,18 +197,24 @@ def test_a_change_for_all_rows_reaches_those_that_read_it(command, tmp_path, cap
     assert "--set: found mae.decoder_depth, which no row of any table reads" in capsys.readouterr().err
 
 
-def test_the_table_is_saved_after_each_row(command, tmp_path, quick, monkeypatch, capsys):
-    """A stop in the second row leaves the table of the first."""
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_table_is_printed_and_saved_after_each_row(command, tmp_path, quick, monkeypatch, capsys, begun: bool):
+    """A stop in the second row leaves the table of the first, one that an earlier start had begun (its directory is there) too."""
 
     def stop(run, protocols):
+        run.place.mkdir(parents=True)
         raise ablate.Stopped("stopped by SIGTERM")
 
     measured = ablate._measured
-    monkeypatch.setattr(ablate, "_measured", lambda run, protocols: (measured if run.row == "none" else stop)(run, protocols))
+    monkeypatch.setattr(ablate, "_measured", stop)
     here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
+    if begun:
+        assert ablate.main(["--table=8", "--rows=none", *here]) == 0 and not (tmp_path / "table8.json").exists()
+    monkeypatch.setattr(ablate, "_measured", lambda run, protocols: (measured if run.row == "none" else stop)(run, protocols))
     assert ablate.main(["--table=8", "--rows=none,image_channel", *here]) == 0
     assert [row["row"] for row in json.loads((tmp_path / "table8.json").read_text())["rows"]] == ["none"]
-    assert "stopped by SIGTERM" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert output.index("Table 8") < output.rindex("stopped by SIGTERM")
 
 
 def test_every_option_is_explained():

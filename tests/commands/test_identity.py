@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.versions import versions
 from tests import micro
 from tests.evals import micro_network
+from tests.processes import outputs_of_two
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,20 +157,5 @@ def test_processes_that_disagree_end_at_once_and_name_which(tmp_path: Path, phot
     """Two real processes: another seed, another workdir, a folder that lacks an image. Nothing is compiled."""
     fewer = shutil.copytree(photos, tmp_path / "fewer")
     sorted(fewer.rglob("*.*"))[0].unlink()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO_PROCESSES, port, str(rank), str(tmp_path)],
-            env=environ,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = outputs_of_two(_TWO_PROCESSES, tmp_path)
     assert all("agreed" in output for output in outputs), "\n".join(outputs)

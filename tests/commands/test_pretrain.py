@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from sere_jax.train.checkpoint import read_state
 from sere_jax.train.fit import Stopped
 from tests import micro
 from tests.evals import micro_network
+from tests.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -164,12 +164,6 @@ def test_killed_at_random_times_and_restarted_ends_in_the_same_bits(tmp_path: Pa
 def _newest(workdir: Path) -> int:
     folder = workdir / "checkpoints"
     return max((int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()), default=0) if folder.is_dir() else 0
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def run_two(workdir: Path, how: str, **changes: object) -> None:

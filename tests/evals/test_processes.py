@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.evals import micro_network
+from tests.processes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -54,9 +54,7 @@ def start(port: str, rank: int, folder: str) -> subprocess.Popen:
 def test_two_processes_score_what_one_scores(tmp_path):
     # Nine images in batches of four: the second process has nothing but padding in the last batch.
     folder = f"folder:{micro_network.photographs(tmp_path, count=9, classes=3)}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     outputs = [process.communicate(timeout=120)[0] for process in [start(port, rank, folder) for rank in (-1, 0, 1)]]
     lines = [[line for line in output.splitlines() if line.startswith("scores")] for output in outputs]
     assert lines[0] and lines[0] == lines[1] == lines[2], "\n".join(outputs)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import pytest
 from sere_jax import sharding
 from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint_manager import Checkpoints
+from tests.processes import outputs_of_two
 from tests.train.test_checkpoint import CONFIG, ROOT, assert_same_bits, make_state
 
 _SAVE_AND_DIE = """
@@ -109,22 +108,7 @@ def test_two_processes_read_what_one_wrote_and_the_reverse(tmp_path: Path):
     one = Checkpoints(tmp_path, every_steps=1)
     one.save(5, jax.device_put(state, sharding.state_shardings(state, sharding.make_mesh(8), min_size=8)), CONFIG)
     one.close()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environ = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO_PROCESSES, port, str(rank), str(tmp_path)],
-            env=environ,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = outputs_of_two(_TWO_PROCESSES, tmp_path, flags="--xla_force_host_platform_device_count=2")
     assert all("agreed" in output for output in outputs), "\n".join(outputs)
     again = Checkpoints(tmp_path, every_steps=1)
     assert again.newest() == 6

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from sere_jax.train.fit import Stopped, fit
 from sere_jax.train.meter import Limits, TooManyBadImages, TooManyBadSteps
 from sere_jax.train.prefetch import DataEnded
 from sere_jax.train.scores import Best
+from tests.processes import free_port
 from tests.train import toy_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -365,9 +365,7 @@ def test_many_sigkills_and_resume_is_bit_identical(tmp_path: Path, seed: int):
 
 def test_sigterm_to_one_of_two_processes_saves_the_same_step_on_both(tmp_path: Path):
     def start(*arguments: str) -> list[subprocess.Popen[str]]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         return [start_toy(tmp_path, *arguments, f"port={port}", f"rank={rank}", devices=2) for rank in (0, 1)]
 
     pair = start("total=400", "delay=0.02", "every=1000")

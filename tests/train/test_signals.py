@@ -7,7 +7,6 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,13 +17,12 @@ import pytest
 
 from sere_jax.train import checkpoint
 from sere_jax.train.signals import Interrupted, Signals
+from tests.processes import free_port
 from tests.train.test_fit import ROOT, assert_same_end, read_until, run, start_toy
 
 
 def start_pair(directory: Path, *arguments: str) -> list[subprocess.Popen[str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [start_toy(directory, *arguments, f"port={port}", f"rank={rank}") for rank in (0, 1)]
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_pretrain import DRIVER, ROOT, environment, free_port
+from tests.commands.test_pretrain import DRIVER, ROOT, environment
+from tests.processes import free_port
 
 STEPS = 60
 SETTINGS = DRIVER | {"data.batch_size": 4, "schedule.total_steps": STEPS, "run.checkpoint_every_steps": 10}
