@@ -15,15 +15,16 @@ _FLUSH_EVERY_SECONDS = 10.0
 
 
 class EventFile:
-    """A new event file in `directory`. TensorBoard hides entries of earlier files for steps after `after`."""
+    """A new event file in `directory`. TensorBoard hides entries of earlier files for steps after `after`; None hides none."""
 
-    def __init__(self, directory: Path, *, after: int) -> None:
+    def __init__(self, directory: Path, *, after: int | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files in the order of their names; the microseconds separate two starts within a second.
         self._file = tensorboardX.RecordWriter(str(directory / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
         self._flushed = time.monotonic()
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._add(Event(wall_time=time.time(), step=after + 1, session_log=SessionLog(status=SessionLog.START)))
+        if after is not None:
+            self._add(Event(wall_time=time.time(), step=after + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the metrics of one step."""

@@ -1,0 +1,251 @@
+"""The outcome of a classification: scores from logits, and everything that is printed and written beside them.
+
+Every protocol that ends in logits (`logistic`, `least_squares`, `linear`, `fine_tune`, ...) uses this module: it makes one
+`Row` for each network and baseline with `row`, puts them into an `Outcome`, and calls `publish`.
+
+    predictions = Predictions(logits, labels, positions)
+    outcome = Outcome("logistic", title, settings, {"train": Images(...), "test": Images(...)}, classes, [row("vits", predictions)])
+    publish(outcome, workdir, save_predictions=settings.save_predictions)
+
+Files below the workdir, where NAME is the protocol and ROW the name of a network in lower case:
+
+    eval/NAME.json                   scores, the whole protocol, images read and left out, origin of the weights
+    eval/NAME-ROW-classes.csv        accuracy of each class, and the class that it is most often taken for
+    eval/NAME-ROW-confusion.csv      images of each class (row) by predicted class (column)
+    eval/NAME-ROW-predictions.npz    with `save_predictions`: logits [n, c], labels [n], positions [n], classes [c]
+    figures/NAME-ROW.png             the confusion matrix and the accuracy of each class
+    eval/tensorboard/ROW/            scalars NAME/top1, ... at the step of the checkpoint
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from sere_jax.evals import outcome_files as files
+from sere_jax.evals import scores
+from sere_jax.evals.network import EvalError, Network
+from sere_jax.evals.pictures import left_out_note
+from sere_jax.reporting import table
+
+HEADINGS = {"top1": "top-1", "top5": "top-5", "per_class": "mean of\nclasses"}
+
+
+class Predictions(NamedTuple):
+    """Logits of labelled images. Any scores will do of which the largest names the class."""
+
+    logits: Float[np.ndarray, "n c"]
+    labels: Int[np.ndarray, " n"]
+    positions: Int[np.ndarray, " n"]  # of the images in their source
+
+
+class Images(NamedTuple):
+    """The images of one part of the protocol (train, validation, test)."""
+
+    source: str
+    read: int
+    left_out: Sequence[str] = ()  # names of the images that could not be read
+
+
+class Row(NamedTuple):
+    """One line of the table. Make it with `row`, which computes the scores."""
+
+    name: str
+    scores: Mapping[str, float]  # shares in [0, 1], by name: top1, top5, per_class, and others such as last_top1
+    head: Mapping[str, Any]  # what was chosen for this row: {"C": 1.0, "tokens": "cls of 4 blocks"}
+    about: Mapping[str, Any]  # origin of the weights: checkpoint, network, step, seed
+    baseline: bool
+    predictions: Predictions | None
+    details: Mapping[str, Any]  # for the JSON file alone: the validation accuracies of a grid
+
+
+class Outcome(NamedTuple):
+    """All that a classification protocol reports."""
+
+    protocol: str  # names the files
+    title: str  # of the table
+    settings: Mapping[str, Any]  # the whole protocol, printed beside the scores
+    images: Mapping[str, Images]  # by part
+    classes: Sequence[str]
+    rows: Sequence[Row]  # baselines first
+    notes: Sequence[str] = ()
+
+
+def score(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:
+    """Shares of correct images: `top1`, `top5` where there are more than five classes, and `per_class`.
+
+    `per_class` is the mean over the classes of the labels of each class's own top-1 accuracy, so that every class counts
+    alike however many images it has. Equal logits are ranked by class number, lower first.
+
+    Raises EvalError for logits that are not finite, for no images, and for labels that are no classes.
+
+    >>> score(np.array([[2.0, 1.0], [3.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), np.array([0, 0, 1, 0]))
+    {'top1': 0.5, 'per_class': 0.3333333333333333}
+    """
+    _check(logits, labels)
+    hits = scores.hits(logits, labels, 1)
+    result = {"top1": float(np.mean(hits))}
+    if logits.shape[1] > 5:
+        result["top5"] = float(np.mean(scores.hits(logits, labels, 5)))
+    images = np.bincount(labels)
+    accuracy = np.bincount(labels, hits)[images > 0] / images[images > 0]
+    return result | {"per_class": float(np.mean(accuracy))}
+
+
+def confusion(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, "c c"]:
+    """Number of images of each class (row) by predicted class (column).
+
+    >>> confusion(np.array([[2.0, 1.0], [3.0, 0.0], [2.0, 0.0]]), np.array([0, 0, 1])).tolist()
+    [[2, 0], [1, 0]]
+    """
+    classes = logits.shape[1]
+    return np.bincount(labels * classes + np.argmax(logits, axis=1), minlength=classes**2).reshape(classes, classes)
+
+
+def row(
+    name: str,
+    predictions: Predictions | None,
+    *,
+    extra: Mapping[str, float] | None = None,
+    head: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    baseline: bool = False,
+    details: Mapping[str, Any] | None = None,
+) -> Row:
+    """A row with the scores of its predictions, followed by those of `extra`. Without predictions it has only `extra`."""
+    computed = score(predictions.logits, predictions.labels) if predictions else {}
+    return Row(name, computed | dict(extra or {}), head or {}, about or {}, baseline, predictions, details or {})
+
+
+def network_row(network: Network, predictions: Predictions | None, *, baseline: bool = False, head: Mapping[str, Any] | None = None) -> Row:
+    """The row of a network, with its name and origin."""
+    return row(network.name, predictions, head=head, about=network.about, baseline=baseline)
+
+
+def columns(report: Mapping[str, Any]) -> dict[str, float]:
+    """Top-1 accuracy in percent of a report's networks, for the rows of an ablation."""
+    rows = [result for result in report["results"] if not result["baseline"]]
+    return {
+        f"{report['protocol'].replace('_', ' ')} top-1": 100 * result["scores"]["top1"] for result in rows if "top1" in result["scores"]
+    }
+
+
+def publish(outcome: Outcome, workdir: Path, *, save_predictions: bool = False) -> None:
+    """Print the table and write all files that the module's docstring lists. Only process 0 prints and writes.
+
+    Figures and CSV files are made for networks, not for baselines; predictions are saved for both.
+    """
+    notes = [*outcome.notes, *_notes(outcome)]
+    names = list(dict.fromkeys(name for line in outcome.rows for name in line.scores))
+    cells = [[_label(line), *(_cell(line.scores.get(name)) for name in names)] for line in outcome.rows]
+    headings = [HEADINGS.get(name, name.replace("_", " ")) for name in names]
+    table.show(outcome.title, ["accuracy, %", *headings], cells, notes)
+    table.write(workdir / "eval" / f"{outcome.protocol}.json", _report(outcome, notes))
+    if jax.process_index() != 0:
+        return
+    for line, slug in zip(outcome.rows, slugs([line.name for line in outcome.rows]), strict=True):
+        stem = f"{outcome.protocol}-{slug}"
+        if line.predictions is not None and save_predictions:
+            files.write_arrays(workdir / "eval" / f"{stem}-predictions.npz", {**line.predictions._asdict(), "classes": outcome.classes})
+        if line.baseline:
+            continue
+        values = {f"{outcome.protocol}/{name}": value for name, value in line.scores.items()}
+        files.write_scalars(workdir / "eval" / "tensorboard" / slug, int(line.about.get("step") or 0), values)
+        if line.predictions is not None:
+            counts = confusion(line.predictions.logits, line.predictions.labels)
+            title = f"{outcome.protocol.replace('_', ' ')}: {line.name}, top-1 {100 * line.scores['top1']:.1f} %"
+            files.write_confusion(workdir, stem, counts, outcome.classes, title)
+
+
+def slugs(names: Sequence[str]) -> list[str]:
+    """Names for files: lower case, anything but letters, digits, dots and underscores replaced, all different.
+
+    >>> slugs(["ViT S [1]", "vit-s-1", "random init"])
+    ['vit-s-1', 'vit-s-1-2', 'random-init']
+    """
+    result: list[str] = []
+    for name in names:
+        slug = re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "network"
+        number = 2
+        unique = slug
+        while unique in result:
+            unique, number = f"{slug}-{number}", number + 1
+        result.append(unique)
+    return result
+
+
+def _check(logits: np.ndarray, labels: np.ndarray) -> None:
+    if not len(labels):
+        raise EvalError("logits: found no images; expected at least one")
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(axis=1).sum())
+        raise EvalError(f"logits: found numbers that are not finite for {bad:,} of {len(logits):,} images; expected finite ones")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise EvalError(f"labels: found {labels.min()} to {labels.max()}; expected 0 to {logits.shape[1] - 1}, the classes of the logits")
+
+
+def _label(line: Row) -> str:
+    return line.name + (f" ({', '.join(f'{key} {_value(value)}' for key, value in line.head.items())})" if line.head else "")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _notes(outcome: Outcome) -> Iterator[str]:
+    """The protocol in one line, the images of each part, the precision of the scores, the origin of the weights."""
+    yield f"protocol {outcome.protocol}: " + ", ".join(f"{key}={_value(value)}" for key, value in outcome.settings.items())
+    for part, images in outcome.images.items():
+        yield f"{part}: {images.read:,} images of {images.source}"
+        if note := left_out_note(f"{part} images", images.left_out, images.read + len(images.left_out)):
+            yield note
+    trained = [line for line in outcome.rows if not line.baseline]
+    if trained and "top1" in trained[0].scores and "test" in outcome.images:
+        share, count = trained[0].scores["top1"], outcome.images["test"].read
+        error = math.sqrt(share * (1 - share) / count)
+        yield f"{count:,} test images: a top-1 accuracy of {100 * share:.1f} % has a standard error of {100 * error:.1f} points"
+    for line in outcome.rows:
+        words = [f"{key} {line.about[key]}" for key in ("checkpoint", "network", "step", "seed") if line.about.get(key) is not None]
+        if words and not (line.baseline and len(words) < 2):
+            yield f"{line.name}: {', '.join(words)}"
+    yield from _verdicts(outcome.rows)
+
+
+def _verdicts(rows: Sequence[Row]) -> Iterator[str]:
+    """How many points each network is above the best baseline."""
+    baselines = [line for line in rows if line.baseline and "top1" in line.scores]
+    if not baselines:
+        return
+    best = max(baselines, key=lambda line: line.scores["top1"])
+    for line in rows:
+        if not line.baseline and "top1" in line.scores:
+            difference = 100 * (line.scores["top1"] - best.scores["top1"])
+            yield f"{line.name}: {abs(difference):.1f} points {'above' if difference >= 0 else 'below'} the best baseline, {best.name}"
+
+
+def _report(outcome: Outcome, notes: Sequence[str]) -> dict[str, Any]:
+    images = {part: {"source": i.source, "read": i.read, "left_out": list(i.left_out)} for part, i in outcome.images.items()}
+    results = [
+        {"name": line.name, "baseline": line.baseline, "scores": dict(line.scores), "head": dict(line.head), **line.details, **line.about}
+        for line in outcome.rows
+    ]
+    settings = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in outcome.settings.items()}
+    return {
+        "protocol": outcome.protocol,
+        "settings": settings,
+        "images": images,
+        "classes": len(outcome.classes),
+        "results": results,
+        "notes": list(notes),
+    }
