@@ -13,6 +13,7 @@ from sere_jax.evals.frozen import linear_grid
 from sere_jax.evals.frozen.linear_grid import GridSettings, Head
 from sere_jax.evals.network import EvalError
 
+torch.set_num_threads(1)  # of so small products more threads only wait for each other
 CLASSES, WIDTH = 4, 10
 COLUMNS = {"all": (0, WIDTH), "last": (6, WIDTH)}
 SETTINGS = GridSettings(rates=(0.1, 3.0, 40.0), epochs=5, batch_size=32, weight_decay=1e-3, seed=2)
