@@ -62,8 +62,8 @@ def main(mistakes: list[str]) -> int:
         _SIGNALS.join(jax.process_count(), interruptible=True)
         _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
         assert _WORKDIR.value is not None  # a required flag
-        said = command_line.said(sys.argv, _CONFIG.value)
-        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value), signals=_SIGNALS, said=said)
+        launch = command_line.launch(sys.argv, _CONFIG.value)
+        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value), signals=_SIGNALS, launch=launch)
     except Interrupted:
         print(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:
@@ -89,7 +89,8 @@ def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
 
     mistakes = [*mistakes, *rules.workdir_mistakes(_WORKDIR.value, rules.sources(_CONFIG.value) if _CONFIG.value is not None else None)]
     if _CONFIG.value is not None:
-        mistakes += rules.mistakes(_CONFIG.value, devices=devices, processes=processes)
+        to_fit = command_line.launch(sys.argv, _CONFIG.value).to_fit
+        mistakes += rules.mistakes(_CONFIG.value, devices=devices, processes=processes, to_fit=to_fit)
     with distributed.together():
         if mistakes:
             raise rules.refusal(mistakes)

@@ -159,7 +159,7 @@ def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterat
     known = tables.TABLES[table].rows
     if unknown := [row for row in options.rows if row not in known]:
         raise _Refused(f"--rows: found {', '.join(unknown)}, expected some of {', '.join(known)} of table {table}")
-    per_epoch = None
+    images = None
     for row in options.rows or known:
         for seed in options.seeds:
             argument = ",".join(part for part in (f"table={table},row={row},size={options.size},seed={seed}", options.set) if part)
@@ -169,9 +169,9 @@ def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterat
                 raise _Refused(f"table {table}, row {row}: {error}") from error
             config.data.source = options.data
             _leave_unread(config, options.set)
-            if options.steps and config.schedule.epochs:
-                per_epoch = per_epoch or len(open_source(options.data))
-                _shorten(config, options.steps, pretraining.steps(config, per_epoch).per_epoch)
+            if options.steps and (config.schedule.epochs or config.schedule.total_steps):
+                images = images or len(open_source(options.data))
+                _shorten(config, options.steps, pretraining.steps(config, images))
             yield Run(table, row, seed, config, Path(options.workdir) / "rows" / _key(config))
 
 
@@ -182,9 +182,9 @@ def _leave_unread(config: ConfigDict, changes: str) -> None:
     config.update_from_flattened_dict({key: KEYS[key].default for key in said_keys(changes, values) if key in ignored})
 
 
-def _shorten(config: ConfigDict, steps: int, per_epoch: int) -> None:
-    """Give the run that many steps; what lasts some epochs of the whole run lasts the same share of it."""
-    lengths.shorten(config, steps / (config.schedule.epochs * per_epoch))
+def _shorten(config: ConfigDict, steps: int, whole: pretraining.Steps) -> None:
+    """Give the run that many steps. Warm-ups and other durations keep their share of the run, in whole epochs and at least one."""
+    lengths.shorten(config, steps / whole.total, per_epoch=whole.per_epoch, total=steps)
     config.schedule.total_steps = steps
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from sere_jax.build import pretraining
 from sere_jax.commands import identity
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
+from sere_jax.config.launch import Launch, fitted
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
@@ -41,20 +42,22 @@ from sere_jax.writing import replacing
 # Backbone parameters of the network that the recipe evaluates, a ResNet's running statistics among them -> (name, value)
 Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
+_NO_LAUNCH = Launch()
+
 
 def train(
     config: ConfigDict,
     workdir: str,
     evaluations: Mapping[str, Evaluation] | None = None,
     signals: Signals | None = None,
-    said: Collection[str] = (),
+    launch: Launch = _NO_LAUNCH,
 ) -> State:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; return the final state.
 
     `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations`, by name, run by the cadence of
     `run.eval_every_steps` or `run.eval_every_epochs`. `signals` are the program's, which listen since its start; None = listen
-    while the steps run. `said` are the keys that the launch gave: where it made the run shorter, the file's durations that do not
-    fit are shortened in `config`, and a line says so.
+    while the steps run. Where `launch` made the run shorter than the config file does, the file's durations that do not fit are
+    shortened in `config`, and a line says so.
 
     Raises:
       ConfigError: the config has mistakes, does not fit the data or the weights of `init_from`, or the checkpoints in
@@ -66,14 +69,14 @@ def train(
     """
     directory = Path(workdir).expanduser().absolute()  # one place, whatever the working directory becomes
     with distributed.together():
-        rules.validate(config, devices=jax.device_count(), processes=jax.process_count())
+        rules.validate(config, devices=jax.device_count(), processes=jax.process_count(), to_fit=launch.to_fit)
         if mistakes := rules.workdir_mistakes(workdir, rules.sources(config)):
             raise rules.ConfigError(mistakes)
     identity.check_settings(config, directory)
     with distributed.together():
         source = open_source(config.data.source)
         length = pretraining.steps(config, len(source))
-        shortened = lengths.fitted(config, per_epoch=length.per_epoch, total=length.total, said=said)
+        shortened = fitted(config, launch, per_epoch=length.per_epoch, total=length.total)
         if mistakes := lengths.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
             raise rules.ConfigError(mistakes)
         data = identity.read_data(source)

@@ -8,7 +8,7 @@ one, the nearest choice. Also here: how the configs of a resumed run may differ,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from sere_jax.config import unread
 from sere_jax.config.cross import CROSS_RULES
 from sere_jax.config.keys import KEYS, MACHINE_KEYS, RULES
+from sere_jax.config.lengths import DURATION_KEYS, in_epochs
 from sere_jax.config.names import flatten, nearest, unknown_key
 from sere_jax.config.rule import Rule
 from sere_jax.data.sources.open import folders
@@ -71,18 +72,18 @@ def sources(config: ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if key in names}
 
 
-def validate(config: ConfigDict, *, devices: int, processes: int) -> None:
+def validate(config: ConfigDict, *, devices: int, processes: int, to_fit: Collection[str] = ()) -> None:
     """Refuse a config that cannot run on `devices` devices of `processes` processes in all.
 
-    Raises ConfigError with every mistake. What only the data can tell (a data set smaller than a batch, a warm-up
-    longer than `schedule.total_steps`) is found when it is opened: `length_mistakes`.
+    Durations in `to_fit` may be longer than the run. Mistakes that only the data can show (a data set smaller than a batch, a warm-up
+    longer than `schedule.total_steps`) are found when it is opened: `length_mistakes`. Raises ConfigError with every mistake.
     """
-    lines = mistakes(config, devices=devices, processes=processes)
+    lines = mistakes(config, devices=devices, processes=processes, to_fit=to_fit)
     if lines:
         raise ConfigError(lines)
 
 
-def mistakes(config: ConfigDict, *, devices: int, processes: int) -> list[str]:
+def mistakes(config: ConfigDict, *, devices: int, processes: int, to_fit: Collection[str] = ()) -> list[str]:
     """The mistakes of `validate`, as lines."""
     values = flatten(config)
     lines = check(values, RULES)
@@ -91,6 +92,8 @@ def mistakes(config: ConfigDict, *, devices: int, processes: int) -> list[str]:
         # A rule among values says something only where each value is right by itself.
         if not wrong & set(keys):
             lines += rule({key: values[key] for key in keys}, devices, processes)
+    if not wrong & {*DURATION_KEYS, *unread.SWITCHES}:
+        lines += in_epochs(values, but=to_fit)
     if not unread.SWITCHES & wrong:
         reported = {line.partition(":")[0] for line in lines}
         lines += [

@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags, tuple_parser
 
-from sere_jax.config.arguments import said_keys
-from sere_jax.config.launch import adjustments, both_lengths, settle
+from sere_jax.config.arguments import matching, said_keys, split
+from sere_jax.config.launch import EPOCHS, STEPS, Launch, adjustments, both_lengths, settle
 from sere_jax.config.names import GUESSES, WORKDIR_GUESSES, flatten, unknown_key
 
 _PARSERS = {
@@ -98,6 +98,21 @@ def said(argv: Sequence[str], config: ConfigDict) -> set[str]:
         elif name.startswith(("config.", "noconfig.")):
             keys.add(name.partition(".")[2])
     return keys
+
+
+def launch(argv: Sequence[str], config: ConfigDict, flag_values: flags.FlagValues = flags.FLAGS) -> Launch:
+    """The keys that a program's command line gives, and the length of the run without them. `config` is the result of `parse`."""
+    arguments = flag_values.read_flags_from_files(list(argv[1:]), force_gnu=False)
+    tokens = [token for _, _, used in _pairs(arguments, config, flag_values) for token in used]
+    keys = frozenset(said(tokens, config))
+    if not keys & {EPOCHS, STEPS}:
+        return Launch(keys)
+    spec = next(token.partition("=")[2] for token in tokens if token.startswith("--config="))
+    file, _, argument = spec.partition(":")
+    paths = flatten(config)
+    others = [part for part in split(argument) if matching(part.strip().partition("=")[0], paths) not in ([EPOCHS], [STEPS])]
+    before, _, _ = _load(f"{file}:{','.join(others)}" if others else file)
+    return Launch(keys) if before is None else Launch(keys, before.schedule.epochs, before.schedule.total_steps)
 
 
 def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:

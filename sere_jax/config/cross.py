@@ -10,10 +10,8 @@ import math
 import os
 import re
 
-from sere_jax.config.lengths import DURATION_KEYS, in_epochs
 from sere_jax.config.model import MODEL_RULES, Rule, Values, needs_masks
 from sere_jax.config.names import divisors, multiples, nearest
-from sere_jax.config.unread import SWITCHES
 from sere_jax.data.sources.example import SourceError
 from sere_jax.data.sources.folder import nearest_directory
 from sere_jax.data.sources.mixture import split_mixture
@@ -34,10 +32,6 @@ def _batch(v: Values, devices: int, processes: int) -> list[str]:
         return []
     reasons = [f"{n} {what}" for n, what in ((devices, "devices"), (processes, "processes"), (parts, "accumulate_steps")) if n > 1]
     return [f"data.batch_size: found {size}, expected a multiple of {step} ({', '.join(reasons)}){multiples(size, step)}"]
-
-
-def _lengths(v: Values, devices: int, processes: int) -> list[str]:
-    return in_epochs(v)
 
 
 def _keeps(v: Values, devices: int, processes: int) -> list[str]:
@@ -197,7 +191,6 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data.value_range",), _value_range),
     (("data.batch_size", "optimizer.accumulate_steps"), _batch),
     *MODEL_RULES,
-    ((*DURATION_KEYS, *SWITCHES), _lengths),
     (("run.keep_every_steps", "schedule.total_steps"), _keeps),
     (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),

@@ -25,7 +25,8 @@ experiment. A launch changes any of them, as an argument of the config file or a
 - A run that goes on from its checkpoint keeps every value, but for the keys that say "may change". `data.source` may name the same
   files at another path.
 - `epochs` overrides a file's `total_steps`, and the reverse. Both in one launch, and a key given twice, are mistakes.
-- Durations of the file that do not fit into a run that the launch made shorter keep their share of it, and a line says so.
+- Durations of the file that do not fit into a run that the launch made shorter keep their share of it, in whole epochs and at least
+  one, and a line says so.
 - A key that the run never reads and that differs from its default is a mistake: `relation.alpha` with `recipe=dino`. What a file sets
   goes back to its default where the launch switches off what reads it.
 - All mistakes are listed at once, before anything is read or compiled.

@@ -1,7 +1,7 @@
 """What a launch changes beside the keys that it gives.
 
-A config file and a launch may contradict each other. The launch wins, and what only made sense with the file's values
-follows: `settle` does it, and returns a line for each change that a person must know of.
+A config file and a launch may contradict each other. Then the launch wins, and values that only made sense with the file's values
+change too. `settle` and, once the data is open, `fitted` change them; both return a line for each change that a person must know of.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -37,6 +37,25 @@ def adjustments() -> Iterator[list[str]]:
             lines.append(str(warning.message))
 
 
+class Launch(NamedTuple):
+    """The keys that a launch gives, and the length that the run has without them.
+
+    Attributes:
+      said: full paths of the keys.
+      epochs, total_steps: `schedule.epochs` and `schedule.total_steps` without the launch. As everywhere, steps come first.
+    """
+
+    said: frozenset[str] = frozenset()
+    epochs: int = 0
+    total_steps: int = 0
+
+    @property
+    def to_fit(self) -> frozenset[str]:
+        """The durations that `fitted` may still shorten, so that their length is no mistake before the data is open."""
+        in_other_units = EPOCHS in self.said and self.total_steps > 0
+        return frozenset(lengths.DURATION_KEYS) - self.said if in_other_units else frozenset()
+
+
 def both_lengths(said: Collection[str]) -> list[str]:
     """The mistake of a launch that gives the length of the run twice, in epochs and in steps."""
     if not {EPOCHS, STEPS} <= set(said):
@@ -45,17 +64,17 @@ def both_lengths(said: Collection[str]) -> list[str]:
 
 
 def settle(config: ConfigDict, before: Mapping[str, Any], said: Collection[str]) -> list[str]:
-    """Change in `config` what follows from the keys that the launch gave (`said`), and return the lines to show.
+    """Change the values of `config` that follow from the keys of the launch (`said`), and return the lines to show.
 
-    `before` are the flat values of the config without these keys. Keys that the launch gave are never changed.
+    `before` are the flat values of the config without these keys. Keys of the launch are never changed.
 
     - `schedule.epochs` overrides the file's `schedule.total_steps`. (The reverse needs nothing: steps come first.)
-    - Durations that are longer than a run that the launch made shorter keep their share of it.
+    - Durations that do not fit into a run that the launch made shorter keep their share of it. Where the file or the launch gives the
+      length in steps, `fitted` does this once the data is open.
     - A file's k-NN on the bundled photographs is switched off where the launch names other images.
-    - What the file sets for parts that the launch switches off goes back to its default. It was read before and is not
-      any more, so nothing is lost, and no line is shown.
+    - The file's values for parts that the launch switches off become defaults. Nothing reads them any more, so no line is shown.
 
-    A config without a recipe (an evaluation's) is left as it is.
+    The config of an evaluation, which has no recipe, does not change.
     """
     if "recipe" not in before:
         return []
@@ -68,12 +87,29 @@ def settle(config: ConfigDict, before: Mapping[str, Any], said: Collection[str])
 
 
 def _durations(config: ConfigDict, before: Mapping[str, Any], said: Collection[str]) -> list[str]:
-    """Of a run in epochs. A run in steps is seen to when its data is open: `lengths.fitted`."""
-    epochs = config.schedule.epochs
-    if EPOCHS not in said or not epochs or not unread.readable(flatten(config)):
+    """Shorten the durations where both lengths of the run are in epochs. `fitted` does it where one of them is in steps."""
+    epochs, epochs_before = config.schedule.epochs, before[EPOCHS]
+    if EPOCHS not in said or before[STEPS] or not 0 < epochs < epochs_before or not unread.readable(flatten(config)):
         return []
-    keys = [duration.key for duration in lengths.too_long(flatten(config), per_epoch=1, total=epochs) if duration.key not in said]
-    return lengths.shorten(config, min(1.0, epochs / before[EPOCHS]) if before[EPOCHS] else 0.0, keys)
+    return _shorten(config, epochs / epochs_before, said, per_epoch=1, total=epochs)
+
+
+def fitted(config: ConfigDict, launch: Launch, *, per_epoch: int, total: int) -> list[str]:
+    """Shorten the durations that do not fit into a run of `total` steps that the launch made shorter; return a line for each.
+
+    Durations that the launch gives stay, and `lengths.length_mistakes` refuses them. So do those of a run that is not shorter than the
+    file's own, because then the file contradicts itself.
+    """
+    total_before = launch.total_steps or launch.epochs * per_epoch
+    if not launch.said & {EPOCHS, STEPS} or not 0 < total < total_before:
+        return []
+    return _shorten(config, total / total_before, launch.said, per_epoch=per_epoch, total=total)
+
+
+def _shorten(config: ConfigDict, share: float, said: Collection[str], *, per_epoch: int, total: int) -> list[str]:
+    too_long = lengths.too_long(flatten(config), per_epoch=per_epoch, total=total)
+    keys = [duration.key for duration in too_long if duration.key not in said]
+    return lengths.shorten(config, share, per_epoch=per_epoch, total=total, keys=keys)
 
 
 def _bundled(config: ConfigDict, said: Collection[str]) -> list[str]:

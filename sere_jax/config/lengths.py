@@ -1,6 +1,6 @@
-"""Durations within a run: warm-ups, freezing, and masking that starts later; all are in epochs.
+"""Durations within a run, in epochs: warm-ups, freezing, and masking that starts later.
 
-Some may last as long as the run. Others must end before it, else something would never happen.
+Some may last as long as the run. Others must end earlier, because something would never happen otherwise.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ DURATION_KEYS = tuple(duration.key for duration in DURATIONS)
 
 
 def too_long(values: Mapping[str, Any], *, per_epoch: int, total: int) -> list[Duration]:
-    """The durations that do not fit into a run of `total` steps, `per_epoch` to an epoch. Those that the run never reads are left out."""
-    if not total:  # nothing is trained
+    """The durations that do not fit into a run of `total` steps, `per_epoch` to an epoch. Keys that the run never reads are left out."""
+    if not total:  # the run trains nothing
         return []
     ignored = unread(values)
     return [
@@ -45,19 +45,20 @@ def too_long(values: Mapping[str, Any], *, per_epoch: int, total: int) -> list[D
     ]
 
 
-def in_epochs(values: Mapping[str, Any]) -> list[str]:
-    """The mistakes of a run whose length is given in epochs, before its data is open."""
+def in_epochs(values: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """The mistakes of a run whose length is given in epochs, known before its data is open; none on the keys in `but`."""
     epochs = values["schedule.epochs"]
     if values["schedule.total_steps"]:
         return []
     return [
         f"{key}: found {values[key]}, expected {_most(never)} schedule.epochs = {epochs}{never and f': {never}'}"
         for key, never in too_long(values, per_epoch=1, total=epochs)
+        if key not in but
     ]
 
 
 def length_mistakes(config: ConfigDict, *, per_epoch: int, total: int) -> list[str]:
-    """The mistakes of a run of `total` steps, `per_epoch` to an epoch: known once its data is open."""
+    """The mistakes of a run of `total` steps, `per_epoch` to an epoch. They are known once its data is open."""
     values = flatten(config)
     lines = [
         f"{key}: found {values[key]} ({values[key] * per_epoch} steps), expected {_most(never)} the {total} steps of the run"
@@ -76,32 +77,22 @@ def _most(never: str) -> str:
     return "less than" if never else "at most"
 
 
-def shorten(config: ConfigDict, share: float, keys: Collection[str] = DURATION_KEYS) -> list[str]:
-    """Give these durations that share of their length, in whole epochs, and return a line for each that changed.
+def shorten(config: ConfigDict, share: float, *, per_epoch: int, total: int, keys: Collection[str] = DURATION_KEYS) -> list[str]:
+    """Multiply durations by `share` so that they fit into `total` steps, `per_epoch` to an epoch; return a line for each that changed.
 
-    Those that the run never reads stay as they are, and what nothing reads without them goes back to its default.
+    Durations are whole epochs. One above 0 gets at least one epoch, unless even that does not fit. Keys that the run never reads are
+    left out, and those that nothing reads any more get their defaults.
     """
     values, lines = flatten(config), []
     ignored = unread(values)
-    for key in keys:
-        if key in ignored:
+    for key, never in DURATIONS:
+        if key not in keys or key in ignored or not values[key]:
             continue
-        shorter = round(values[key] * share)
+        longest = (total - 1 if never else total) // per_epoch
+        shorter = min(max(1, round(values[key] * share)), longest)
         if shorter != values[key]:
             config.update_from_flattened_dict({key: shorter})
-            lines.append(f"{key}: {values[key]} -> {shorter}, its share of the shorter run")
+            why = "its share of the shorter run" if shorter else "because the run is too short for one epoch of it"
+            lines.append(f"{key}: {values[key]} -> {shorter}, {why}")
     reset(config, ignored)
     return lines
-
-
-def fitted(config: ConfigDict, *, per_epoch: int, total: int, said: Collection[str]) -> list[str]:
-    """Shorten the durations that do not fit into a run whose `schedule.total_steps` the launch gave; a line for each.
-
-    `said` are the keys that the launch gave: a duration among them is left, and `length_mistakes` refuses it. The share is
-    that of `total` in `schedule.epochs`, the length of the run before the launch.
-    """
-    epochs = config.schedule.epochs
-    if "schedule.total_steps" not in said or not total:
-        return []
-    keys = [duration.key for duration in too_long(flatten(config), per_epoch=per_epoch, total=total) if duration.key not in said]
-    return shorten(config, total / (epochs * per_epoch) if epochs else 0.0, keys)

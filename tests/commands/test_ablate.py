@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs import ablation
+from sere_jax.build import pretraining
 from sere_jax.commands import ablate, ablation_table
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
@@ -140,15 +141,16 @@ def test_mistakes_are_told_before_anything_is_trained(command, tmp_path, capsys,
 def test_shares_of_a_run_stay_shares():
     """300 steps of 10 an epoch are 30 of 100 epochs: 10 epochs of warm-up become 3."""
     config = ablation.get_config("table=7,row=ibot")
-    ablate._shorten(config, 300, 10)
+    ablate._shorten(config, 300, pretraining.Steps(10, 1000))
     assert (config.schedule.total_steps, config.optimizer.warmup_epochs, config.dino.warmup_teacher_temp_epochs) == (300, 3, 9)
+    assert config.optimizer.freeze_last_layer_epochs == 1  # of 1 epoch the share would be 0
 
 
 @pytest.mark.parametrize("row", ["mocov3", "dino", "ibot_sere"])
 def test_a_row_without_warm_up_keeps_the_rules(row: str):
     """MoCo v3's kind of warm-up is not read where the run is too short for one."""
     config = ablation.get_config(f"table=7,row={row},size=small,source=bundled")
-    ablate._shorten(config, 2, 68)
+    ablate._shorten(config, 2, pretraining.Steps(68, 6800))
     assert config.optimizer.warmup_epochs == 0 and rules.mistakes(config, devices=1, processes=1) == []
 
 

@@ -6,15 +6,18 @@ import importlib
 from typing import Any
 
 import pytest
+from absl import flags
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs.common import arguments, pretrain
 from sere_jax.build import pretraining
 from sere_jax.config import check as rules
-from sere_jax.config import lengths
+from sere_jax.config import command_line, lengths
 from sere_jax.config.arguments import ArgumentError
 from sere_jax.config.keys import KEYS
-from sere_jax.config.launch import adjustments
+from sere_jax.config.launch import Launch, adjustments, fitted
 from sere_jax.config.names import GUESSES, flatten, unknown_key
 from sere_jax.config.unread import READERS, unread
 
@@ -63,16 +66,85 @@ def test_a_warmup_of_the_launch_stays_and_is_refused():
     assert lines == [] and _mistakes(config) == ["optimizer.warmup_epochs: found 10, expected at most schedule.epochs = 5"]
 
 
-def test_a_run_in_steps_is_fitted_when_its_data_is_open():
-    config, _ = _launch("ibot_vits16", "source=bundled,total_steps=200")
-    said = {"data.source", "schedule.total_steps"}
-    assert lengths.fitted(config, per_epoch=10, total=200, said=said) == [
-        "dino.warmup_teacher_temp_epochs: 30 -> 6, its share of the shorter run"
-    ]
-    assert lengths.length_mistakes(config, per_epoch=10, total=200) == []
-    config, _ = _launch("ibot_vits16", "source=bundled,total_steps=200")
-    assert lengths.fitted(config, per_epoch=10, total=200, said={"data.source"}) == []  # a file's own contradiction is refused
+@pytest.mark.parametrize(
+    ("file", "argument", "before", "per_epoch", "lines"),
+    [
+        # 200 of the file's 100 x 10 steps: a fifth of 30 epochs. The warm-up of 10 epochs fits.
+        ("ibot_vits16", "total_steps=200", (100, 0), 10, ["dino.warmup_teacher_temp_epochs: 30 -> 6, its share of the shorter run"]),
+        # 300 of the file's 1,200 steps: a quarter of 5 epochs.
+        ("small", "total_steps=300", (100, 1200), 100, ["optimizer.warmup_epochs: 5 -> 1, its share of the shorter run"]),
+        # 3 epochs of 100 steps are as much.
+        ("small", "epochs=3", (100, 1200), 100, ["optimizer.warmup_epochs: 5 -> 1, its share of the shorter run"]),
+        # A tenth of 5 epochs is no whole epoch, and no duration becomes 0.
+        ("small", "epochs=2", (100, 1200), 60, ["optimizer.warmup_epochs: 5 -> 1, its share of the shorter run"]),
+        (
+            "small",
+            "total_steps=50",
+            (100, 1200),
+            100,
+            [
+                "optimizer.warmup_epochs: 5 -> 0, because the run is too short for one epoch of it",
+                "optimizer.freeze_last_layer_epochs: 1 -> 0, because the run is too short for one epoch of it",
+            ],
+        ),
+        ("small", "total_steps=300,warmup_epochs=5", (100, 1200), 100, []),  # the launch gives both
+        ("small", "epochs=20", (100, 1200), 100, []),  # longer than before
+    ],
+)
+def test_a_run_in_steps_is_fitted_when_its_data_is_open(
+    file: str, argument: str, before: tuple[int, int], per_epoch: int, lines: list[str]
+):
+    config, early = _launch(file, f"source=bundled,{argument}")
+    launch = command_line.launch(["train.py", f"--config=configs/{file}.py:source=bundled,{argument}"], config)
+    assert (launch.epochs, launch.total_steps) == before and early == []
+    assert rules.mistakes(config, devices=1, processes=1, to_fit=launch.to_fit) == []
+    total = config.schedule.total_steps or config.schedule.epochs * per_epoch
+    assert fitted(config, launch, per_epoch=per_epoch, total=total) == lines
+    refused = [line.partition(":")[0] for line in lengths.length_mistakes(config, per_epoch=per_epoch, total=total)]
+    assert refused == (["optimizer.warmup_epochs"] if "warmup_epochs" in argument else [])
+
+
+def test_a_file_s_own_contradiction_is_refused():
+    config, _ = _launch("ibot_vits16", "source=bundled")
+    config.schedule.total_steps = 200
+    assert fitted(config, Launch(frozenset({"data.source"})), per_epoch=10, total=200) == []
     assert len(lengths.length_mistakes(config, per_epoch=10, total=200)) == 1
+
+
+def test_a_launch_is_read_however_its_flags_are_written():
+    config, _ = _launch("small", "source=bundled,total_steps=300")
+    expected = Launch(frozenset({"data.source", "schedule.total_steps"}), 100, 1200)
+    for argv in (
+        ["--config=configs/small.py:source=bundled,total_steps=300"],
+        ["--config", "configs/small.py:total_steps=300", "--config.data.source", "bundled"],
+        ["-config=configs/small.py", "--config.schedule.total_steps", "300", "--config.data.source=bundled"],
+    ):
+        values = flags.FlagValues()
+        command_line.define_config(values)
+        assert command_line.launch(["train.py", *argv], config, values) == expected
+    config, _ = _launch("ablation", "table=8,row=all,source=bundled,total_steps=300")
+    argv = ["train.py", "--config=configs/ablation.py:table=8,row=all,source=bundled,total_steps=300"]
+    assert command_line.launch(argv, config)[1:] == (100, 0)
+
+
+@given(
+    epochs=st.integers(1, 40),
+    before=st.integers(2, 40),
+    per_epoch=st.integers(1, 30),
+    duration=st.integers(1, 40),
+    key=st.sampled_from(["optimizer.warmup_epochs", "optimizer.freeze_last_layer_epochs"]),
+)
+def test_a_shortened_duration_fits_and_stays_above_0(epochs: int, before: int, per_epoch: int, duration: int, key: str):
+    """Whatever fits into the longer run fits into the shorter one; it is 0 only where one epoch of it is too long."""
+    never = key.startswith("optimizer.freeze")
+    assume(epochs < before and (duration < before or (duration == before and not never)))
+    config = pretrain()
+    config.data.source, config.schedule.total_steps = "bundled", epochs * per_epoch
+    config.update_from_flattened_dict(dict.fromkeys(lengths.DURATION_KEYS, 0) | {key: duration})
+    fitted(config, Launch(frozenset({"schedule.total_steps"}), before), per_epoch=per_epoch, total=epochs * per_epoch)
+    after = flatten(config)[key]
+    assert lengths.length_mistakes(config, per_epoch=per_epoch, total=epochs * per_epoch) == []
+    assert 0 < after <= duration or (never and epochs * per_epoch <= per_epoch)
 
 
 def test_other_images_are_not_judged_by_the_bundled_ones(tmp_path):
