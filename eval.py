@@ -24,6 +24,7 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 
 from sere_jax.config import command_line
+from sere_jax.reporting import program
 
 _CONFIG = command_line.define_config(directory="configs/eval", keys="docs/evaluation.md (of views and photometry: docs/config.md)")
 flags.declare_key_flag("config")  # so that --help shows it
@@ -39,7 +40,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
-    command_line.announce(f"evaluating {', '.join(_CHECKPOINT.value) or 'no checkpoint'}: starting JAX", _PROCESS_ID.value)
+    program.announce(f"evaluating {', '.join(_CHECKPOINT.value) or 'no checkpoint'}: starting JAX", _PROCESS_ID.value)
     import jax
 
     from sere_jax import distributed
@@ -56,7 +57,7 @@ def main(mistakes: list[str]) -> int:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
-    command_line.quiet()
+    program.quiet()
     config = _CONFIG.value
     try:
         distributed.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
@@ -88,6 +89,7 @@ def main(mistakes: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    program.escape_what_cannot_be_encoded()
     try:
         app.run(main, flags_parser=command_line.parse)
     except KeyboardInterrupt:

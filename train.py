@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from sere_jax.config import command_line
+from sere_jax.reporting import program
 
 if TYPE_CHECKING:
     import jax
@@ -37,7 +38,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(mistakes: list[str]) -> int:
     """Train, after all mistakes of the command line and of the config were found; the exit code."""
-    command_line.announce(f"training in {_WORKDIR.value}: starting JAX", _PROCESS_ID.value)
+    program.announce(f"training in {_WORKDIR.value}: starting JAX", _PROCESS_ID.value)
     # Imported here: the data workers import this file too, and need none of it.
     import jax
 
@@ -52,7 +53,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.train.evaluations import UnknownScore
     from sere_jax.train.lock import WorkdirError
 
-    command_line.quiet()
+    program.quiet()
     try:
         distributed.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
     except distributed.DistributedError as error:
@@ -128,4 +129,5 @@ def evaluations(config: ConfigDict) -> dict[str, Callable[..., Any]]:
 
 
 if __name__ == "__main__":
+    program.escape_what_cannot_be_encoded()
     app.run(main, flags_parser=command_line.parse)

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sere_jax.reporting import program
 from sere_jax.writing import WriteError
 
 # command -> (module of sere_jax.commands, what it does in one line). Modules are imported when they run.
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       ...
       True
     """
+    program.escape_what_cannot_be_encoded()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

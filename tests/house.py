@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "build",
         "weights",
     },
-    "__main__": {"commands", "writing"},
+    "__main__": {"commands", "reporting", "writing"},
     "__init__": {"weights"},
 }
 PURE = {"types", "ops", "losses"}  # never see Flax

@@ -57,7 +57,7 @@ def publish(table: PaperTable, number: int, found: Sequence[Measured], *, note: 
     text = _markdown(title, heads, cells, [*notes, f"`{about['command']}`"])
     screen.stdout().print(text, markup=False, highlight=False, soft_wrap=True)  # wider than most screens: a table would lose columns
     with replacing(directory / f"table{number}.md") as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # the command may name files of any bytes
     content = [_json(table.rows[row], row, table.columns, [one for one in found if one.row == row]) for row in rows]
     write(directory / f"table{number}.json", {"table": number, "title": table.title, "paper": note, **about, "rows": content})
 

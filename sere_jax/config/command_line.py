@@ -11,11 +11,10 @@ import glob
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
-from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags, tuple_parser
 
@@ -113,24 +112,6 @@ def launch(argv: Sequence[str], config: ConfigDict, flag_values: flags.FlagValue
     others = [part for part in split(argument) if matching(part.strip().partition("=")[0], paths) not in ([EPOCHS], [STEPS])]
     before, _, _ = _load(f"{file}:{','.join(others)}" if others else file)
     return Launch(keys) if before is None else Launch(keys, before.schedule.epochs, before.schedule.total_steps)
-
-
-def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Only warnings from the libraries' logs, unless `--verbosity` asks for more: absl's programs begin at INFO."""
-    if not flag_values["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-        logging.get_absl_logger().addFilter(_is_not_from_orbax)
-
-
-def _is_not_from_orbax(record: LogRecord) -> bool:
-    """Orbax logs each of its errors several times with the whole stack, and raises it too. What is raised ends in one sentence."""
-    return "orbax" not in Path(record.pathname).parts
-
-
-def announce(text: str, process_id: int) -> None:
-    """Print a line before the slow imports begin, unless this is known to be a process other than the first."""
-    if process_id <= 0 and os.environ.get("SLURM_PROCID", "0") == "0":
-        print(text, flush=True)
 
 
 def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.FlagValues) -> tuple[list[str], list[str]]:

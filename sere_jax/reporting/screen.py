@@ -14,10 +14,10 @@ _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # the pipe's reader has ended; th
 
 
 class LossyStream(io.TextIOBase):
-    """A text stream that drops what cannot be written. For messages that matter less than the work they describe.
+    """A text stream that raises no error and drops text that cannot be written. For messages that matter less than the work.
 
     Once the reader has ended, the descriptor is redirected to /dev/null, so that later writes by other code and Python's flush at
-    exit succeed. After other errors (a full disk) each write is tried again.
+    exit succeed. After other errors (a full disk) the next write is tried again.
 
     Example:
       >>> print("a line", file=LossyStream(open("/dev/full", "w")), flush=True)
@@ -28,9 +28,11 @@ class LossyStream(io.TextIOBase):
         self._terminal = stream.isatty()
 
     def write(self, text: str) -> int:
-        """Write the text or drop it; return its length in both cases."""
+        """Write the text or drop it; return its length in both cases. Characters that the encoding lacks are written as escapes."""
         try:
             self._stream.write(text)
+        except UnicodeEncodeError:
+            return self.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding)) and len(text)
         except OSError as error:
             self._lose(error)
         return len(text)

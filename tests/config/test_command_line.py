@@ -147,15 +147,18 @@ def test_parts_before_the_argument_of_an_evaluation_stay():
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        (["train.py", QUICKSTART], "training in runs/a: starting JAX\n"),
-        (["eval.py", f"--config={ROOT}/configs/eval/knn.py:bundled", "--checkpoint=a,b"], "evaluating a, b: starting JAX\n"),
+        (["train.py", QUICKSTART, "--workdir=runs/\udce9"], "training in runs/\\udce9: starting JAX\n"),
+        (
+            ["eval.py", f"--config={ROOT}/configs/eval/knn.py:bundled", "--checkpoint=a,\udce9", "--workdir=w"],
+            "evaluating a, \\udce9: starting JAX\n",
+        ),
     ],
 )
 def test_programs_speak_before_their_slow_imports(tmp_path: Path, program: list[str], words: str):
-    """JAX alone takes seconds to import; here it ends the program. Processes other than the first are silent."""
+    """JAX alone takes seconds to import; here it ends the program. Processes other than the first are silent. Names may hold any byte."""
     (tmp_path / "jax.py").write_text("raise SystemExit(77)")
     for rank, expected in (("0", words), ("1", "")):
-        environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        command = [sys.executable, *program, "--workdir=runs/a", f"--process_id={rank}"]
+        environ = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONIOENCODING": "utf-8:strict"}
+        command = [sys.executable, *program, f"--process_id={rank}"]
         done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout, done.stderr) == (77, expected, "")

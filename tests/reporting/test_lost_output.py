@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import rich.console
 
+from configs.ablation import TABLES
+from sere_jax.__main__ import main
+from sere_jax.commands import ablation_table
+from sere_jax.commands.ablation_table import Measured
 from sere_jax.reporting.progress import Progress
 from sere_jax.reporting.screen import LossyStream
 
@@ -72,6 +76,31 @@ def test_a_program_whose_output_goes_to_head_ends_well():
     program = subprocess.run([sys.executable, "-c", _PRINT_MUCH], cwd=ROOT, stdout=head.stdin, stderr=subprocess.PIPE, timeout=60)
     assert head.communicate()[0].startswith(b"line 0 x")
     assert program.returncode == 0 and program.stderr == b"all of it\n"
+
+
+_NAME, _ESCAPED = "caf\udce9 \u00e9.jpg", {"utf-8": "caf\\udce9 \u00e9.jpg", "ascii": "caf\\udce9 \\xe9.jpg"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_of_any_bytes_are_printed_as_escapes(encoding: str, monkeypatch: pytest.MonkeyPatch):
+    """Names of files may hold bytes that are not UTF-8, and `print` raises for them. All programs print by one of these ways."""
+    lossy, plain = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    console = rich.console.Console(file=LossyStream(lossy), width=200)
+    console.print(_NAME)
+    lossy.flush()
+    monkeypatch.setattr(sys, "stdout", plain)
+    assert main(["--help"]) == 0  # the front door prepares the output
+    plain.seek(0)
+    plain.truncate()
+    print(_NAME, flush=True)
+    assert lossy.buffer.getvalue() == plain.buffer.getvalue() == f"{_ESCAPED[encoding]}\n".encode(encoding)
+
+
+def test_an_ablation_s_table_names_its_command_whatever_its_bytes(tmp_path: Path, capsys: pytest.CaptureFixture):
+    rows = [Measured("image", 0, "rows/x", 5, 2.0, {"k-NN top-1, cls": 50.0})]
+    ablation_table.publish(TABLES[8], 8, rows, note="n", directory=tmp_path, about={"command": f"ablate --data=folder:{_NAME}"})
+    assert _ESCAPED["utf-8"] in (tmp_path / "table8.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "table8.json").read_text())["command"].endswith(_NAME)
 
 
 def test_a_full_disk_under_standard_output_is_borne(tmp_path: Path):

@@ -1,0 +1,39 @@
+"""How a program speaks: its first line, the logs of libraries, and characters that its output cannot hold. Imports nothing slow."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from logging import LogRecord
+from pathlib import Path
+
+from absl import flags, logging
+
+
+def announce(text: str, process_id: int) -> None:
+    """Print a line before the slow imports begin, unless this is known to be a process other than the first."""
+    if process_id <= 0 and os.environ.get("SLURM_PROCID", "0") == "0":
+        print(text, flush=True)
+
+
+def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Show only warnings of the libraries' logs, unless `--verbosity` asks for more. absl's programs show INFO by default."""
+    if not flag_values["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().addFilter(_is_not_from_orbax)
+
+
+def _is_not_from_orbax(record: LogRecord) -> bool:
+    """Orbax logs each of its errors several times with the whole stack, and raises it too. The raised error ends in one sentence."""
+    return "orbax" not in Path(record.pathname).parts
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Let standard output and error write characters that their encoding lacks as escapes, such as `\\xe9` and `\\udce9`.
+
+    Names of files may hold any byte. By default a `print` of such a name raises UnicodeEncodeError in most locales.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not (stream.errors == "surrogateescape" and stream.encoding.lower() == "utf-8"):
+            stream.reconfigure(errors="backslashreplace")
