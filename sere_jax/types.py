@@ -42,7 +42,7 @@ class Features(NamedTuple):
     cls: Float[Array, "b d"]  # after the final norm
     patches: Float[Array, "b h w d"]  # after the final norm
     patches_prenorm: Float[Array, "b h w d"]  # before it
-    layers: tuple[Float[Array, "b n d"], ...] = ()  # tokens (cls first) after the requested blocks, before the final norm
+    layers: tuple[Float[Array, "b n d"], ...] = ()  # tokens (cls first) after the requested blocks, by default before the final norm
     attention: Float[Array, "b m n n"] | None = None  # the last block's softmax attention, on request
 
 

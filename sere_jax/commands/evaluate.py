@@ -45,6 +45,7 @@ def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] 
         about=about,
         value_range=prepare.value_range,
         whole_patches=bool(found.module.heads),
+        depth=found.module.depth if found.module.heads else 0,
     )
 
 

@@ -26,12 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sere_jax.commands.feature_files import FORMATS, Shards, missing_package
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
 from sere_jax.data.sources.example import Entry, Example, Source
 from sere_jax.data.sources.open import SourceError, open_source
+from sere_jax.evals.feature_files import FORMATS, Shards, escaped, missing_package
 from sere_jax.evals.network import size_mistake
 from sere_jax.interop.files import FileError
 from sere_jax.interop.tables import InteropError
@@ -136,7 +136,8 @@ def extract(
                 features = compute(batch.images)
                 for row in np.flatnonzero(batch.valid):
                     name, grid = named.names[int(batch.index[row])], [extent // patch for extent in batch.images.shape[1:3]]
-                    shards.add(name, int(batch.labels[row]), grid, {key: value[row] for key, value in features.items()})
+                    facts = {"name": escaped(name), "label": int(batch.labels[row]), "grid_height": grid[0], "grid_width": grid[1]}
+                    shards.add(facts, {key: value[row] for key, value in features.items()})
     except OSError as error:
         raise ExtractError(f"output: {output} cannot be written: {error}") from error
     return Extracted(tuple(shards.files), shards.rows, len(source) - shards.rows)

@@ -16,6 +16,7 @@ from sere_jax.evals.network import EvalError
 from sere_jax.types import Features, PyTree
 
 TOKENS = ("cls", "patches", "cls+patches")
+BLOCKS = "blocks"  # the cls token of every requested block, then the mean patch token of the last; for an `apply` that returns layers
 
 
 class Extracted(NamedTuple):
@@ -28,7 +29,13 @@ class Extracted(NamedTuple):
 
 
 def pool(features: Features, tokens: str) -> Float[jax.Array, "b d"]:
-    """One vector per image: the cls token, the mean patch token, or the two concatenated; all after the final norm."""
+    """One vector per image, after the final norm: the cls token, the mean patch token, both, or `BLOCKS`.
+
+    The layers behind `BLOCKS` are as `apply` returned them: it must have been called with `layers_norm="post"`.
+    """
+    if tokens == BLOCKS:
+        mean = jnp.mean(features.patches.astype(jnp.float32), axis=(1, 2))
+        return jnp.concatenate([*(layer[:, 0].astype(jnp.float32) for layer in features.layers), mean], axis=-1)
     parts = {"cls": features.cls, "patches": jnp.mean(features.patches.astype(jnp.float32), axis=(1, 2))}
     return jnp.concatenate([parts[name].astype(jnp.float32) for name in tokens.split("+")], axis=-1)
 
@@ -61,7 +68,7 @@ class Extractor:
         tokens: tuple[str, ...] = ("cls",),
     ) -> None:
         for kind in tokens:
-            if kind not in TOKENS:
+            if kind not in (*TOKENS, BLOCKS):
                 raise EvalError(f"tokens: found {kind!r}; expected one of {', '.join(TOKENS)}")
         self.tokens = tokens
         mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices())

@@ -18,7 +18,8 @@ class Network(NamedTuple):
     """One network to evaluate. Protocols know functions and parameters, never checkpoints or configs.
 
     `apply(params, images, **flags) -> Features` takes float images [b, H, W, c], normalised with `mean` and `std` (of
-    pixels in [0, 1]). The figures also call it with `attention=True`. `init(seed)` makes random parameters of the same
+    pixels in [0, 1]). The figures also call it with `attention=True`, and classifications of several blocks with
+    `layers=(10, 11), layers_norm="post"`. `init(seed)` makes random parameters of the same
     shapes, so that every protocol can compare with the untrained architecture.
     """
 
@@ -34,6 +35,7 @@ class Network(NamedTuple):
     about: dict[str, Any] = {}  # where it comes from (checkpoint, network, step): copied into the reports
     value_range: ValueRange = BY_TYPE  # of arrays and TIFF bands: values that become the levels 0 and 255
     whole_patches: bool = True  # a ViT sees whole patches only; False for a ResNet, which sees images of any size to their edge
+    depth: int = 0  # blocks of a ViT, whose tokens `apply` returns as `layers`; 0 for a ResNet, which has none
 
     @property
     def channels(self) -> int:

@@ -156,12 +156,14 @@ class ViT(nn.Module):
         visible: Int[jax.Array, "b k"] | None = None,
         drop_path_noise: Float[jax.Array, "b l 2"] | None = None,
         layers: tuple[int, ...] = (),
+        layers_norm: Literal["pre", "post"] = "pre",
         attention: bool = False,
     ) -> Features:
         """Compute tokens. `masks` hides patches behind the mask token; `visible` drops all patches but those at these flat
         positions, so that `patches` is [b, 1, k, d] in their order; `drop_path_noise` (uniform in [0, 1), one number a
         branch) switches stochastic depth on, at rates rising linearly from 0 to `drop_path`; `layers` (0-based) and
-        `attention` ask for intermediate tokens and for the last block's attention (unrolled blocks only).
+        `attention` ask for intermediate tokens and for the last block's attention (unrolled blocks only). With
+        `layers_norm="post"` the final LayerNorm is applied to the intermediate tokens too.
         """
         x, grid = self._embed(images, masks)
         if visible is not None:
@@ -175,7 +177,10 @@ class ViT(nn.Module):
             collected, last_attention = dict[int, jax.Array](), None
         else:
             x, collected, last_attention = self._unrolled(x, keep, layers)
-        normed = _layer_norm("norm", self.norm_eps)(x)
+        norm = _layer_norm("norm", self.norm_eps)
+        normed = norm(x)
+        if layers_norm == "post":
+            collected = {i: norm(tokens) for i, tokens in collected.items()}
         patches, patches_prenorm = (tokens[:, 1:].reshape(x.shape[0], *grid, -1) for tokens in (normed, x))
         return Features(normed[:, 0], patches, patches_prenorm, tuple(collected[i] for i in layers), last_attention if attention else None)
 

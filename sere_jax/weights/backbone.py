@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +98,18 @@ class Backbone:
             parts.append(f"step={self.about['step']}")
         return f"Backbone({', '.join(parts)}, images of {self.preprocess.size} pixels)"
 
-    def apply(self, params: PyTree, images: Float[Any, "b H W c"], *, layers: tuple[int, ...] = (), attention: bool = False) -> Features:
+    def apply(
+        self,
+        params: PyTree,
+        images: Float[Any, "b H W c"],
+        *,
+        layers: tuple[int, ...] = (),
+        layers_norm: Literal["pre", "post"] = "pre",
+        attention: bool = False,
+    ) -> Features:
         """Compute features with other parameters. Nothing is checked, so it suits loops and `jax.jit`; layers are counted from 0.
+
+        The tokens of `layers` are those before (`pre`) or after (`post`) the final LayerNorm.
 
         Example:
           >>> backbone = load_backbone("RUN")
@@ -107,7 +117,7 @@ class Backbone:
           >>> backbone.apply(backbone.init(seed=1), images).cls.shape
           (1, 48)
         """
-        return _apply(self.module, params, images, layers, attention)
+        return _apply(self.module, params, images, layers, layers_norm, attention)
 
     def init(self, seed: int) -> PyTree:
         """Random parameters, as training starts with.
@@ -128,9 +138,10 @@ def _architecture(module: ViT | ResNet) -> str:
     return f"ViT of {module.depth} blocks, width {module.width}, {module.heads} heads, patches of {module.patch_size} pixels"
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def _apply(module: ViT | ResNet, params: PyTree, images: jax.Array, layers: tuple[int, ...], attention: bool) -> Any:
-    return module.apply(split_statistics(params), images, layers=layers, attention=attention)
+@partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def _apply(module: ViT | ResNet, params: PyTree, images: jax.Array, layers: tuple[int, ...], layers_norm: str, attention: bool) -> Any:
+    norm: Any = {"layers_norm": layers_norm} if layers else {}  # a ResNet has no layers
+    return module.apply(split_statistics(params), images, layers=layers, attention=attention, **norm)
 
 
 def load_backbone(

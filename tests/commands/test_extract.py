@@ -17,8 +17,8 @@ from PIL import Image
 from sere_jax import load_backbone
 from sere_jax.commands.export import export
 from sere_jax.commands.extract import ExtractError, extract, main
-from sere_jax.commands.feature_files import escaped, unescaped
 from sere_jax.data.sources.open import open_source
+from sere_jax.evals.feature_files import escaped, unescaped
 from tests import micro, saved_run
 
 SIZES = {"a.png": (40, 24), "b.png": (18, 18), "c.png": (16, 30), "d.png": (17, 50), "e.png": (64, 64)}  # width, height

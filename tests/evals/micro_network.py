@@ -22,12 +22,12 @@ def init(seed: int):
     return VIT.init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))["params"]
 
 
-def apply(params, images, *, attention: bool = False):
-    return VIT.apply({"params": params}, images, attention=attention)
+def apply(params, images, *, attention: bool = False, layers=(), layers_norm="pre"):
+    return VIT.apply({"params": params}, images, attention=attention, layers=layers, layers_norm=layers_norm)
 
 
 def network(name: str = "micro", seed: int = 3) -> Network:
-    return Network(name, apply, init(seed), 16, 18, 4, MEAN, STD, init, {"network": "teacher", "step": 5})
+    return Network(name, apply, init(seed), 16, 18, 4, MEAN, STD, init, {"network": "teacher", "step": 5}, depth=VIT.depth)
 
 
 def photographs(directory: Path, count: int = 4, classes: int = 0) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ class Shards:
     """Write `features-00000.parquet`, ... of at most `rows_per_file` rows, each whole or absent; use it in a `with`.
 
     A Parquet cell is a list of numbers, in row-major order of the shape that `features.json` gives for the column; `h` and `w` of an
-    image are its `grid_height` and `grid_width`. npz has arrays [rows, *shape], so all images must have one shape. Names are
-    `escaped`. A file is kept in memory until it is written: patches of 1024 images at 224 pixels in ViT-S are 300 MB.
+    image are its `grid_height` and `grid_width`. npz has arrays [rows, *shape], so all images must have one shape. Names have to
+    be `escaped`. A file is kept in memory until it is written: patches of 1024 images at 224 pixels in ViT-S are 300 MB.
     """
 
     def __init__(self, directory: Path, rows_per_file: int, layout: str, dtype: str, about: Mapping[str, Any]) -> None:
@@ -93,8 +93,8 @@ class Shards:
         with replacing(self._directory / DESCRIPTION) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
-    def add(self, name: str, label: int, grid: Sequence[int], features: Mapping[str, np.ndarray]) -> None:
-        """Add one image: its name, its label (-1: none), its patch grid (h, w), and arrays by column."""
+    def add(self, facts: Mapping[str, str | int], features: Mapping[str, np.ndarray]) -> None:
+        """Add one image: texts and whole numbers by column (name, label, grid_height, ...), and arrays by column."""
         shapes = {key: value.shape for key, value in features.items()}
         if not self._shapes:
             self._shapes = shapes
@@ -102,7 +102,7 @@ class Shards:
             # Native sizes: extents that differ from image to image are given by the grid.
             self._shapes = {key: _common(self._shapes[key], shape) for key, shape in shapes.items()}
         row = {key: np.asarray(value, self._dtype) for key, value in features.items()}
-        self._pending.append({"name": escaped(name), "label": label, "grid_height": grid[0], "grid_width": grid[1], **row})
+        self._pending.append({**facts, **row})
         self.rows += 1
         if len(self._pending) >= self._rows_per_file:
             self._flush()
@@ -132,8 +132,32 @@ class Shards:
                 flat = pa.array(np.concatenate([value.ravel() for value in values]))
                 arrays[key] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat)
             else:
-                arrays[key] = pa.array(values, pa.string() if key == "name" else pa.int32())
+                arrays[key] = pa.array(values, pa.string() if isinstance(values[0], str) else pa.int32())
         pq.write_table(pa.table(arrays), path)
+
+
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description, and all rows of Parquet files by column: arrays [rows, *shape], labels and other numbers [rows].
+
+    Raises OSError or ValueError for files that are missing or damaged, and for columns whose rows have different shapes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+    try:
+        whole = pa.concat_tables([pq.read_table(directory / name) for name in description["files"]]).combine_chunks()
+    except pa.ArrowException as error:
+        raise ValueError(f"{directory}: damaged ({error})") from error
+    columns = {}
+    for name in whole.column_names:
+        values, shape = whole.column(name), description["columns"].get(name)
+        if shape is None:
+            columns[name] = values.to_numpy()
+        else:
+            flat = np.concatenate([chunk.flatten().to_numpy() for chunk in values.chunks] or [np.zeros(0)])
+            columns[name] = flat.reshape(description["rows"], *shape)
+    return description, columns
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
