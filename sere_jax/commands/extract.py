@@ -135,12 +135,16 @@ def extract(
             for batch in track(batches, "extracting", count):
                 features = compute(batch.images)
                 for row in np.flatnonzero(batch.valid):
-                    name, grid = named.names[int(batch.index[row])], [extent // patch for extent in batch.images.shape[1:3]]
-                    facts = {"name": escaped(name), "label": int(batch.labels[row]), "grid_height": grid[0], "grid_width": grid[1]}
+                    facts = _facts(named.names[int(batch.index[row])], int(batch.labels[row]), batch.images.shape, patch)
                     shards.add(facts, {key: value[row] for key, value in features.items()})
     except OSError as error:
         raise ExtractError(f"output: {output} cannot be written: {error}") from error
     return Extracted(tuple(shards.files), shards.rows, len(source) - shards.rows)
+
+
+def _facts(name: str, label: int, shape: Sequence[int], patch: int) -> dict[str, str | int]:
+    """The columns of an image beside its features."""
+    return {"name": escaped(name), "label": label, "grid_height": shape[1] // patch, "grid_width": shape[2] // patch}
 
 
 def _origin(backbone: Backbone, source: Source) -> dict[str, Any]:
