@@ -183,9 +183,9 @@ def text_of_first(text: str) -> str:
         return text
     encoded = np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)  # names of files may hold any byte
     length = int(multihost_utils.broadcast_one_to_all(np.int64(len(encoded))))
-    padded = np.zeros(length, np.uint8)
-    padded[: len(encoded)] = encoded[:length]
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode(errors="surrogateescape")
+    padded = np.zeros(max(1, length), np.uint8)
+    padded[: min(len(encoded), length)] = encoded[:length]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()[:length].decode(errors="surrogateescape")
 
 
 def assert_equal(facts: Mapping[str, Any], heading: str) -> None:

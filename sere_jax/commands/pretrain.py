@@ -245,7 +245,8 @@ def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Chec
     """The weights of `init_from`, unless the run goes on from a checkpoint of its own: then the file may even be gone."""
     if not config.init_from or checkpoints.newest() is not None:
         return None
-    return warm_start.read(config, pretraining.abstract_state(config, length))
+    with distributed.together():  # the file may be missing or of another network on one machine
+        return warm_start.read(config, pretraining.abstract_state(config, length))
 
 
 def _write_facts(config: ConfigDict, data: identity.Data, directory: Path) -> None:

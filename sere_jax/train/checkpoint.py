@@ -8,11 +8,11 @@ Orbax writes and reads the bytes. It does not notice when they change on disk, s
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -21,7 +21,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sere_jax.train.digest import digests
+from sere_jax.train.digest import digests, json_digest
+from sere_jax.train.disk import brief
+from sere_jax.writing import place
 
 PyTree = Any
 Directory: TypeAlias = str | os.PathLike[str]
@@ -126,29 +128,39 @@ def find_step(directory: Directory, step: int | None = None) -> tuple[epath.Path
       directory: a run's workdir, its `checkpoints` directory, or one step in there.
 
     Raises:
-      CheckpointError: there is none; the message lists what was found instead.
+      CheckpointError: there is none, and the message lists what was found instead; or the directory cannot be read.
     """
-    path = epath.Path(directory).expanduser().absolute()
-    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if step is None and _is_step_name(path.name) and (path / "meta").is_dir():
-        root, step = path.parent, int(path.name)
-    steps = complete_steps(root)
-    if not steps:
-        raise CheckpointError(
-            f"no checkpoint in {path}: {_contents(root)}; expected STEP/state and STEP/meta, in it or in its 'checkpoints'"
-        )
-    if step is not None:
-        if step not in steps:
-            raise CheckpointError(f"no checkpoint of step {step} in {root}; there are {listed(steps)}")
-        return root, step
-    for newest in reversed(steps):
-        try:
-            read_meta(root, newest)
-        except RenamedCheckpoint as error:
-            _log.warning("skipped: %s", error)
-        else:
-            return root, newest
-    raise CheckpointError(f"no checkpoint in {root} has the number of its step; there are {listed(steps)}")
+    path = epath.Path(place(directory))
+    with reading(path):
+        root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        if step is None and _is_step_name(path.name) and (path / "meta").is_dir():
+            root, step = path.parent, int(path.name)
+        steps = complete_steps(root)
+        if not steps:
+            raise CheckpointError(
+                f"no checkpoint in {path}: {_contents(root)}; expected STEP/state and STEP/meta, in it or in its 'checkpoints'"
+            )
+        if step is not None:
+            if step not in steps:
+                raise CheckpointError(f"no checkpoint of step {step} in {root}; there are {listed(steps)}")
+            return root, step
+        for newest in reversed(steps):
+            try:
+                read_meta(root, newest)
+            except RenamedCheckpoint as error:
+                _log.warning("skipped: %s", error)
+            else:
+                return root, newest
+        raise CheckpointError(f"no checkpoint in {root} has the number of its step; there are {listed(steps)}")
+
+
+@contextlib.contextmanager
+def reading(directory: Directory) -> Iterator[None]:
+    """Turn what the file system refuses during the block (OSError) into CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{os.fspath(directory)} cannot be read: {brief(error)}") from error
 
 
 def complete_steps(root: epath.Path) -> list[int]:
@@ -157,6 +169,13 @@ def complete_steps(root: epath.Path) -> list[int]:
     Orbax marks that end with a file. A deletion that was killed midway leaves a number that lacks something.
     """
     return [step for step in step_directories(root) if is_complete(root / str(step))]
+
+
+def steps_if_readable(root: epath.Path) -> list[int]:
+    """The complete steps; none where the directory cannot be listed, because its mount is gone."""
+    with contextlib.suppress(OSError):
+        return complete_steps(root)
+    return []
 
 
 def step_directories(root: epath.Path) -> list[int]:
@@ -193,10 +212,8 @@ def read_meta(root: epath.Path, step: int) -> dict[str, Any]:
       DamagedCheckpoint, RenamedCheckpoint: as they say.
     """
     path = _meta_path(root / str(step))
-    try:
+    with reading(path):
         data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {brief(error)}") from error
     try:
         meta = json.loads(data)
         sound = meta.pop("digest") == json_digest(meta)
@@ -207,12 +224,6 @@ def read_meta(root: epath.Path, step: int) -> dict[str, Any]:
     if meta["step"] != step:
         raise RenamedCheckpoint(f"{root / str(step)} holds step {meta['step']}: it was renamed or copied")
     return meta
-
-
-def json_digest(meta: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, the same before it is written and after it is read."""
-    plain = json.loads(json.dumps(meta))  # tuples become lists, keys strings, as they will when read
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_arrays(root: epath.Path, step: int, leaves: Mapping[str, Any], args: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
@@ -249,14 +260,12 @@ def _local_reader() -> ocp.Checkpointer:
 
 def _check_readable(step_directory: epath.Path) -> None:
     """Raise CheckpointError where the file system, not the content, is why a checkpoint cannot be read."""
-    for directory, _, names in os.walk(step_directory, onerror=None):
-        for name in names:
-            try:
+    with reading(step_directory):
+        for directory, _, names in os.walk(step_directory, onerror=None):
+            for name in names:
                 with open(os.path.join(directory, name), "rb") as file:
                     while file.read(1 << 24):
                         pass
-            except OSError as error:
-                raise CheckpointError(f"{step_directory} cannot be read: {brief(error)}") from error
 
 
 def verify(root: epath.Path, step: int, leaves: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
@@ -267,7 +276,7 @@ def verify(root: epath.Path, step: int, leaves: Mapping[str, Any], arrays: Mappi
 
 
 def _damaged(root: epath.Path, step: int, what: str) -> DamagedCheckpoint:
-    others = [other for other in complete_steps(root) if other != step]
+    others = [other for other in steps_if_readable(root) if other != step]
     advice = f"other steps here: {listed(others)}, such as {root / str(others[-1])}" if others else "no other step is here"
     return DamagedCheckpoint(f"the checkpoint of step {step} in {root} is damaged: {what}; {advice}")
 
@@ -289,11 +298,3 @@ def listed(items: Iterable[Any], separator: str = ", ") -> str:
     """The first 20 items as text, and how many more there are."""
     words = [str(item) for item in items]
     return separator.join(words[:_SHOWN] + ([f"... and {len(words) - _SHOWN} more"] if len(words) > _SHOWN else []))
-
-
-def brief(error: Exception) -> str:
-    """An error in one line. TensorStore's messages hold its whole configuration, with the cause at the end."""
-    text = " ".join(str(error).split())
-    if len(text) > 500:
-        text = f"{text[:240]} ... {text[-240:]}"
-    return f"{type(error).__name__}: {text}"

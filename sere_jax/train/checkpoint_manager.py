@@ -24,13 +24,13 @@ from sere_jax.train.checkpoint import (
     IncompleteCheckpoint,
     RenamedCheckpoint,
     UnwritableCheckpoint,
-    brief,
     listed,
 )
-from sere_jax.train.digest import digests
-from sere_jax.train.disk import Watched, cause
+from sere_jax.train.digest import digests, json_digest
+from sere_jax.train.disk import Watched, brief, cause
 from sere_jax.train.scores import Best, BestStep, Scores
 from sere_jax.train.versions import versions
+from sere_jax.writing import place
 
 PyTree = Any
 
@@ -70,7 +70,7 @@ class Checkpoints:
         best: Best | None = None,
         strict: bool = False,
     ) -> None:
-        self.directory = epath.Path(directory).expanduser().absolute()
+        self.directory = epath.Path(place(directory))
         self.notes: list[str] = []
         self.scores = Scores(self.directory, best)
         self._every_steps, self._strict = every_steps, strict
@@ -104,14 +104,16 @@ class Checkpoints:
         are verified by `restore_newest` only. With several processes the first one decides.
 
         Raises:
-          CheckpointError: every checkpoint is damaged; or something would have to be set aside and `strict` forbids it.
+          CheckpointError: every checkpoint is damaged; the directory cannot be read; or something would have to be set aside and
+            `strict` forbids it.
         """
-        error: CheckpointError | None = None
+        error: Exception | None = None
         step = -1
         if jax.process_index() == 0:
             try:
-                step = self._survey()
-            except CheckpointError as caught:
+                with checkpoint.reading(self.directory):
+                    step = self._survey()
+            except Exception as caught:  # whatever it is: the other processes wait for an answer
                 error = caught
         step, failed = _from_first_process(step, error is not None)
         if failed:
@@ -152,7 +154,7 @@ class Checkpoints:
         values = digests(named)
         leaves = {name: [str(leaf.dtype), list(leaf.shape), value] for (name, leaf), value in zip(named.items(), values, strict=True)}
         meta = {"step": step, "config": dict(config), "identity": dict(identity or {}), "versions": versions(), "leaves": leaves}
-        meta["digest"] = checkpoint.json_digest(meta)
+        meta["digest"] = json_digest(meta)
         arrays = checkpoint.nested({name: leaf for name, leaf in named.items() if leaf.size})  # Orbax refuses arrays without elements
         with self._failing_clearly():
             args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
@@ -239,11 +241,12 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _agreeing(self, step: int) -> Iterator[None]:
-        """Raise on every process where one raises CheckpointError: those that do not would wait for it for ever."""
-        error: CheckpointError | None = None
+        """Raise on every process where one raises anything: the others would wait for it for ever. OSError becomes CheckpointError."""
+        error: Exception | None = None
         try:
-            yield
-        except CheckpointError as caught:
+            with checkpoint.reading(self.directory):
+                yield
+        except Exception as caught:
             error = caught
         if jax.process_count() > 1:
             severity = 0 if error is None else 1 if isinstance(error, DamagedCheckpoint) else 2
@@ -259,7 +262,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # whatever Orbax and TensorStore raise: a full disk, a lost mount
-            steps = listed(_steps_if_readable(self.directory)) or "none"
+            steps = listed(checkpoint.steps_if_readable(self.directory)) or "none"
             raise UnwritableCheckpoint(
                 f"a checkpoint in {self.directory} could not be written: {cause(error)}; complete steps: {steps}"
             ) from error
@@ -281,10 +284,3 @@ def _from_first_process(step: int, failed: bool) -> tuple[int, bool]:
         agreed = multihost_utils.broadcast_one_to_all(np.array([step, failed], np.int32))
         step, failed = int(agreed[0]), bool(agreed[1])
     return step, failed
-
-
-def _steps_if_readable(directory: epath.Path) -> list[int]:
-    try:
-        return checkpoint.complete_steps(directory)
-    except OSError:  # the mount is gone
-        return []

@@ -26,6 +26,14 @@ def cause(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}{' ...' if len(text) > 300 else ''}"
 
 
+def brief(error: Exception) -> str:
+    """An error in one line. TensorStore's messages hold its whole configuration, with the cause at the end."""
+    text = " ".join(str(error).split())
+    if len(text) > 500:
+        text = f"{text[:240]} ... {text[-240:]}"
+    return f"{type(error).__name__}: {text}"
+
+
 class Watched:
     """A directory that should stay where it is. Without it, libraries would make it anew, on whatever disk lies below a lost mount."""
 

@@ -16,7 +16,8 @@ import jax
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import BestN
 
-from sere_jax.train.checkpoint import UnwritableCheckpoint
+from sere_jax import distributed
+from sere_jax.train.checkpoint import UnwritableCheckpoint, reading
 from sere_jax.train.disk import cause
 from sere_jax.writing import replacing
 
@@ -42,8 +43,15 @@ class Scores:
         self._done: dict[int, dict[str, dict[str, float | None]]] = {}
 
     def start(self, step: int) -> None:
-        """Read the record. What it says of later steps is void: they are trained again."""
-        lines = self._path.read_bytes().decode(errors="replace").splitlines() if self._path.exists() else []
+        """Read the record on process 0, for all. Later steps in it are ignored, because they are trained again.
+
+        Raises:
+          CheckpointError: it cannot be read. On the other processes it is OtherProcessError.
+        """
+        with distributed.together(), reading(self._path):
+            first = jax.process_index() == 0
+            text = self._path.read_bytes().decode(errors="replace") if first and self._path.exists() else ""
+        lines = distributed.text_of_first(text).splitlines()
         self._done = {}
         for at, name, scores in filter(None, map(_entry, lines)):
             if at <= step:

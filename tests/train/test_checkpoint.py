@@ -19,6 +19,7 @@ from sere_jax import sharding
 from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint, UnwritableCheckpoint
 from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.digest import json_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"recipe": "dino_sere", "views": {"scale": (0.1, 1.0)}, "seed": 3, "name": None}
@@ -178,7 +179,7 @@ def test_the_damaged_leaf_is_named(tmp_path: Path):
     meta = json.loads(path.read_text())
     meta.pop("digest")
     meta["leaves"]["params/head/bias"][2] ^= 1
-    path.write_text(json.dumps({**meta, "digest": checkpoint.json_digest(meta)}))
+    path.write_text(json.dumps({**meta, "digest": json_digest(meta)}))
     with pytest.raises(CheckpointError, match=r"not what was written: params/head/bias \(1 of \d+ leaves\); no other step is here"):
         Checkpoints(tmp_path, every_steps=1).restore(abstract(state), 1)
 
@@ -233,6 +234,7 @@ def test_a_full_disk_is_told_and_older_steps_stand(tmp_path: Path):
 import resource, signal, sys, jax
 from sere_jax.train.checkpoint import CheckpointError, read_state
 from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.digest import json_digest
 checkpoints = Checkpoints(sys.argv[1], every_steps=1)
 checkpoints.save(1, {'a': jax.numpy.ones(4)}, {})
 checkpoints.wait()

@@ -80,6 +80,7 @@ def test_repeated_kills_at_random_times(tmp_path: Path):
 _TWO_PROCESSES = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from sere_jax import distributed, sharding
+from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint import read_state
 from sere_jax.train.checkpoint_manager import Checkpoints
 port, rank, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -99,6 +100,35 @@ again = checkpoints.restore(target, 6)
 assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state)))
 np.testing.assert_array_equal(read_state(directory)[0]['a'], np.arange(64.).reshape(8, 8))
 checkpoints.close()
+
+def failing(*_):
+    raise error
+
+def raised(call):
+    try:
+        call()
+    except Exception as caught:
+        return f'{type(caught).__name__}: {caught}'
+
+for error in (PermissionError(13, 'Permission denied'), KeyError('unforeseen')):
+    for broken, name, call in ((0, 'step_directories', checkpoints.newest), (1, 'read_meta', lambda: checkpoints.restore(target, 6))):
+        real = getattr(checkpoint, name)
+        if rank == broken:
+            setattr(checkpoint, name, failing)
+        message = raised(call)
+        setattr(checkpoint, name, real)
+        if rank != broken:
+            assert message.startswith('CheckpointError') and f'process {broken}' in message, message
+        elif isinstance(error, KeyError):
+            assert message == "KeyError: 'unforeseen'", message
+        else:
+            assert message.startswith('CheckpointError') and 'cannot be read: PermissionError' in message, message
+assert checkpoints.newest() == 6
+checkpoints.scores.start(6)  # there is no record, and then the record of process 0
+if rank == 0:
+    checkpoints.scores.add(6, 'knn', {'top1': 0.5})
+checkpoints.scores.start(6)
+assert checkpoints.scores.done(6, 'knn')
 print('agreed')
 """
 

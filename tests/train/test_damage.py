@@ -16,6 +16,7 @@ import pytest
 from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint
 from sere_jax.train.checkpoint_manager import Checkpoints, Restored
+from sere_jax.train.scores import Scores
 
 STATE = {"params": {"kernel": jnp.arange(12.0).reshape(3, 4), "bias": jnp.ones(2, jnp.bfloat16)}, "step": jnp.int32(0)}
 TARGET = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), STATE)
@@ -151,6 +152,25 @@ def test_files_that_the_system_does_not_give_are_no_damage(steps: Path, monkeypa
     with pytest.raises(CheckpointError, match="cannot be read: .*Input/output error") as error:
         restore(steps)
     assert not isinstance(error.value, DamagedCheckpoint) and (steps / "3").is_dir()
+
+
+def test_a_directory_that_the_system_does_not_list_is_one_sentence(steps: Path, monkeypatch: pytest.MonkeyPatch):
+    """To resume, to read by hand, and to read what was done already: a run of one process would end in a traceback."""
+
+    def refusing(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (steps / "evaluations.jsonl").write_text("")
+    for name, call in (
+        ("iterdir", lambda: restore(steps)),
+        ("iterdir", lambda: checkpoint.find_step(steps)),
+        ("read_bytes", lambda: Scores(checkpoint.epath.Path(steps)).start(3)),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(checkpoint.epath.Path(steps)), name, refusing)
+            with pytest.raises(CheckpointError, match=f"^{steps}.* cannot be read: PermissionError: .*Permission denied"):
+                call()
+    assert sorted(path.name for path in steps.iterdir()) == ["1", "2", "3", "evaluations.jsonl"]
 
 
 def spoil(files: list[Path], chance: random.Random) -> str:
