@@ -130,16 +130,20 @@ MUTATIONS = (
     Mutation(
         "global-clip",
         "train/optim.py",
-        "jax.tree_util.tree_map_with_path(clip, updates) if limit",
+        "_map_with_path(clip, updates) if limit",
         "optax.clip_by_global_norm(limit).update(updates, optax.EmptyState())[0] if limit",
         _OPTIM,
     ),
     Mutation("clip-over-layers", "train/optim.py", "range(int(is_stacked(path)), x.ndim)", "range(x.ndim)", _OPTIM),
-    Mutation("decay-over-layers", "train/optim.py", "parameter.ndim - int(is_stacked(path)) > 1", "parameter.ndim > 1", _OPTIM),
+    Mutation("decay-over-layers", "train/optim.py", "return x.ndim - int(is_stacked(path))", "return x.ndim", _OPTIM),
     Mutation(
-        "decay-bias", "train/optim.py", '{"bias": decay_bias, "scale": decay_scale}', '{"bias": decay_scale, "scale": decay_bias}', _OPTIM
+        "decay-bias",
+        "build/optimizer.py",
+        '{"bias": decay_bias, "scale": decay_scale}',
+        '{"bias": decay_scale, "scale": decay_bias}',
+        _OPTIM,
     ),
-    Mutation("freeze-length", "train/optim.py", "active = step >= steps", "active = step > steps", _OPTIM),
+    Mutation("freeze-length", "train/optim.py", "active = step >= start", "active = step > start", _OPTIM),
     Mutation("freeze-moments", "train/optim.py", "jnp.where(active, new, old), new_state", "new, new_state", _OPTIM),
     Mutation(
         "warm-up",

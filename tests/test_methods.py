@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from sere_jax import sharding
@@ -115,7 +116,7 @@ def _on_eight(config: ConfigDict) -> tuple[State, Metrics]:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    return {"/".join(optim.names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return flatten_dict(tree, sep="/")
 
 
 def _names(tree: Any, predicate: Any) -> set[str]:
@@ -139,8 +140,9 @@ def _check(config: ConfigDict) -> None:
 
 def _check_gradients(config: ConfigDict, one: Stepped) -> None:
     """Every trainable parameter has a gradient and moves; the others do neither; nothing reaches the teacher."""
-    fixed = (*pretraining.frozen(config), *(UNUSED.get(config.recipe, ()) if config.model.name == "vit" else ()))
-    trained = {name for name in _names(one.before.params, lambda leaf: True) if not name.startswith(fixed)}
+    unused = UNUSED.get(config.recipe, ()) if config.model.name == "vit" else ()
+    first_step = pretraining.optimizer_rules(config, micro.LENGTH).moves_from
+    trained = {name for name in _named(one.before.params) if first_step(name) != optim.NEVER and not name.startswith(unused)}
     assert _names(one.gradients, np.any) == trained
     moved = jax.tree.map(lambda a, b: np.any(a != b), one.after.params, one.before.params)
     assert _names(moved, bool) == trained

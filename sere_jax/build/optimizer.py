@@ -1,7 +1,9 @@
-"""From a config to its optimizer, its schedules and what does not move. A part of `build`."""
+"""From a config to its optimizer, its schedules, and the step from which each parameter moves. A part of `build`."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import optax
@@ -39,28 +41,46 @@ def optimizer_schedules(config: ConfigDict, length: Steps) -> OptimizerSchedules
 
 def optimizer(config: ConfigDict, length: Steps) -> optax.GradientTransformationExtraArgs:
     """The optimizer of the config."""
+    settings = config.optimizer
+    if settings.name == "sgd":
+        return optim.sgd(optimizer_rules(config, length), momentum=settings.momentum)
+    if settings.name == "lars":
+        return optim.lars(optimizer_rules(config, length), momentum=settings.momentum, trust_coefficient=settings.trust_coefficient)
+    return optim.adamw(optimizer_rules(config, length), beta2=settings.beta2)
+
+
+def optimizer_rules(config: ConfigDict, length: Steps) -> optim.Rules:
+    """What the config says of rates, decay and the step from which each parameter moves."""
     settings, schedules = config.optimizer, optimizer_schedules(config, length)
-    rules = optim.Rules(
+    return optim.Rules(
         learning_rate=schedules.learning_rate,
         weight_decay=schedules.weight_decay,
         clip_grad=settings.clip_grad,
-        decay_bias=settings.decay_bias,
-        decay_scale=settings.decay_scale,
-        freeze_last_layer_steps=settings.freeze_last_layer_epochs * length.per_epoch,
-        freeze_backbone_steps=settings.freeze_backbone_epochs * length.per_epoch,
-        frozen=frozen(config),
+        decayed=functools.partial(_decayed, decay_bias=settings.decay_bias, decay_scale=settings.decay_scale),
+        moves_from=_moves_from(config, length),
     )
-    if settings.name == "sgd":
-        return optim.sgd(rules, momentum=settings.momentum)
-    if settings.name == "lars":
-        return optim.lars(rules, momentum=settings.momentum, trust_coefficient=settings.trust_coefficient)
-    return optim.adamw(rules, beta2=settings.beta2)
 
 
-def frozen(config: ConfigDict) -> tuple[str, ...]:
-    """Prefixes of the parameters that stay as they were made: fixed positions, and a patch embedding that is not trained."""
-    model = config.model
-    if model.name != "vit":
-        return ()
-    positions = () if model.positions == "learned" else ("backbone/pos_embed",)
-    return (*positions, "backbone/patch_embed") if model.freeze_patch_embed else positions
+def _decayed(path: str, dimensions: int, *, decay_bias: bool, decay_scale: bool) -> bool:
+    """Decay tensors of two or more dimensions (cls token, position embedding and prototypes too), and biases and scales if asked to."""
+    return optim.is_matrix(path, dimensions) or {"bias": decay_bias, "scale": decay_scale}.get(path.split("/")[-1], False)
+
+
+def _moves_from(config: ConfigDict, length: Steps) -> Callable[[str], int]:
+    """path -> the first step that moves the parameter, and `optim.NEVER` for fixed positions and a frozen patch embedding.
+
+    Prototypes wait `freeze_last_layer_epochs`. The backbone waits `freeze_backbone_epochs`, so that gradients of untrained heads do
+    not spoil imported weights.
+    """
+    settings, model = config.optimizer, config.model
+    fixed_positions = model.name == "vit" and model.positions != "learned"
+    fixed_patch_embed = model.name == "vit" and model.freeze_patch_embed
+
+    def first_step(path: str) -> int:
+        if (fixed_positions and path == "backbone/pos_embed") or (fixed_patch_embed and path.startswith("backbone/patch_embed/")):
+            return optim.NEVER
+        if path.startswith("backbone/"):
+            return settings.freeze_backbone_epochs * length.per_epoch
+        return settings.freeze_last_layer_epochs * length.per_epoch if "/last_layer/" in path else 0
+
+    return first_step

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from sere_jax.build.model import backbone, heads
 from sere_jax.build.objective import Steps, objective, recipe, requests
-from sere_jax.build.optimizer import OptimizerSchedules, frozen, optimizer, optimizer_schedules
+from sere_jax.build.optimizer import OptimizerSchedules, optimizer, optimizer_rules, optimizer_schedules
 from sere_jax.config.check import ConfigError
 from sere_jax.config.cross import batch_multiple
 from sere_jax.data.crops.masks import MaskRecipe
@@ -37,12 +37,12 @@ __all__ = [
     "augment",
     "backbone",
     "effective_epochs",
-    "frozen",
     "init_state",
     "mask_recipe",
     "network",
     "objective",
     "optimizer",
+    "optimizer_rules",
     "optimizer_schedules",
     "photometry",
     "recipe",
@@ -151,7 +151,7 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> P
     """The pure train step of the config, not yet compiled. With a `mesh`, its networks run on parameters that are put together."""
     rules = optimizer_schedules(config, length)
     return PretrainStep(
-        forward=make_forward(network(config), frozen=frozen(config), gathered=replicated(mesh) if mesh else None),
+        forward=make_forward(network(config), moves_from=optimizer_rules(config, length).moves_from, gathered=replicated(mesh) if mesh else None),
         objective=objective(config, length),
         optimizer=optimizer(config, length),
         augment=augment(config),

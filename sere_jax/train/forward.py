@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
-from sere_jax.train.optim import stop_frozen
+from sere_jax.train.optim import at_once, stop_gradients
 from sere_jax.types import Outputs, PyTree, Request, Views
 
 Noise = tuple[Float[jax.Array, "b v k 2"], Float[jax.Array, "b l k 2"]] | None
@@ -38,8 +38,8 @@ class Forward(Protocol):
     ) -> tuple[Outputs, PyTree]: ...
 
 
-def make_forward(module: Any, *, frozen: tuple[str, ...] = (), gathered: NamedSharding | None = None) -> Forward:
-    """The `Forward` of a Linen network. No gradient reaches the parameters below the paths `frozen`.
+def make_forward(module: Any, *, moves_from: Callable[[str], int] = at_once, gathered: NamedSharding | None = None) -> Forward:
+    """The `Forward` of a Linen network. No gradient reaches the parameters that never move (`optim.Rules.moves_from`).
 
     With a sharding in `gathered`, parameters that the state keeps in parts are put together before the network runs. Left to itself the
     compiler may cut activations along their channels instead: they would travel in every block, and heads and logits with them.
@@ -55,7 +55,7 @@ def make_forward(module: Any, *, frozen: tuple[str, ...] = (), gathered: NamedSh
         views: Views,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]:
-        params = stop_frozen(params, frozen)
+        params = stop_gradients(params, moves_from)
         whole = params if gathered is None else jax.lax.with_sharding_constraint(params, gathered)
         variables = {"params": whole, "batch_stats": batch_stats}
         outputs, updated = module.apply(

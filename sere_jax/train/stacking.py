@@ -18,6 +18,15 @@ _BLOCK = re.compile(r"(?<![^/])blocks_(\d+)(?![^/])")
 _STACK = re.compile(r"(?<![^/])blocks(?![^/])")
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter of this path lies in stacked blocks and has the layer as its leading axis.
+
+    >>> is_stacked("backbone/blocks/norm1/scale"), is_stacked("backbone/blocks_0/norm1/scale")
+    (True, False)
+    """
+    return bool(_STACK.search(path))
+
+
 def stored(wanted: Mapping[str, jax.ShapeDtypeStruct], saved: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """The leaves to read for the `wanted` ones, where `saved` (by name) may have the other layout."""
     leaves: dict[str, jax.ShapeDtypeStruct] = {}

@@ -6,12 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict
 from torch import nn
-
-from sere_jax.train import optim
 
 # Tensors are tiny here: more threads would spend their time waiting for one another, and for the other tests.
 torch.set_num_threads(1)
@@ -29,20 +27,17 @@ _RENAMED = (
 
 def tensors(*trees: Any) -> dict[str, np.ndarray]:
     """Parameters, gradients or running statistics of a network by the oracle's names, float64."""
-    return {
-        _name(path): _axes(path, np.asarray(leaf, np.float64)) for tree in trees for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {_name(path): _axes(path, np.asarray(leaf, np.float64)) for tree in trees for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def _name(path: Any) -> str:
-    name = "/".join(optim.names(path))
+def _name(name: str) -> str:
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
     return name.replace("/", ".")
 
 
-def _axes(path: Any, array: np.ndarray) -> np.ndarray:
-    keys = optim.names(path)
+def _axes(path: str, array: np.ndarray) -> np.ndarray:
+    keys = path.split("/")
     if keys[-1] != "kernel":
         return array
     array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T

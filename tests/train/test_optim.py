@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from sere_jax.build import pretraining
 from sere_jax.train import optim
@@ -31,7 +34,7 @@ def _draw(seed: int, scale: float = 1.0) -> Any:
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:
-    return {"/".join(optim.names(path)): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def _run(optimizer: Any, params: Any, gradients: list[Any], start: int = 0) -> tuple[Any, Any]:
@@ -44,12 +47,17 @@ def _run(optimizer: Any, params: Any, gradients: list[Any], start: int = 0) -> t
 
 
 def _adam_of(state: Any, label: str) -> Any:
-    """The Adam state of one of the two groups: the last layer, and the rest."""
-    return (
-        next(s for s in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "inner_states")) if hasattr(s, "inner_states"))
-        .inner_states[label]
-        .inner_state[0]
-    )
+    """The Adam state of the parameters that start together."""
+    groups = optax.tree.get(state, "inner_states")
+    return optax.tree.get(groups[label], "ScaleByAdamState")
+
+
+def _late_prototypes(steps: int) -> Callable[[str], int]:
+    return lambda path: steps if "last_layer" in path else 0
+
+
+def _with_biases(path: str, dimensions: int) -> bool:
+    return dimensions > 1 or path.endswith("bias")
 
 
 RATES, DECAYS = [0.0, 0.01, 0.02, 0.015, 0.01, 0.005], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -76,7 +84,8 @@ def _expected(clip: float, decay_bias: bool, frozen: int, steps: int = 6) -> dic
 @pytest.mark.parametrize(("clip", "frozen"), [(0.0, 0), (1.5, 2)])
 def test_six_steps_are_those_of_the_loop(clip: float, frozen: int, decay_bias: bool):
     """Schedules, decay groups, clipping, and a last layer that starts late with a fresh bias correction."""
-    optimizer = _adamw(clip_grad=clip, decay_bias=decay_bias, freeze_last_layer_steps=frozen)
+    decayed = _with_biases if decay_bias else optim.is_matrix
+    optimizer = _adamw(clip_grad=clip, decayed=decayed, moves_from=_late_prototypes(frozen))
     params, _ = _run(optimizer, _draw(0), [_draw(i + 1) for i in range(6)])
     for name, value in _flat(params).items():
         np.testing.assert_allclose(value, _expected(clip, decay_bias, frozen)[name].value, atol=2e-6, err_msg=name)
@@ -84,13 +93,13 @@ def test_six_steps_are_those_of_the_loop(clip: float, frozen: int, decay_bias: b
 
 def test_while_frozen_nothing_of_the_last_layer_moves():
     """Neither values nor moments nor their count nor decay (SPEC 8.7); everything else does."""
-    optimizer = _adamw(freeze_last_layer_steps=3)
+    optimizer = _adamw(moves_from=_late_prototypes(3))
     start = _draw(0)
     params, state = _run(optimizer, start, [_draw(i + 1) for i in range(3)])
     before, after = _flat(start), _flat(params)
     for name, value in after.items():
         assert np.array_equal(value, before[name]) == ("last_layer" in name), name
-    frozen, rest = _adam_of(state, "last_layer"), _adam_of(state, "rest")
+    frozen, rest = _adam_of(state, "from_step_3"), _adam_of(state, "from_step_0")
     assert int(frozen.count) == 0 and int(rest.count) == 3
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((frozen.mu, frozen.nu)))
     # The first step it takes is lr * sign(gradient), as any first step of Adam, plus decay.
@@ -118,7 +127,7 @@ def test_clipping_zero_gradients_is_finite():
 
 @pytest.mark.parametrize("decay_bias", [False, True])
 def test_stacked_blocks_are_clipped_and_decayed_a_layer_at_a_time(decay_bias: bool):
-    optimizer = _adamw(clip_grad=0.5, decay_bias=decay_bias)
+    optimizer = _adamw(clip_grad=0.5, decayed=_with_biases if decay_bias else optim.is_matrix)
     gradients = [_draw(i + 1) for i in range(3)]
     for gradient in gradients:  # a layer that explodes must not shrink its neighbour
         gradient["backbone"]["blocks_1"] = jax.tree.map(lambda g: 100 * g, gradient["backbone"]["blocks_1"])
@@ -129,11 +138,6 @@ def test_stacked_blocks_are_clipped_and_decayed_a_layer_at_a_time(decay_bias: bo
     micro.assert_close(scanned, shaped(unrolled), atol=1e-7)
 
 
-def count(params, predicate) -> int:
-    """How many parameter tensors satisfy `predicate(path, parameter)`."""
-    return sum(predicate(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params))
-
-
 def test_decayed_tensors_of_a_vit():
     """SPEC 8.7, counted by hand for depth 2 and both of SERE's global modules.
 
@@ -141,18 +145,36 @@ def test_decayed_tensors_of_a_vit():
     2 predictors. Biases: the patch's, 4 + 2 (LayerNorms) a block, the last LayerNorm's, 3 of the MLP and 2 BatchNorms a module.
     Never: scales of 2 LayerNorms a block, the last one, and 2 BatchNorms a module.
     """
-    params = micro.random_like(pretraining.abstract_state(micro.config(), micro.LENGTH).params)
+    shapes = flatten_dict(pretraining.abstract_state(micro.config(), micro.LENGTH).params, sep="/")
+
+    def count(**options: bool) -> int:
+        decayed = pretraining.optimizer_rules(micro.config({"optimizer": options}), micro.LENGTH).decayed
+        return sum(decayed(path, leaf.ndim) for path, leaf in shapes.items())
+
     kernels, biases, scales = 3 + 2 * 4 + 3 + 1 + 2, 1 + 2 * 6 + 1 + 3 + 2 * 2, 2 * 2 + 1 + 2 * 2
-    assert len(jax.tree.leaves(params)) == kernels + biases + scales
-    assert count(params, functools.partial(optim.decays, decay_bias=False)) == kernels
-    assert count(params, functools.partial(optim.decays, decay_bias=True)) == kernels + biases
+    assert len(shapes) == kernels + biases + scales
+    assert count(decay_bias=False, decay_scale=False) == kernels
+    assert count(decay_bias=True, decay_scale=False) == kernels + biases
+    assert count(decay_bias=False, decay_scale=True) == kernels + scales
+
+
+def test_a_config_says_from_which_step_a_parameter_moves():
+    """SPEC 8.7: prototypes after their epochs, the backbone after its own; fixed positions and a fixed patch embedding never."""
+    config = micro.config({"optimizer": {"freeze_last_layer_epochs": 2, "freeze_backbone_epochs": 1}})
+    moves_from = pretraining.optimizer_rules(config, pretraining.Steps(per_epoch=3, total=12)).moves_from
+    first_steps = {"heads_dino/last_layer/direction": 6, "heads_dino/mlp_0/kernel": 0, "backbone/norm/bias": 3, "backbone/pos_embed": 3}
+    assert {path: moves_from(path) for path in first_steps} == first_steps
+    config.model.update(positions="sincos", freeze_patch_embed=True)
+    moves_from = pretraining.optimizer_rules(config, micro.LENGTH).moves_from
+    assert moves_from("backbone/pos_embed") == moves_from("backbone/patch_embed/kernel") == optim.NEVER
+    assert moves_from("backbone/cls_token") != optim.NEVER
 
 
 def test_a_fixed_length_of_prototypes_is_no_parameter():
-    for norm, expected in ((True, 0), (False, 1)):
+    for norm, expected in ((True, False), (False, True)):
         config = micro.config({"head": {"norm_last_layer": norm}})
         params = pretraining.abstract_state(config, micro.LENGTH).params
-        assert count(params, lambda path, _: optim.names(path)[-2:] == ("last_layer", "scale")) == expected
+        assert ("heads_dino/last_layer/scale" in flatten_dict(params, sep="/")) == expected
 
 
 def test_a_skipped_step_does_not_shift_the_schedules():
@@ -175,7 +197,7 @@ def test_a_config_reaches_the_optimizer():
         updates, state = update(_draw(1), state, params, jnp.int32(step))
         moved.append(bool(np.any(updates["heads_dino"]["last_layer"]["direction"])))
     assert moved == [False] * 4 + [True]
-    rest = _adam_of(state, "rest")
+    rest = _adam_of(state, "from_step_0")
     gradient = _flat(_draw(1))["backbone/pos_embed"]
     expected = 0.1 * sum(0.9**i for i in range(5)) * 1e-4 * gradient / np.linalg.norm(gradient)
     np.testing.assert_allclose(_flat(rest.mu)["backbone/pos_embed"], expected, rtol=0.02)  # the norm's 1e-6 next to 1e-4 of a limit
