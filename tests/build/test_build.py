@@ -218,7 +218,7 @@ def test_data_parallel_exchanges_sums_only():
     """
     found = _collectives(_on_eight(1)[0].as_text())
     assert set(found) == {"all-reduce"}
-    assert len(found["all-reduce"]) <= 33
+    assert len(found["all-reduce"]) <= 35  # the two norms of the teacher's predictors, which run for their statistics, among them
     assert sum("64" in re.findall(r"\d+", shape) and "48" not in shape for shape in found["all-reduce"]) == 0  # K-wide logits
 
 
