@@ -14,19 +14,11 @@ if __name__ == "__main__":
     _SIGNALS.__enter__()  # before the other imports, which take seconds: a signal that comes meanwhile counts
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from sere_jax.config import command_line
 from sere_jax.reporting import program
-
-if TYPE_CHECKING:
-    import jax
-    from ml_collections import ConfigDict
-
-    from sere_jax.types import Features, PyTree
 
 _CONFIG = command_line.define_config()
 flags.declare_key_flag("config")  # so that --help shows it
@@ -43,7 +35,7 @@ def main(mistakes: list[str]) -> int:
     import jax
 
     from sere_jax import distributed
-    from sere_jax.commands import pretrain
+    from sere_jax.commands import in_loop, pretrain
     from sere_jax.config import check as rules
     from sere_jax.data.batches.maker import UnreadableData
     from sere_jax.data.sources.open import SourceError
@@ -64,7 +56,7 @@ def main(mistakes: list[str]) -> int:
         _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
         assert _WORKDIR.value is not None  # a required flag
         launch = command_line.launch(sys.argv, _CONFIG.value)
-        pretrain.train(_CONFIG.value, _WORKDIR.value, evaluations(_CONFIG.value), signals=_SIGNALS, launch=launch)
+        pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations(_CONFIG.value), signals=_SIGNALS, launch=launch)
     except Interrupted:
         print(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:
@@ -95,37 +87,6 @@ def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
     with distributed.together():
         if mistakes:
             raise rules.refusal(mistakes)
-
-
-def evaluations(config: ConfigDict) -> dict[str, Callable[..., Any]]:
-    """The evaluations of `run.eval_every_steps`: k-NN where the config names a gallery and a query set. By name."""
-    from sere_jax.build import pretraining
-    from sere_jax.evals.frozen import classification
-    from sere_jax.models.norm import split_statistics
-    from sere_jax.weights import read
-
-    if not ((config.run.eval_every_steps or config.run.eval_every_epochs) and config.eval.gallery and config.eval.query):
-        return {}
-    module, prepare = pretraining.backbone(config, running_statistics=True), read.preprocess(config)
-
-    def apply(params: PyTree, images: jax.Array) -> Features:
-        return module.apply(split_statistics(params), images)  # type: ignore[return-value]  # Linen types its answer as anything
-
-    knn = classification.periodic(
-        apply,
-        gallery=config.eval.gallery,
-        query=config.eval.query,
-        size=prepare.size,
-        resize=prepare.resize,
-        batch_size=config.eval.batch_size,
-        mean=prepare.mean,
-        std=prepare.std,
-        neighbours=tuple(config.eval.neighbours),
-        temperature=config.eval.temperature,
-        tokens=config.eval.tokens,
-        reading=pretraining.image_reading(config),
-    )
-    return {"knn": knn}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from sere_jax.config.launch import Launch, fitted
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
+from sere_jax.evals.protocol import Evaluation
 from sere_jax.models.norm import join_statistics
 from sere_jax.reporting.progress import Progress
 from sere_jax.train.checkpoint_manager import Checkpoints
@@ -38,9 +39,6 @@ from sere_jax.types import PyTree, Views
 from sere_jax.weights import warm_start
 from sere_jax.weights.warm_start import WarmStart
 from sere_jax.writing import replacing
-
-# Backbone parameters of the network that the recipe evaluates, a ResNet's running statistics among them -> (name, value)
-Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 _NO_LAUNCH = Launch()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sere_jax.config.rule import Rule
 from sere_jax.evals.network import Network
+from sere_jax.types import PyTree
+
+# Parameters of the backbone that is trained, a ResNet's running statistics among them -> (score, value)
+Evaluation = Callable[[PyTree], Iterable[tuple[str, float]]]
 
 
 def numbers(report: Mapping[str, Any]) -> dict[str, float]:
@@ -41,3 +45,5 @@ class Protocol(NamedTuple):
     columns: Callable[[Mapping[str, Any]], dict[str, float]] = numbers  # of the report of one network: what an ablation's row shows
     # Mistakes of right values among each other: values, keys that are wrong by their own rule, number of processes.
     among: Callable[[Mapping[str, Any], Collection[str], int], list[str]] = independent
+    # What runs in the training loop, from the network without parameters and the settings; None: the protocol runs by itself only.
+    periodic: Callable[[Network, Any], Evaluation] | None = None

@@ -20,6 +20,7 @@ from sere_jax.data.batches.whole_images import eval_batches
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import baselines, classification, knn
+from sere_jax.evals.network import Network
 from sere_jax.types import Features
 port, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if rank >= 0:
@@ -33,12 +34,13 @@ mesh = sharding.make_mesh(jax.device_count())
 weights = np.random.default_rng(0).normal(size=(28, 8)).astype(np.float32)
 split = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
 params = {'w': jax.make_array_from_callback((28, 8), split, lambda index: weights[index])}
-evaluation = classification.periodic(
-    apply, gallery=folder, query=folder, size=8, resize=8, batch_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, neighbours=(1, 3, 5)
-)
+reading = ImageReading(max_pixels=10000)
+network = Network('network', apply, None, 8, 8, 1, (0.5,) * 3, (0.5,) * 3)
+settings = classification.Settings(folder, folder, ('cls',), (1, 3, 5), 0.07, 0, 0, 4, 0, reading, False, 0)
+evaluation = classification.PROTOCOL.periodic(network, settings)
 scores = [dict(evaluation(params)) for _ in range(2)]
 assert scores[0] == scores[1]
-images = classification.image_set('gallery', open_source(folder), batch_size=4, reading=ImageReading(max_pixels=10000), workers=0)
+images = classification.image_set('gallery', open_source(folder), batch_size=4, reading=reading, workers=0)
 described = baselines.describe(baselines.raw_pixels, images.batches(8, 8))
 print('scores', sorted(scores[0].items()), described.labels.tolist(), described.features['baseline'].sum(1).round(4).tolist())
 """

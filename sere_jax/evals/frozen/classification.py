@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,15 @@ from sere_jax.config.cross import batch_of_processes, resize_before_crop
 from sere_jax.config.keys import RULES
 from sere_jax.config.rule import Rule
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
-from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.evals.frozen import comparison, knn
 from sere_jax.evals.frozen.comparison import ImageSet
 from sere_jax.evals.frozen.labelled import LabelledPair, open_labelled
-from sere_jax.evals.network import Network, shared_reading
+from sere_jax.evals.network import Network, prepared, shared_reading
 from sere_jax.evals.pictures import left_out_note, names
 from sere_jax.evals.protocol import Protocol
 from sere_jax.reporting import table
-from sere_jax.types import Features, PyTree
 
 
 def image_set(
@@ -125,9 +124,6 @@ def _among(values: Mapping[str, Any], wrong: Collection[str], processes: int) ->
     return lines + ([] if "batch_size" in wrong else batch_of_processes("batch_size", values["batch_size"], processes))
 
 
-PROTOCOL = Protocol("knn", _RULES, Settings, run, columns=comparison.columns, among=_among)
-
-
 def _sets(pair: LabelledPair, batch_size: int, reading: ImageReading, workers: int) -> tuple[ImageSet, ImageSet]:
     shared: dict[str, Any] = {"batch_size": batch_size, "reading": reading, "workers": workers}
     return (
@@ -147,37 +143,26 @@ def _notes(read: comparison.Read, unreadable: dict[str, list[str]]) -> Iterator[
         yield f"{read.without_class:,} query images belong to a class of which the gallery has no other image: they count as wrong"
 
 
-def periodic(
-    apply: Callable[[PyTree, jax.Array], Features],
-    *,
-    gallery: str,
-    query: str,
-    size: int,
-    resize: int,
-    batch_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    neighbours: tuple[int, ...] = knn.KS,
-    temperature: float = knn.TEMPERATURE,
-    tokens: str = "cls",
-    reading: ImageReading = DEFAULT_READING,
-    workers: int = 0,
-) -> knn.KnnEvaluation:
-    """The k-NN of a training run, for two sources. Call it with the parameters of the teacher's backbone.
+def _periodic(network: Network, settings: Settings) -> knn.KnnEvaluation:
+    """The k-NN of a training run, whose network comes without parameters; it scores the first of `settings.tokens`.
 
     Raises EvalError or SourceError before training starts, not at the first evaluation.
     """
-    pair = open_labelled(gallery, query)
-    sets = _sets(pair, batch_size, reading, workers)
+    pair = open_labelled(settings.gallery, settings.query)
+    sets = _sets(pair, settings.batch_size, shared_reading([network], settings.reading), settings.workers)
+    size, resize = prepared(network, settings.size, settings.resize)
     return knn.KnnEvaluation(
-        apply,
+        network.apply,
         lambda: sets[0].batches(size, resize),
         lambda: sets[1].batches(size, resize),
-        mean=mean,
-        std=std,
-        neighbours=neighbours,
-        temperature=temperature,
-        tokens=tokens,
+        mean=network.mean,
+        std=network.std,
+        neighbours=settings.neighbours,
+        temperature=settings.temperature,
+        tokens=settings.tokens[0],
         classes=len(pair.classes),
         images=pair.images,
     )
+
+
+PROTOCOL = Protocol("knn", _RULES, Settings, run, columns=comparison.columns, among=_among, periodic=_periodic)
