@@ -17,13 +17,28 @@ class WriteError(RuntimeError):
 
 
 def place(path: str | os.PathLike[str]) -> Path:
-    """The one place that a path means, in every program: `~` is the home directory, and the rest is below the current directory.
+    """The absolute path that every program takes a path for.
+
+    `~` and `~USER` are home directories, and a relative path starts at the current directory. `LINK/..` is the parent of the directory
+    that the link leads to, as for the operating system. A `~` before a name that is no user's is part of a name.
 
     Example:
       >>> place("~/run") == Path.home() / "run" and place("run") == Path.cwd() / "run"
       True
     """
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    expanded = os.path.expanduser(path)
+    return Path(os.path.realpath(expanded) if ".." in Path(expanded).parts else os.path.abspath(expanded))
+
+
+def unknown_user(path: str) -> str:
+    """The name in a path that begins with `~NAME` where no user and no file has that name; '' for other paths.
+
+    Example:
+      >>> unknown_user("~nobody-of-that-name/run"), unknown_user("~/run")
+      ('nobody-of-that-name', '')
+    """
+    first = path.partition(os.sep)[0]
+    return first[1:] if first.startswith("~") and os.path.expanduser(first) == first and not os.path.lexists(first) else ""
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {"types", "ops", "losses"},
     "train": {"types", "writing", "ops", "sharding", "distributed", "reporting"},
     # The names of models, recipes, sources and protocols; it builds nothing.
-    "config": {"types", "models", "objectives", "data"},
+    "config": {"types", "writing", "models", "objectives", "data"},
     "evals": {"types", "writing", "ops", "losses", "models", "data", "train", "config", "sharding", "distributed", "reporting"},
     "build": {"types", "ops", "losses", "data", "models", "objectives", "train", "config", "sharding"},
     "weights": {"types", "ops", "data", "models", "train", "config", "build", "interop"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -15,15 +16,21 @@ from PIL import Image
 
 from sere_jax.__main__ import main
 from sere_jax.commands import data_bench, data_check
+from sere_jax.config.check import workdir_mistakes
+from sere_jax.config.cross import source_mistakes
 from sere_jax.data.prepare.shards import Output, Shard
+from sere_jax.data.sources.open import SourceError, folders, open_source
 from sere_jax.evals.figures import canvas
 from sere_jax.interop.files import write_json, write_tensors
 from sere_jax.interop.torch_file import write_torch
 from sere_jax.reporting import table
 from sere_jax.reporting.records import Records
+from sere_jax.train.checkpoint import CheckpointError, find_step
+from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.scores import Scores
 from sere_jax.writing import WriteError, place, replacing, writing_to
 from tests.data.images.images import encode, gradient
+from tests.house import PACKAGE
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -114,6 +121,48 @@ def test_a_path_means_one_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert place("~/a/../run") == tmp_path / "home" / "run"
     assert place("run/") == place("./run") == place(tmp_path / "run") == tmp_path / "run"
+
+
+def test_a_parent_behind_a_link_is_the_operating_system_s(tmp_path, monkeypatch):
+    """`link/../x` is beside the directory that the link leads to, for `open` and so for every reader and writer here."""
+    (tmp_path / "disk" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "inner")
+    monkeypatch.chdir(tmp_path)
+    expected = tmp_path / "disk" / "photos"
+    expected.mkdir()
+    (expected / "0.png").write_bytes(encode(gradient(20, 30), "PNG"))
+    (expected / "list").write_text("0.png\n")
+    assert os.path.samefile("link/../photos", expected) and place("link/../photos") == expected
+    assert place("link/run") == tmp_path / "link" / "run"  # without `..`, links stay as they are written
+    for spec in ("folder:link/../photos", "list:link/../photos/list"):
+        assert source_mistakes("data.source", spec) == [] and len(open_source(spec)) == 1
+    assert folders("folder:link/../photos") == [str(expected)]
+    assert workdir_mistakes("link/../photos/run", {"data.source": f"folder:{expected}"})
+    assert Checkpoints("link/../photos", every_steps=1).directory == place(expected)
+    with pytest.raises(CheckpointError, match=f"^no checkpoint in {expected}"):
+        find_step("link/../photos")
+
+
+def test_an_unknown_user_is_a_mistake_and_no_traceback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [line] = workdir_mistakes("~nobody-of-that-name/run", {"data.source": "folder:~nobody-of-that-name"})
+    assert line == (
+        "--workdir: found '~nobody-of-that-name/run', expected a directory; there is no user 'nobody-of-that-name'. "
+        "A directory of that name is ./~nobody-of-that-name/run"
+    )
+    assert workdir_mistakes("./~nobody-of-that-name/run") == []
+    with pytest.raises(SourceError, match="does not exist"):
+        open_source("folder:~nobody-of-that-name")
+    with pytest.raises(CheckpointError, match="it does not exist"):
+        find_step("~nobody-of-that-name/run")
+    (tmp_path / "~kept-here").mkdir()
+    assert workdir_mistakes("~kept-here/run") == [] and place("~kept-here") == tmp_path / "~kept-here"
+
+
+def test_only_one_function_says_where_a_path_lies():
+    calls = re.compile(r"expanduser|abspath\(|\.absolute\(")
+    elsewhere = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if calls.search(path.read_text())}
+    assert elsewhere - {"weights"} == {"writing.py"}
 
 
 def test_commands_read_and_write_below_the_home_directory(tmp_path, monkeypatch, capsys):

@@ -52,7 +52,7 @@ class Run(NamedTuple):
     row: str
     seed: int
     config: ConfigDict
-    place: Path
+    workdir: Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,11 +221,11 @@ def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], vain: Sequenc
 def _measured(run: Run, evaluations: Sequence[ConfigDict]) -> Measured:
     """Train the run unless that is done, evaluate it unless that is done."""
     length = pretraining.steps(run.config, len(open_source(run.config.data.source)))
-    about = (run.row, run.seed, str(run.place), length.total, pretraining.effective_epochs(run.config, length))
+    about = (run.row, run.seed, str(run.workdir), length.total, pretraining.effective_epochs(run.config, length))
     try:
-        if not _trained(run.place, length.total):
-            print(f"table {run.table}, row {run.row}, seed {run.seed}: training in {run.place}", flush=True)
-            pretrain.train(run.config, str(run.place))
+        if not _trained(run.workdir, length.total):
+            print(f"table {run.table}, row {run.row}, seed {run.seed}: training in {run.workdir}", flush=True)
+            pretrain.train(run.config, str(run.workdir))
         values: dict[str, float] = {}
         for config in evaluations:
             values |= protocols.protocol(config.protocol).columns(_evaluated(run, config))
@@ -235,9 +235,9 @@ def _measured(run: Run, evaluations: Sequence[ConfigDict]) -> Measured:
         return Measured(*about, {}, str(error))
 
 
-def _trained(place: Path, total: int) -> bool:
+def _trained(workdir: Path, total: int) -> bool:
     try:
-        return checkpoint.find_step(place)[1] >= total
+        return checkpoint.find_step(workdir)[1] >= total
     except checkpoint.CheckpointError:
         return False
 
@@ -245,14 +245,14 @@ def _trained(place: Path, total: int) -> bool:
 def _report(run: Run, config: ConfigDict) -> Path:
     """Where a protocol with these settings writes its report of the run."""
     settings = rules.to_json(config)
-    return run.place / "evaluations" / hashlib.sha256(settings.encode()).hexdigest()[:10] / "eval" / f"{config.protocol}.json"
+    return run.workdir / "evaluations" / hashlib.sha256(settings.encode()).hexdigest()[:10] / "eval" / f"{config.protocol}.json"
 
 
 def _evaluated(run: Run, config: ConfigDict) -> dict[str, Any]:
     """What a protocol wrote of this run; run now unless the same settings have been run before."""
     report = _report(run, config)
     if not report.is_file():
-        network = evaluate.load(str(run.place))._replace(name=f"row {run.row}, seed {run.seed}")  # the directory's name is a digest
+        network = evaluate.load(str(run.workdir))._replace(name=f"row {run.row}, seed {run.seed}")  # the directory's name is a digest
         evaluate.run(config, [network], report.parent.parent)
     return json.loads(report.read_text()) if report.is_file() else {}
 

@@ -38,7 +38,7 @@ from sere_jax.train.state import State
 from sere_jax.types import PyTree, Views
 from sere_jax.weights import warm_start
 from sere_jax.weights.warm_start import WarmStart
-from sere_jax.writing import replacing
+from sere_jax.writing import place, replacing
 
 _NO_LAUNCH = Launch()
 
@@ -65,7 +65,7 @@ def train(
       OtherProcessError: one of these on another process, or the processes differ in config, workdir, versions or images.
       Stopped: a signal ended the run after its state was saved; and what else `fit` raises.
     """
-    directory = Path(workdir).expanduser().absolute()  # one place, whatever the working directory becomes
+    directory = place(workdir)  # stays the same when the current directory changes
     with distributed.together():
         rules.validate(config, devices=jax.device_count(), processes=jax.process_count(), to_fit=launch.to_fit)
         if mistakes := rules.workdir_mistakes(workdir, rules.sources(config)):

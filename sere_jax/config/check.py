@@ -21,6 +21,7 @@ from sere_jax.config.lengths import DURATION_KEYS, in_epochs
 from sere_jax.config.names import flatten, nearest, unknown_key
 from sere_jax.config.rule import Rule
 from sere_jax.data.sources.open import folders
+from sere_jax.writing import place, unknown_user
 
 
 class ConfigError(ValueError):
@@ -53,8 +54,10 @@ def workdir_mistakes(workdir: str | None, sources: Mapping[str, Any] | None = No
     if "://" in workdir:
         mounted = "/mnt/" + workdir.partition("://")[2]
         return [f"--workdir: found {workdir!r}, expected a directory; mount the bucket (docs/pods.md) and name the mount, as in {mounted}"]
-    path = Path(workdir).expanduser().absolute()
-    files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
+    path = place(workdir)
+    if user := unknown_user(workdir):
+        return [f"--workdir: found {workdir!r}, expected a directory; there is no user {user!r}. A directory of that name is ./{workdir}"]
+    files = [parent for parent in (path, *path.parents) if parent.exists() and not parent.is_dir()]
     if files:
         return [f"--workdir: found {workdir!r}, expected a directory, there or not; {files[0]} is a file"]
     texts = {key: spec for key, spec in (sources or {}).items() if isinstance(spec, str)}

@@ -21,6 +21,7 @@ from ml_collections.config_flags import config_flags, tuple_parser
 from sere_jax.config.arguments import matching, said_keys, split
 from sere_jax.config.launch import EPOCHS, STEPS, Launch, adjustments, both_lengths, settle
 from sere_jax.config.names import GUESSES, WORKDIR_GUESSES, flatten, unknown_key
+from sere_jax.writing import place
 
 _PARSERS = {
     bool: (flags.BooleanParser(), "true or false"),
@@ -33,9 +34,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]  # where configs/ lies
 
 
 def config_path(path: str) -> str:
-    """The file of that path: below the current directory, else below the checkout, so that programs run from anywhere."""
-    elsewhere = CHECKOUT / path
-    return str(elsewhere) if not os.path.isfile(path) and elsewhere.is_file() else path
+    """The file of a path: below the current directory, else below the checkout, so that programs run from anywhere."""
+    if os.path.isfile(path):
+        return path
+    return next((str(file) for file in (place(path), CHECKOUT / path) if file.is_file()), path)
 
 
 # config_flags looks for its overrides in a command line of its own; `parse` puts the tokens here that can be parsed.

@@ -18,6 +18,7 @@ from sere_jax.data.sources.mixture import split_mixture
 from sere_jax.data.sources.open import FORMS, KINDS
 from sere_jax.data.sources.tfds import divide, is_directory
 from sere_jax.objectives.recipes import RECIPES
+from sere_jax.writing import place
 
 
 def batch_multiple(parts: int, devices: int, processes: int) -> int:
@@ -215,25 +216,25 @@ def source_mistakes(key: str, spec: str) -> list[str]:
             return []
         return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
     if kind == "list":
-        known = os.path.isfile(os.path.expanduser(rest))
+        known = place(rest).is_file()
         return [] if known else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
     if kind == "mix" and colon:
         return _mixture(key, spec)
     if kind == "classes" and ":" in rest:
         file, _, inner = rest.partition(":")
-        known = os.path.isfile(os.path.expanduser(file))
+        known = place(file).is_file()
         lines = [] if known else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
         if inner.startswith("mix:"):
             return [*lines, f"{key}: found {spec!r}, expected classes:LIST:SOURCE, SOURCE no mixture; mix sources of classes instead"]
         return lines + source_mistakes(key, inner)
     if kind == "masks" and ":" in rest:
         maps, _, inner = rest.partition(":")
-        known = os.path.isdir(os.path.expanduser(maps))
+        known = place(maps).is_dir()
         lines = [] if known else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
         return lines + source_mistakes(key, inner)
     if kind == "tfds" and colon:
         return _prepared_set(key, spec, rest)
-    if os.path.isdir(os.path.expanduser(spec)):
+    if spec and place(spec).is_dir():
         return [f"{key}: found {spec!r}, expected {FORMS}; nearest: folder:{spec}"]
     return [f"{key}: found {spec!r}, expected {FORMS}{nearest(kind, KINDS)}"]
 
@@ -242,7 +243,7 @@ def _prepared_set(key: str, spec: str, rest: str) -> list[str]:
     """A set's name must have its form, and a directory must hold a prepared set; which splits there are is asked when it is opened."""
     name, _, split = divide(rest)
     if name and split and is_directory(name):
-        path = os.path.expanduser(name)
+        path = str(place(name))
         if os.path.isfile(os.path.join(path, "dataset_info.json")):
             return []
         return [f"{key}: found {spec!r}, expected tfds:DIR:SPLIT, DIR a prepared set with a dataset_info.json{_sibling(path)}"]
@@ -267,20 +268,20 @@ def _mixture(key: str, spec: str) -> list[str]:
 
 def _neighbour(path: str) -> str:
     """`; nearest: FILE` of the same directory."""
-    directory, name = os.path.split(os.path.expanduser(path))
-    names = os.listdir(directory or ".") if os.path.isdir(directory or ".") else []
+    directory, name = os.path.split(path)
+    names = os.listdir(place(directory)) if place(directory).is_dir() else []
     neighbour = nearest(name, names).removeprefix("; nearest: ")
     return f"; nearest: {os.path.join(directory, neighbour)}" if neighbour else ""
 
 
 def _holds_a_file(directory: str) -> bool:
-    return bool(directory) and any(files for _, _, files in os.walk(os.path.expanduser(directory)))
+    return bool(directory) and any(files for _, _, files in os.walk(place(directory)))
 
 
 def _directory(directory: str) -> str:
     if not directory:
         return "with a directory"
-    if os.path.isdir(os.path.expanduser(directory)):
+    if place(directory).is_dir():
         return "a directory with images; it is empty"
     near = nearest_directory(directory)
     return "a directory that exists" + (f"; nearest: folder:{near}" if near else "")

@@ -10,6 +10,7 @@ from typing import Any
 
 from sere_jax.data.sources.example import SourceError
 from sere_jax.data.sources.tfds import data_directory, divide, is_directory, prepared_set
+from sere_jax.writing import place
 
 _RANDOM_ACCESS = ("array_record", "parquet")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -89,7 +90,7 @@ def _own_builder(spec: str, name: str) -> Any:
     import tensorflow_datasets as tfds
 
     file = _module(name)
-    path = os.path.abspath(os.path.expanduser(file))
+    path = str(place(file))
     if not os.path.isfile(path):
         raise SourceError(f"{spec!r}: {path} does not exist; expected the Python file that defines the builder")
     title = os.path.splitext(os.path.basename(path))[0]

@@ -15,6 +15,7 @@ from sere_jax.data.prepare.records import Layout, Place, Record, from_source
 from sere_jax.data.sources.example import SourceError
 from sere_jax.data.sources.open import open_source
 from sere_jax.data.sources.walk import walk
+from sere_jax.writing import place
 
 
 def open_layout(spec: str, *, split: str = "") -> Layout:
@@ -24,7 +25,7 @@ def open_layout(spec: str, *, split: str = "") -> Layout:
     """
     kind, _, rest = spec.partition(":")
     if kind in LAYOUTS:
-        directory = os.path.abspath(os.path.expanduser(rest))
+        directory = str(place(rest))
         if not rest or not os.path.isdir(directory):
             raise SourceError(f"{spec!r}: expected {kind}:DIR with a directory that exists")
         layout = LAYOUTS[kind](directory)

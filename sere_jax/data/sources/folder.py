@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
 from sere_jax.data.sources.walk import EXTENSIONS, Tree, count_extensions, walk
+from sere_jax.writing import place
 
 MAX_BYTES = 1 << 30
 _CHUNK = 1000  # files whose sizes a thread asks for in one go
@@ -32,7 +33,7 @@ class FolderSource(Source):
 
     def __init__(self, spec: str, directory: str) -> None:
         self.spec = spec
-        self.directory = os.path.abspath(os.path.expanduser(directory))
+        self.directory = str(place(directory))
         _check_directory(spec, directory, self.directory)
         self._paths, others = _walk(spec, self.directory)
         if not self._paths:
@@ -160,7 +161,7 @@ def nearest_directory(directory: str) -> str:
 
     The first missing part of the path is replaced by the most similar sibling; the parts below it follow where they exist.
     """
-    parent, missing, rest = _existing(os.path.abspath(os.path.expanduser(directory)))
+    parent, missing, rest = _existing(str(place(directory)))
     try:
         siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
     except OSError:  # a directory that may be entered but not listed

@@ -6,6 +6,7 @@ import os
 import re
 
 from sere_jax.data.sources.example import SourceError
+from sere_jax.writing import place
 
 _COMMENT = re.compile(r"#( .*)?", re.DOTALL)
 _ESCAPED = re.compile(r"\\+# ")
@@ -19,7 +20,7 @@ def read_lines(spec: str, file: str) -> list[str]:
     are not UTF-8 stay too, as in Python's file names. Raises SourceError for a file that cannot be read, is UTF-16, or has a NUL.
     """
     try:
-        with open(os.path.expanduser(file), "rb") as stream:
+        with open(place(file), "rb") as stream:
             data = stream.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the list's own name
         raise SourceError(f"{spec!r}: the list {file!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -13,6 +13,7 @@ from sere_jax.data.sources.example import Entry, Example, Source, SourceError, n
 from sere_jax.data.sources.folder import FolderSource, file_sizes, read_file
 from sere_jax.data.sources.lists import read_names
 from sere_jax.data.sources.path_list import PathListSource
+from sere_jax.writing import place
 
 CLASSES = "classes.txt"
 
@@ -31,7 +32,7 @@ class MaskedSource(Source):
             )
         self.spec, self.classes = spec, source.classes
         self._source = source
-        self._directory = os.path.abspath(os.path.expanduser(directory))
+        self._directory = str(place(directory))
         if not os.path.isdir(self._directory):
             raise SourceError(f"{spec!r}: {self._directory} does not exist; expected the directory of the label maps")
         missing = [self._map(name) for name in source.names() if not os.path.isfile(self._map(name))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 
 from sere_jax.data.sources.bundled import BundledSource
 from sere_jax.data.sources.example import Example, Source, SourceError
@@ -15,6 +14,7 @@ from sere_jax.data.sources.mixture import Mixture, split_mixture
 from sere_jax.data.sources.path_list import PathListSource
 from sere_jax.data.sources.subset import ClassSubset
 from sere_jax.data.sources.tfds import TfdsSource
+from sere_jax.writing import place
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _open(spec: str) -> Source:
         if not (directory and colon):
             raise SourceError(f"{spec!r}: expected masks:DIR:folder:IMAGES or masks:DIR:list:FILE")
         return MaskedSource(spec, directory, _open(inner))
-    if os.path.isdir(os.path.expanduser(spec)):
+    if spec and place(spec).is_dir():
         raise SourceError(f"source {spec!r} is a directory: write 'folder:{spec}' (expected {FORMS})")
     near = difflib.get_close_matches(kind, KINDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -86,7 +86,7 @@ def folders(spec: str) -> list[str]:
     """
     kind, _, rest = spec.partition(":")
     if kind == "folder" and rest:
-        return [os.path.abspath(os.path.expanduser(rest))]
+        return [str(place(rest))]
     if kind in ("classes", "masks"):
         return folders(rest.partition(":")[2])
     if kind != "mix":

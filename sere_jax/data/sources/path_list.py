@@ -12,6 +12,7 @@ from jaxtyping import Int
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
 from sere_jax.data.sources.folder import file_sizes, read_file
 from sere_jax.data.sources.lists import read_lines
+from sere_jax.writing import place
 
 
 class PathListSource(Source):
@@ -25,7 +26,7 @@ class PathListSource(Source):
     def __init__(self, spec: str, file: str) -> None:
         self.spec = spec
         self._paths, names = _read(spec, file)
-        self._directory = os.path.dirname(os.path.abspath(os.path.expanduser(file)))
+        self._directory = str(place(file).parent)
         self.classes = tuple(sorted(set(names)))
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._labels = np.array([numbers[name] for name in names] or np.full(len(self._paths), -1), np.int32)
@@ -73,7 +74,7 @@ def _read(spec: str, file: str) -> tuple[list[str], list[str]]:
     labelled = sum(len(row) == 2 for row in rows)
     if labelled not in (0, len(rows)):
         raise SourceError(f"{spec!r}: {labelled} of {len(rows)} lines have a class; expected all or none")
-    directory = os.path.dirname(os.path.abspath(os.path.expanduser(file)))
+    directory = str(place(file).parent)
     paths = [_existing(spec, directory, row[0]) for row in rows]
     if len(set(map(os.path.normpath, paths))) < len(paths):
         counts = collections.Counter(map(os.path.normpath, paths))

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError
 from sere_jax.data.sources.folder import file_sizes
 from sere_jax.data.sources.tfds_features import annotation, read_features
-from sere_jax.writing import replacing
+from sere_jax.writing import place, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -170,20 +170,19 @@ def divide(rest: str) -> tuple[str, str, str]:
 
 
 def is_directory(name: str) -> bool:
-    """Whether the part before the split is a directory: an absolute path, one that begins with a dot, or one with a prepared set in it.
+    """Whether the part before the split is a directory: it is absolute, begins with `.` or `~`, or holds a prepared set.
 
     The path of a Python file, with or without a config after it, is a builder.
     """
     if re.search(r"\.py(/[^/]+)?$", name):
         return False
-    path = os.path.expanduser(name)
-    return os.path.isabs(path) or name.startswith(".") or os.path.isfile(os.path.join(path, "dataset_info.json"))
+    return os.path.isabs(name) or name.startswith((".", "~")) or (place(name) / "dataset_info.json").is_file()
 
 
 def _directory_builder(spec: str, directory: str) -> Any:
     import tensorflow_datasets as tfds
 
-    path = os.path.abspath(os.path.expanduser(directory))
+    path = str(place(directory))
     if not os.path.isfile(os.path.join(path, "dataset_info.json")):
         state = (
             "an unfinished preparation: run it again to go on"
@@ -219,7 +218,7 @@ def _prepared_builder(spec: str, name: str) -> Any:
     data_dir = data_directory()
     known = tfds.list_builders(with_community_datasets=False)
     plain = name.partition("/")[0].partition(":")[0]
-    if plain not in known and not os.path.isdir(os.path.join(os.path.expanduser(data_dir), plain)):
+    if plain not in known and not os.path.isdir(place(data_dir) / plain):
         near = difflib.get_close_matches(plain, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SourceError(f"{spec!r}: TFDS knows no data set {plain!r}, nor is there one in {data_dir}{hint}")
