@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs.common import arguments, pretrain
 from sere_jax.build import pretraining
+from sere_jax.build.optimizer import optimizer_rules
 from sere_jax.config import check as rules
 from sere_jax.config import command_line, lengths
 from sere_jax.config.arguments import ArgumentError
@@ -199,6 +200,8 @@ def _built(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(ConfigDict, "__getitem__", recorded)
     pretraining.optimizer(config, pretraining.Steps(10, 100))
+    moves_from = optimizer_rules(config, pretraining.Steps(10, 100)).moves_from  # asked of each path when the state is made
+    moves_from("backbone/norm/scale"), moves_from("dino/last_layer/kernel")
     pretraining.objective(config, pretraining.Steps(10, 100))
     pretraining.network(config)
     return seen
