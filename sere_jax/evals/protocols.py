@@ -8,11 +8,13 @@ from sere_jax.config.check import check
 from sere_jax.config.names import flatten, nearest
 from sere_jax.config.rule import Rule
 from sere_jax.evals.figures import protocol as figures
-from sere_jax.evals.frozen import classification, relations, retrieval
+from sere_jax.evals.frozen import classification, probes, relations, retrieval
 from sere_jax.evals.protocol import Protocol
 
 PROTOCOLS: tuple[Protocol, ...] = (
     classification.PROTOCOL,
+    probes.LOGISTIC,
+    probes.LEAST_SQUARES,
     retrieval.PROTOCOL,
     relations.PROTOCOL,
     figures.PROTOCOL,

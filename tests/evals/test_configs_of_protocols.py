@@ -59,7 +59,8 @@ def test_images_that_are_smaller_than_their_crop_and_batches_that_cannot_be_shar
 
 
 def test_a_config_of_training_is_no_evaluation():
-    assert protocols.mistakes(pretrain()) == ["protocol: found None, expected one of knn, retrieval, relations, figures"]
+    names = "knn, logistic, least_squares, retrieval, relations, figures"
+    assert protocols.mistakes(pretrain()) == [f"protocol: found None, expected one of {names}"]
     config = shipped("knn")
     config.protocol = "kn"
     assert "nearest: knn" in protocols.mistakes(config)[0]

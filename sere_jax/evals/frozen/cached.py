@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float, Int
 
 from sere_jax import distributed
+from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.evals import feature_files, features
 from sere_jax.evals.frozen import baselines
@@ -69,17 +70,27 @@ def check_blocks(network: Network, blocks: Sequence[int]) -> None:
 
 
 def extract(
-    network: Network, source: Source, images: ImageSet, *, blocks: int, sides: tuple[int, int], directory: Path | None = None
+    network: Network,
+    source: Source,
+    images: ImageSet,
+    *,
+    blocks: int,
+    sides: tuple[int, int],
+    reading: ImageReading,
+    directory: Path | None = None,
+    numbers: Int[np.ndarray, " c"] | None = None,
 ) -> Part:
     """The features of a source by one network.
 
     Devices and processes share the work as in `features.Extractor`; the result is the same on all of them.
 
     Args:
-      source: what `images` reads; its fingerprint tells whether files hold the same images.
+      source: what `images` reads, with its own labels; its fingerprint tells whether files hold the same images.
       blocks: number of last blocks. A ResNet has 1: its pooled map, followed by the mean of its last map.
       sides: of the crop, and of the shorter side before it, in pixels.
+      reading: how `images` are decoded; features in files are only used for the same.
       directory: where Parquet files are looked for and written; None keeps the features in memory only. Processes share it.
+      numbers: the class of each label of the source; None: the label.
 
     Raises EvalError for too many blocks, and where no image can be read.
     """
@@ -94,15 +105,15 @@ def extract(
         return Part(extracted.features[features.BLOCKS], extracted.labels, extracted.positions, extracted.unreadable)
 
     if directory is None:
-        return compute()
-    facts = {"blocks": blocks, "sides": list(sides), "mean": list(network.mean), "std": list(network.std)}
-    return _stored(directory, _identity(network, source, facts), compute)
+        return _numbered(compute(), numbers)
+    facts = {"blocks": blocks, "sides": sides, "mean": network.mean, "std": network.std, "reading": repr(reading)}
+    return _numbered(_stored(directory, _identity(network, source, facts), compute), numbers)
 
 
-def raw_pixels(images: ImageSet, sides: tuple[int, int]) -> Part:
+def raw_pixels(images: ImageSet, sides: tuple[int, int], numbers: Int[np.ndarray, " c"] | None = None) -> Part:
     """The baseline: each image shrunk to 16 x 16 pixels."""
     described = baselines.describe(baselines.raw_pixels, images.read(sides, "raw pixels"))
-    return Part(described.features["baseline"], described.labels, described.positions, described.unreadable)
+    return _numbered(Part(described.features["baseline"], described.labels, described.positions, described.unreadable), numbers)
 
 
 def held_out(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
@@ -117,6 +128,10 @@ def held_out(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.
         rows = rng.permutation(np.flatnonzero(labels == label))
         chosen[rows[: min(round(share * len(rows)), len(rows) - 1)]] = True
     return chosen
+
+
+def _numbered(part: Part, numbers: np.ndarray | None) -> Part:
+    return part if numbers is None else part._replace(labels=np.where(part.labels < 0, -1, numbers[part.labels]).astype(np.int32))
 
 
 def _pooled(apply: Callable[..., Features]) -> Callable[[PyTree, jax.Array], Features]:

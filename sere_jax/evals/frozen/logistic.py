@@ -69,14 +69,14 @@ class Solver:
         self._tolerance, self._max_steps = np.float32(tolerance), np.int32(max_steps)
         self._last = Linear(np.zeros((features.shape[1], classes), np.float32), np.zeros(classes, np.float32))
 
-    def fit(self, c: float, use: Bool[np.ndarray, " n"] | None = None) -> Fit:
-        """Minimise the objective of the images in `use` (None: all) for one C, from the last solution (from 0 at first)."""
+    def fit(self, c: float, use: Bool[np.ndarray, " n"] | None = None, *, start: Linear | None = None) -> Fit:
+        """Minimise the objective of the images in `use` (None: all) for one C, from `start` (None: the last solution, at first 0)."""
         used = np.ones(self._images, np.bool_) if use is None else use
         weights = np.pad(used / used.sum(), (0, self._padding)).astype(np.float32)  # 0 for the rows that fill up a device's share
         data = (*self._data, jax.device_put(weights, self._rows))
         penalty = np.float32(1 / (c * used.sum()))
-        start = jax.device_put(tuple(self._last), self._whole)
-        params, steps, gradient = jax.device_get(_minimise(start, data, penalty, self._tolerance, self._max_steps))
+        first = jax.device_put(tuple(start or self._last), self._whole)
+        params, steps, gradient = jax.device_get(_minimise(first, data, penalty, self._tolerance, self._max_steps))
         self._last = Linear(*params)
         return Fit(self._last, int(steps), float(gradient))
 

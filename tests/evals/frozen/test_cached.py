@@ -33,7 +33,9 @@ def part(folder, network=None, blocks=2, directory=None, reads=None):
     if reads is not None:
         images = images._replace(batches=lambda *sides, batches=images.batches: [reads.append(sides), *batches(*sides)][1:])
     network = network or micro_network.network()
-    return cached.extract(network, source, images, blocks=blocks, sides=(network.size, network.resize), directory=directory)
+    return cached.extract(
+        network, source, images, blocks=blocks, sides=(network.size, network.resize), reading=ImageReading(), directory=directory
+    )
 
 
 def layer_norm(tokens: np.ndarray, params) -> np.ndarray:
