@@ -75,12 +75,14 @@ def _moves_from(config: ConfigDict, length: Steps) -> Callable[[str], int]:
     settings, model = config.optimizer, config.model
     fixed_positions = model.name == "vit" and model.positions != "learned"
     fixed_patch_embed = model.name == "vit" and model.freeze_patch_embed
+    backbone_from = settings.freeze_backbone_epochs * length.per_epoch
+    prototypes_from = settings.freeze_last_layer_epochs * length.per_epoch
 
     def first_step(path: str) -> int:
         if (fixed_positions and path == "backbone/pos_embed") or (fixed_patch_embed and path.startswith("backbone/patch_embed/")):
             return optim.NEVER
         if path.startswith("backbone/"):
-            return settings.freeze_backbone_epochs * length.per_epoch
-        return settings.freeze_last_layer_epochs * length.per_epoch if "/last_layer/" in path else 0
+            return backbone_from
+        return prototypes_from if "/last_layer/" in path else 0
 
     return first_step
