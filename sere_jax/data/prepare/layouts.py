@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ from typing import Any
 from sere_jax.data.prepare.boxes import coco, voc
 from sere_jax.data.prepare.records import Layout, Place, Record, from_source
 from sere_jax.data.sources.example import SourceError
+from sere_jax.data.sources.folder import list_images, not_read
 from sere_jax.data.sources.open import open_source
-from sere_jax.data.sources.walk import walk
 from sere_jax.writing import place
+
+_log = logging.getLogger(__name__)
 
 
 def open_layout(spec: str, *, split: str = "") -> Layout:
@@ -66,9 +69,21 @@ def _classified(name: str, splits: dict[str, list[tuple[str, str, Place]]]) -> L
 
 
 def _by_class(directory: str, folder: str) -> Iterator[tuple[str, str, Place]]:
-    for path in walk(os.path.join(directory, folder)).images:
+    root = os.path.join(directory, folder)
+    images = _images(root)
+    if loose := [path for path in images if os.sep not in path]:
+        _log.warning("%s: %s images are left out, because they lie in no folder of a class", ascii(root)[1:-1], f"{len(loose):,}")
+    for path in images:
         if os.sep in path:
-            yield path.split(os.sep)[0], path, Place(os.path.join(directory, folder, path))
+            yield path.split(os.sep)[0], path, Place(os.path.join(root, path))
+
+
+def _images(root: str) -> list[str]:
+    """The images below a directory; files of other kinds are counted in the log. Raises SourceError where it cannot be listed."""
+    images, others = list_images(root, root)
+    if others:
+        _log.warning("%s: %s", ascii(root)[1:-1], not_read(others))
+    return images
 
 
 def _train_tar(path: str) -> Iterator[tuple[str, str, Place]]:
@@ -138,7 +153,7 @@ def ade20k(directory: str) -> Layout:
         if os.path.isdir(root):
             splits[split] = [
                 Record(path, Place(os.path.join(root, path)), label_map=_existing(_png(directory, "annotations", folder, path)))
-                for path in walk(root).images
+                for path in _images(root)
             ]
     if not splits:
         raise SourceError(f"{directory}: expected images/training and annotations/training, as in ADEChallengeData2016")

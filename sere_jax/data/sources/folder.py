@@ -7,8 +7,9 @@ import difflib
 import errno
 import itertools
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -19,7 +20,10 @@ from sere_jax.writing import place
 
 MAX_BYTES = 1 << 30
 _CHUNK = 1000  # files whose sizes a thread asks for in one go
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+# Names of splits, without digits, signs and the words of _PARTS: train2017, "Training Set", test_images, valid-split.
+_SPLITS = re.compile(r"train(ing|val)?|val(id|idation)?|minival|dev(el)?|eval(uation)?|test(ing)?|holdout|unlabell?ed|extra")
+_PARTS = re.compile(r"(set|split|data|images?|imgs?|photos?)$")
+_LEVELS = 3  # of directories in which splits are looked for
 _ALIKE = 0.7  # share of letters: imagnet is like imagenet (0.93), nope is not like opt (0.57) or snap (0.5)
 
 
@@ -35,7 +39,7 @@ class FolderSource(Source):
         self.spec = spec
         self.directory = str(place(directory))
         _check_directory(spec, directory, self.directory)
-        self._paths, others = _walk(spec, self.directory)
+        self._paths, others = list_images(spec, self.directory)
         if not self._paths:
             seen = f"; found {count_extensions(others)}" if others else ""
             raise SourceError(f"{spec!r}: no image files under {self.directory}{seen}, expected one of {' '.join(sorted(EXTENSIONS))}")
@@ -49,7 +53,7 @@ class FolderSource(Source):
         self.classes = tuple(sorted(set(tops) - {""}))
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._labels = [numbers.get(top, -1) for top in tops]
-        self._notes = _notes(self.directory, others, self.classes)
+        self._notes = _notes(self.directory, self._paths, others)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -79,7 +83,7 @@ class FolderSource(Source):
 
     def left_out(self) -> Iterator[str]:
         """The full paths of the files below the directory that are not listed as images."""
-        return (os.path.join(self.directory, path) for path in _walk(self.spec, self.directory).others)
+        return (os.path.join(self.directory, path) for path in list_images(self.spec, self.directory).others)
 
     def names(self) -> list[str]:
         """The name of each image, in order."""
@@ -91,14 +95,42 @@ class FolderSource(Source):
         return path, os.path.join(self.directory, path), self._labels[index]
 
 
-def _notes(directory: str, others: list[str], classes: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(directory: str, paths: Sequence[str], others: list[str]) -> tuple[str, ...]:
     notes = []
     if others:
-        notes.append(f"{len(others):,} files are not read as images: {count_extensions(others)}")
-    if classes and {name.lower() for name in classes} <= _SPLITS:
-        example = os.path.join(directory, classes[0])
-        notes.append(f"the classes are {', '.join(classes)}, which look like splits; expected one of them, as in folder:{example}")
+        notes.append(not_read(others))
+    prefix, splits = _splits(paths)
+    if splits:
+        classes = "classes" if not prefix else f"folders in {prefix}"
+        example = os.path.join(directory, prefix, splits[0])
+        notes.append(f"the {classes} are {', '.join(splits)}, which look like splits; expected one of them, as in folder:{example}")
     return tuple(notes)
+
+
+def not_read(others: list[str]) -> str:
+    """The note on files of other kinds among images."""
+    return f"{len(others):,} files are not read as images: {count_extensions(others)}"
+
+
+def _splits(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """(the folder that holds all images, the names of the folders in it) where these look like splits, such as train and val."""
+    prefix = ""
+    for _ in range(_LEVELS):
+        start = len(prefix) + 1 if prefix else 0
+        names = {path[start:].partition(os.sep)[0] if os.sep in path[start:] else "" for path in paths}
+        if all(map(_is_split, names)):
+            return prefix, sorted(map(nfc, names))
+        if len(names) > 1 or "" in names:
+            break
+        prefix = os.path.join(prefix, names.pop())
+    return "", []
+
+
+def _is_split(name: str) -> bool:
+    letters = re.sub(r"[\W\d_]", "", name.lower())
+    while (shorter := _PARTS.sub("", letters)) not in ("", letters):
+        letters = shorter
+    return _SPLITS.fullmatch(letters) is not None
 
 
 def read_file(path: str) -> bytes:
@@ -133,8 +165,8 @@ def _size(path: str) -> int:
         return -1
 
 
-def _walk(spec: str, root: str) -> Tree:
-    """A directory that cannot be listed is refused: another machine might list it, and then see another data set."""
+def list_images(spec: str, root: str) -> Tree:
+    """`walk`, for the source `spec`. Raises SourceError where it raises OSError: another machine might list more images."""
     try:
         return walk(root)
     except SourceError as error:

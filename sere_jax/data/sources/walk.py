@@ -13,7 +13,7 @@ from sere_jax.data.sources.example import SourceError, nfc
 _JPEG = ".jpg .jpeg .jpe .jfif .jif .jfi .pjpeg .pjp"
 EXTENSIONS = frozenset(f"{_JPEG} .png .apng .webp .bmp .ppm .pgm .pbm .pnm .tif .tiff .gif".split())
 ARRAYS = frozenset({".npy"})
-# Directories in which systems and programs keep copies, previews and waste, in lower case. Hidden ones are skipped anyway.
+# Directories of systems and programs for copies, previews and deleted files, in lower case. Hidden ones are skipped anyway.
 _NOT_DATA = frozenset({"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "system volume information"})
 _FIGURES = ("crops", "attention", "relations", "pca", "channels")  # how the files of WORKDIR/figures begin
 
@@ -26,11 +26,14 @@ class Tree(NamedTuple):
 
 
 def walk(root: str) -> Tree:
-    """All files below `root` but hidden ones and those in directories that hold no data.
+    """All files below `root`, without hidden ones and those in directories that hold no data.
 
-    HEIC and AVIF are images where they can be read here. Links are followed. A directory that several paths reach is listed once: by its
-    own path, else by the first link to it. Arrays (`.npy`) are images where there is no other image. Raises OSError for a directory that
-    cannot be listed, and SourceError where a run or an evaluation has written below `root`: its figures would count as images.
+    HEIC and AVIF are images where Pillow can read them. Links are followed. A directory that several paths reach is listed once: by its
+    own path, else by the first link to it. Arrays (`.npy`) are images where there is no other image.
+
+    Raises:
+      OSError: a directory cannot be listed.
+      SourceError: a run or an evaluation has written below `root`, and its figures would count as images.
     """
     visited: set[tuple[int, int]] = set()
     links: collections.deque[str] = collections.deque()
@@ -56,7 +59,7 @@ def _files(root: str, start: str, visited: set[tuple[int, int]], links: collecti
         if not is_directory:
             yield prefix
             continue
-        directory = os.path.join(root, prefix)
+        directory = os.path.join(root, prefix) if prefix else root
         visited.add(_identity(directory))
         with os.scandir(directory) as entries:
             listing = sorted((nfc(entry.name), entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries)
@@ -69,12 +72,24 @@ def _files(root: str, start: str, visited: set[tuple[int, int]], links: collecti
 
 
 def _output_of(directory: str, names: set[str]) -> str:
-    """What of this package wrote a directory; '' for a directory of somebody's images."""
+    """The part of this package that wrote a directory; '' for a directory of somebody's images."""
     if "config.json" in names and names & {"checkpoints", "metrics.jsonl"}:
         return "the workdir of a run"
-    if os.path.basename(directory) == "figures" and names and all(name.startswith(_FIGURES) and name.endswith(".png") for name in names):
-        return "the figures of an evaluation"
+    if os.path.basename(directory) == "figures" and names:
+        protocols = _evaluated(os.path.join(os.path.dirname(directory), "eval"))
+        figures = [name for name in names if name.endswith(".png") and name.startswith((*_FIGURES, *protocols))]
+        # In a workdir other files may lie among them. Elsewhere a folder of this name may be anybody's.
+        if len(figures) == len(names) or (figures and protocols):
+            return "the figures of an evaluation"
     return ""
+
+
+def _evaluated(directory: str) -> tuple[str, ...]:
+    """The names of the protocols that have a report in WORKDIR/eval."""
+    try:
+        return tuple(name.removesuffix(".json") for name in os.listdir(directory) if name.endswith(".json"))
+    except OSError:  # there is none
+        return ()
 
 
 def _is_waste(name: str) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,24 @@ def test_imagenet_in_folders(opened):
         ("n02102040/n02102040_0.JPEG", 2, 4),
     ]
     assert [r.label for r in opened.splits["validation"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("kind", "folder"), [("imagenet", "train"), ("ade20k", "images/training")])
+def test_files_that_are_not_taken_are_counted(kind: str, folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    getattr(layouts, kind)(tmp_path)
+    count = len(open_layout(f"{kind}:{tmp_path}").splits["train"])
+    assert caplog.text == ""
+    for name in ("a.dng", "b.DNG", "c.txt"):
+        (tmp_path / folder / name).touch()
+    assert len(open_layout(f"{kind}:{tmp_path}").splits["train"]) == count
+    assert f"{tmp_path}/{folder}: 3 files are not read as images: 2 .dng, 1 .txt" in caplog.text
+
+
+def test_images_outside_the_folders_of_classes_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    layouts.imagenet(tmp_path)
+    (tmp_path / "val" / "loose.jpg").touch()
+    assert len(open_layout(f"imagenet:{tmp_path}").splits["validation"]) == 3
+    assert "/val: 1 images are left out, because they lie in no folder of a class" in caplog.text
 
 
 @pytest.mark.parametrize("opened", ["imagenet_tars"], indirect=True)

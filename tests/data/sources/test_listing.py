@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,27 @@ def test_classes_that_are_splits_are_pointed_out(tmp_path):
     (note,) = open_source(put(tmp_path, "train/cat/1.jpg", "val/cat/2.jpg")).notes()
     assert "look like splits" in note and f"folder:{tmp_path}/train" in note
     assert open_source(put(tmp_path, "cat/1.jpg")).notes() == ()
+
+
+@pytest.mark.parametrize(
+    ("folders", "first"),
+    [
+        (["train2017", "val2017", "test2017", "unlabeled2017"], "test2017"),  # COCO
+        (["Training Set", "test_set"], "Training Set"),
+        (["TrainImages", "ValidationImages"], "TrainImages"),
+        (["train"], "train"),
+        (["data/train", "data/val"], "data/train"),
+        (["archive/images/train-split/cat", "archive/images/test-split/cat"], "archive/images/test-split"),
+        (["cat", "dog"], ""),
+        (["train", "boat"], ""),  # vehicles
+        (["data/cat", "data/dog"], ""),
+        (["dataset", "images"], ""),
+        (["cat/train", "dog/train"], ""),  # two classes
+    ],
+)
+def test_folders_that_look_like_splits(tmp_path: Path, folders: list[str], first: str):
+    notes = open_source(put(tmp_path, *(f"{folder}/1.jpg" for folder in folders))).notes()
+    assert [note.partition("as in ")[2] for note in notes] == ([f"folder:{tmp_path}/{first}"] if first else [])
 
 
 def test_a_directory_is_listed_once_however_many_links_lead_to_it(tmp_path):

@@ -179,6 +179,15 @@ def test_a_folder_that_holds_what_a_run_wrote_is_refused(tmp_path: Path):
     assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "run")
     (tmp_path / "run" / "config.json").touch()
     assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "run")
+    (tmp_path / "run" / "eval").mkdir()
+    (tmp_path / "run" / "eval" / "figures.json").touch()  # beside a report, the foreign file changes nothing
+    with pytest.raises(SourceError, match=r"run/figures' is the figures of an evaluation, no images"):
+        open_source(f"folder:{tmp_path}")
+    (figures / "attention.png").rename(figures / "knn-vits.png")
+    assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "run")
+    (tmp_path / "run" / "eval" / "knn.json").touch()  # a confusion matrix is named after its protocol
+    with pytest.raises(SourceError, match=r"run/figures' is the figures of an evaluation, no images"):
+        open_source(f"folder:{tmp_path}/run/figures")
     (tmp_path / "run" / "checkpoints").mkdir()
     with pytest.raises(SourceError, match=r"/run' is the workdir of a run, no images; expected a workdir outside of the images"):
         open_source(f"folder:{tmp_path}")
