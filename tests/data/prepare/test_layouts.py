@@ -36,7 +36,7 @@ def test_imagenet_in_folders(opened):
     assert [r.label for r in opened.splits["validation"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("kind", "folder"), [("imagenet", "train"), ("ade20k", "images/training")])
+@pytest.mark.parametrize(("kind", "folder"), [("imagenet", "train"), ("ade20k", "ADEChallengeData2016/images/training")])
 def test_files_that_are_not_taken_are_counted(kind: str, folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     getattr(layouts, kind)(tmp_path)
     count = len(open_layout(f"{kind}:{tmp_path}").splits["train"])
