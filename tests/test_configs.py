@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import ablation
 from sere_jax.build import pretraining
+from sere_jax.config import arguments, keys
 from sere_jax.config import check as rules
 from sere_jax.config.names import flatten
 
@@ -68,6 +70,27 @@ def test_a_file_says_what_it_is(file: str):
     text = importlib.import_module(f"configs.{file}").__doc__ or ""
     assert all(re.search(rf"^{word} +\S", text, re.MULTILINE) for word in ("Paper", "Launch", "Cost", "Expected"))
     assert "measured with this code: " in text and f"configs/{file}.py" in text
+
+
+def test_a_file_sets_nothing_to_its_default(monkeypatch: pytest.MonkeyPatch):
+    """A config file shows only what makes it that experiment. The functions of common_*.py take some defaults as arguments."""
+    repeated = []
+    files = {str(ROOT / "configs" / f"{file}.py") for file in FILES}
+    project = {*files, *map(str, (ROOT / "configs").glob("common*.py")), arguments.__file__, keys.__file__}
+    set_item = ConfigDict.__setitem__
+
+    def watched(config: ConfigDict, key: str, value: Any) -> None:
+        if key in config and not isinstance(value, ConfigDict) and (config[key], type(config[key])) == (value, type(value)):
+            frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(None)]
+            setter, line = next((name, line) for name, line in frames if name in project)  # `arguments` sets what a launch asks for
+            if setter in files:
+                repeated.append(f"{Path(setter).name}:{line}: {key} = {value!r}")
+        set_item(config, key, value)
+
+    monkeypatch.setattr(ConfigDict, "__setitem__", watched)
+    for file in FILES:
+        _config(file)
+    assert repeated == []
 
 
 @pytest.mark.parametrize("file", FILES)
