@@ -24,6 +24,10 @@ from sere_jax.build import pretraining
 from tests import micro
 
 FILE = Path(__file__).parent / "golden" / "quickstart_step1.json"
+# Relative. Bit-identity holds on one machine and for one compiled program. Measured against the file on a CPU with AVX2, with one thread
+# and with two: 6e-7 for losses, 1.2e-6 for the gradient's norm. The same CPU held to SSE4.2, which has no fused multiply-add: 4e-6 for
+# relation losses and schedules; the teacher's temperature of 0.04 multiplies a rounding by 25, hence 5e-5 for DINO's loss.
+TOLERANCES = {"dino": 1e-4, "loss": 1e-4, "teacher_entropy": 2e-4, "center_norm": 1e-4, "grad_norm": 5e-4}
 PEAK = 12  # a step behind the warm-up and the frozen epoch, where one update shows
 
 
@@ -43,10 +47,12 @@ def test_metrics_of_the_quickstart():
     golden = json.loads(FILE.read_text())
     # A metric more in the log is no change of the run.
     found = {when: {name: metrics[name] for name in golden[when]} for when, metrics in _metrics().items()}
-    assert found["initial"] == pytest.approx(golden["initial"], rel=1e-4)
-    # Adam's first update is the gradient's sign times the rate: where a gradient is nearly 0 another machine may round it to the
-    # other side, so the second set of numbers is good to fewer digits.
-    assert found["updated"] == pytest.approx(golden["updated"], rel=1e-3)
+    for when, metrics in found.items():
+        for name, value in metrics.items():
+            # Adam's first update is the gradient's sign times the rate. Where a gradient is nearly 0, another machine may round it to
+            # the other side, so the second set of numbers is good to fewer digits.
+            tolerance = min(1e-3, TOLERANCES.get(name, 5e-6) * (5 if when == "updated" else 1))
+            assert value == pytest.approx(golden[when][name], rel=tolerance), f"{when}: {name}"
     # The update shows: on its own batch the loss falls.
     assert golden["updated"]["loss"] < golden["initial"]["loss"]
 
