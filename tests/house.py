@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"types", "writing", "models", "objectives", "data"},
     "evals": {"types", "writing", "ops", "losses", "models", "data", "train", "config", "sharding", "distributed", "reporting"},
     "build": {"types", "ops", "losses", "data", "models", "objectives", "train", "config", "sharding"},
-    "weights": {"types", "ops", "data", "models", "train", "config", "build", "interop"},
+    "weights": {"types", "writing", "ops", "data", "models", "train", "config", "build", "interop"},
     "commands": {
         "types",
         "writing",

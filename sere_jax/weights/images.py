@@ -6,7 +6,6 @@ import io
 import operator
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +17,11 @@ from PIL import Image
 from sere_jax.data.batches.whole_images import resize_and_centre_crop
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import ImageReading
+from sere_jax.data.sources.folder import read_file
 from sere_jax.models.resnet import ResNet
 from sere_jax.models.vit import ViT
 from sere_jax.weights.read import Preprocess
+from sere_jax.writing import place
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")  # Pillow's modes that a PNG holds without loss
 _HINT = "backbone.prepare(path, Pillow image, array or list of them) makes them"
@@ -46,6 +47,7 @@ def prepare(images: Any, how: Preprocess, channels: int) -> Float[np.ndarray, "b
 
 
 def _items(images: Any) -> list[Any]:
+    """The single images of what `prepare` takes: a list, one image, or an array with a batch axis."""
     if isinstance(images, list | tuple):
         return list(images)
     if isinstance(images, str | os.PathLike | Image.Image):
@@ -55,37 +57,52 @@ def _items(images: Any) -> list[Any]:
 
 
 def _square(item: Any, name: str, reading: ImageReading, how: Preprocess) -> np.ndarray:
+    """One image as levels [S, S, c]. Raises BackboneError, which begins with `name` and the path of a file."""
     if isinstance(item, str | os.PathLike):
-        name = f"{name} ({os.fspath(item)!s})"
+        name = f"{name} ({os.fsdecode(item)})"
     try:
-        return resize_and_centre_crop(decode(_encoded(item), reading), how.resize, how.size)
-    except (BadImage, OSError, ValueError, RuntimeError) as error:  # a NUL in a path; Pillow on a closed or empty image; ~nobody
+        return resize_and_centre_crop(decode(_encoded(item, name), reading), how.resize, how.size)
+    except (BadImage, OSError, ValueError) as error:  # ValueError: a NUL in a path
         advice = "; arrays are read as .npy files are: uint8 or uint16 levels" if isinstance(item, np.ndarray) else ""
-        raise BackboneError(f"{ascii(name)[1:-1]}: {error}{advice}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BackboneError(f"{ascii(name)[1:-1]}: {reason}{advice}") from error
 
 
-def _encoded(item: Any) -> bytes:
+def _encoded(item: Any, name: str) -> bytes:
     """The bytes of a file with the image's pixels."""
     if isinstance(item, str | os.PathLike):
-        return Path(item).expanduser().read_bytes()
+        return read_file(str(place(os.fsdecode(item))))
+    if isinstance(item, Image.Image):
+        return _png(item)
     file = io.BytesIO()
-    if not isinstance(item, Image.Image):
-        np.save(file, _array(item), allow_pickle=False)
-    elif item.mode in ("I", "F"):
-        raise BadImage(f"a Pillow image of mode {item.mode}: 32-bit samples have no agreed range")
-    else:
-        plain = item if item.mode in _PNG_MODES else item.convert("RGB")
-        plain.save(file, "PNG", compress_level=0)
+    np.save(file, _array(item, name), allow_pickle=False)
     return file.getvalue()
 
 
-def _array(images: Any) -> np.ndarray:
+def _png(image: Image.Image) -> bytes:
+    """A lossless file of a Pillow image. Raises BadImage for one without pixels, and for 32-bit samples."""
+    if not image.width or not image.height:
+        raise BadImage(f"a Pillow image of {image.width} x {image.height} pixels: expected at least 1 x 1")
+    if image.mode in ("I", "F"):
+        raise BadImage(f"a Pillow image of mode {image.mode}: 32-bit samples have no agreed range")
+    file = io.BytesIO()
+    try:
+        plain = image if image.mode in _PNG_MODES else image.convert("RGB")
+        plain.save(file, "PNG", compress_level=0)
+    except Exception as error:  # Pillow decodes here; it raises many types on closed and damaged files
+        raise BadImage(f"a Pillow image that cannot be read ({error}); was its file closed before its pixels were loaded?") from error
+    return file.getvalue()
+
+
+def _array(images: Any, name: str = "images") -> np.ndarray:
+    """An array of numbers with at least one axis. Raises BackboneError, which begins with `name`, for anything else."""
+    kind = type(images).__name__
     try:
         array = np.asarray(images)
     except Exception as error:  # tensors on another device or with a gradient raise types of their own
-        raise BackboneError(f"images: found {type(images).__name__}, which NumPy cannot read: {error}") from error
+        raise BackboneError(f"{name}: found {kind}, which NumPy cannot read: {error}") from error
     if array.dtype.kind not in "buifV" or not array.ndim:
-        raise BackboneError(f"images: found {type(images).__name__}, expected a path, a Pillow image, an array or a list of them")
+        raise BackboneError(f"{name}: found {kind}, expected a path, a Pillow image, an array or a list of them")
     return array
 
 
@@ -134,10 +151,17 @@ def blocks(layers: Any, attention: bool, module: ViT | ResNet) -> tuple[int, ...
         return ()
     depth = module.depth
     try:
-        wanted = [operator.index(layers)] if isinstance(layers, int | np.integer) else [operator.index(layer) for layer in layers]
+        wanted = [_number(layers)] if isinstance(layers, int | np.integer) else [_number(layer) for layer in layers]
     except TypeError as error:
         raise BackboneError(f"layers: found {layers!r}, expected whole numbers, such as (0, -1)") from error
     for layer in wanted:
         if not -depth <= layer < depth:
             raise BackboneError(f"layers: found {layer}, expected 0 to {depth - 1}, or -{depth} to -1")
     return tuple(layer % depth for layer in wanted)
+
+
+def _number(layer: Any) -> int:
+    """A whole number of any type. Raises TypeError for others, booleans among them, which Python counts as 0 and 1."""
+    if isinstance(layer, bool):
+        raise TypeError("a boolean is no number of a block")
+    return operator.index(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from sere_jax.interop.torch_file import LEFT
 from sere_jax.models.resnet import ResNet
 from sere_jax.ops.resize import bicubic_matrix
 from sere_jax.train.checkpoint import CheckpointError, holds, read_config, read_state
+from sere_jax.writing import place
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -92,7 +94,8 @@ def read_weights(
     if step is not None and not path.is_dir():
         raise InteropError(f"{path}: step: found {step}, expected none: a file holds one")
     try:
-        return _resized(_from_checkpoint(path, choice) if path.is_dir() else _from_file(path, choice), image_size)
+        weights = _from_checkpoint(path, choice) if path.is_dir() else _from_file(path, choice)
+        return _resized(weights._replace(about={"source": os.fspath(source)} | weights.about), image_size)
     except InteropError as error:
         raise InteropError(f"{path}: {error}") from error
 
@@ -116,7 +119,8 @@ def part(state: Any, path: str) -> Any:
 
 
 def _path_of(source: str | Path) -> Path:
-    path = Path(source).expanduser()
+    """The directory of a run or the file that a source means. Raises FileError where it is neither."""
+    path = place(source)
     if path.is_dir():
         return path / HF_FILE if (path / HF_FILE).is_file() else path
     if not path.name.endswith(READABLE):
@@ -158,7 +162,7 @@ def _from_checkpoint(path: Path, choice: _Choice) -> Weights:
     params["backbone"] = timm.unstack_blocks(params["backbone"])
     sizes = architecture(config)
     _heads(choice.heads, 0 if isinstance(sizes, resnet.Sizes) else sizes.heads, "which the run's config states")
-    about = {"source": str(path), "network": network, "step": step, "config": config.to_dict()}
+    about = {"network": network, "step": step, "config": config.to_dict()}
     report = [f"left         {name}" for name in left] + _unmatched([*flatten(part(state, field))], choice.ignore)
     return Weights(params, batch_stats, sizes, preprocess(config), about | ({"report": report} if report else {}))
 
@@ -192,7 +196,6 @@ def _from_file(path: Path, choice: _Choice) -> Weights:
     sizes, notes = _sizes(path, imported, metadata, choice.heads)
     prepare, more = _preprocess(path, imported, metadata, sizes)
     about = {
-        "source": str(path),
         "network": network,
         "step": metadata.get("step"),
         "config": metadata.get("config", {}),

@@ -6,7 +6,7 @@ heads, the optimizer's moments, the centers, the step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -53,10 +53,10 @@ def read(config: ConfigDict, abstract_state: State) -> WarmStart:
             if network == "teacher":
                 weights = _of_teacher(weights, sources["student"], config)
             params, lines = _taken(weights, wanted, config)
-            stats = _statistics(weights, part(abstract_state, statistics), config)
+            stats, more = _statistics(weights, part(abstract_state, statistics), {path.split("/")[0] for path in params})
             leaves |= {f"{field}/{path}": value for path, value in params.items()}
             leaves |= {f"{statistics}/{path}": value for path, value in stats.items()}
-            report += [*weights.about.get("report", ()), *lines] if network == "student" or networks else []
+            report += [*weights.about.get("report", ()), *lines, *more] if network == "student" or networks else []
         return WarmStart(leaves, tuple(dict.fromkeys(report)))
     except (CheckpointError, FileError, InteropError) as error:
         raise ConfigError([f"init_from: found {config.init_from!r}: {error}"]) from error
@@ -125,11 +125,25 @@ def _norm_lines(weights: Weights, config: ConfigDict) -> list[str]:
     return [f"changed      LayerNorm epsilon: {sizes.norm_eps:g} in the source, {eps:g} in this run"]
 
 
-def _statistics(weights: Weights, wanted: PyTree, config: ConfigDict) -> dict[str, np.ndarray]:
-    """The running statistics, of a ResNet and of heads, that both sides have in the same shape."""
-    stored = tables.flatten({name: value for name, value in weights.batch_stats.items() if config.init_heads or name == "backbone"})
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(wanted, sep="/").items()}
-    return {path: value for path, value in stored.items() if shapes.get(path) == value.shape}
+def _statistics(weights: Weights, wanted: PyTree, parts: Set[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The running statistics that the source and the state have in the same shape; lines on those that only one of them has.
+
+    `parts` are the backbone and the heads that are taken from the source; `_taken` reports the others.
+    """
+    stored = {path: value for path, value in tables.flatten(weights.batch_stats).items() if path.split("/")[0] in parts}
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(wanted, sep="/").items() if path.split("/")[0] in parts}
+    fitting = {path: value for path, value in stored.items() if shapes.get(path) == np.shape(value)}
+    lines = []
+    if left := sorted(stored.keys() - fitting.keys()):
+        lines.append(f"left         running statistics: {', '.join(_misfit(path, stored, shapes) for path in left)}")
+    if fresh := sorted({path.split("/")[0] for path in shapes.keys() - fitting.keys()}):
+        lines.append(f"at random    running statistics of {', '.join(fresh)}: the source lacks them; they start at mean 0 and variance 1")
+    return fitting, lines
+
+
+def _misfit(path: str, stored: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A stored leaf that the state has not, or has in another shape."""
+    return f"{path} {list(np.shape(stored[path]))} (expected {list(shapes[path]) if path in shapes else 'none of this name'})"
 
 
 def _check(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:

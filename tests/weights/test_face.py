@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pydoc
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -111,7 +112,15 @@ def test_layers_in_any_spelling(backbone, images, layers):
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"), [(2, "found 2, expected 0 to 1"), ([0, -3], "found -3"), (0.5, "found 0.5"), ("1", "found '1'")]
+    ("layers", "message"),
+    [
+        (2, "found 2, expected 0 to 1"),
+        ([0, -3], "found -3"),
+        (0.5, "found 0.5"),
+        ("1", "found '1'"),
+        (True, "found True, expected whole numbers"),
+        ([0, np.True_], "found "),
+    ],
 )
 def test_layers_that_there_are_not(backbone, images, layers, message):
     with pytest.raises(BackboneError, match=f"layers: {message}"):
@@ -181,14 +190,14 @@ def test_pillow_images_of_every_mode(backbone, photo, mode, tmp_path):
         ("missing.jpg", r"image 0 \(missing\.jpg\): .*No such file"),
         (".", r"image 0 \(\.\): .*directory"),
         ("a\0b.jpg", r"image 0 \(a\\x00b\.jpg\): .*null"),
-        ("~nobody-of-this-name/a.jpg", r"image 0 \(~nobody-of-this-name/a\.jpg\): "),
-        (Image.new("RGB", (0, 5)), "image 0: "),
+        ("~nobody-of-this-name/a.jpg", r"image 0 \(~nobody-of-this-name/a\.jpg\): No such file"),
+        ([np.zeros((16, 16, 3), np.uint8), Image.new("RGB", (0, 5))], "image 1: a Pillow image of 0 x 5 pixels: expected at least 1 x 1"),
         (np.zeros((16, 16, 3), np.float32), "image 0: samples of type float32 have no agreed range.*uint8 or uint16 levels"),
         (np.zeros((16, 16), np.uint8), "image 0: samples of shape 16 x 16"),
         (np.zeros((0, 16, 16, 3), np.float64)[0:0, 0:0], None),
         (Image.new("F", (16, 16)), "image 0: a Pillow image of mode F"),
         (Image.new("I", (16, 16)), "image 0: a Pillow image of mode I"),
-        ([np.zeros((16, 16, 3), np.uint8), None], "found NoneType"),
+        ([np.zeros((16, 16, 3), np.uint8), None], "image 1: found NoneType"),
         ({"a": 1}, "found dict"),
     ],
 )
@@ -199,6 +208,26 @@ def test_what_prepare_cannot_read_is_named(backbone, tmp_path, monkeypatch, give
         return
     with pytest.raises(BackboneError, match=message):
         backbone.prepare(given)
+
+
+def test_a_closed_image_and_a_pipe_are_named(backbone, photo, tmp_path):
+    closed = Image.open(photo)
+    closed.close()
+    with pytest.raises(BackboneError, match="image 1: a Pillow image that cannot be read"):
+        backbone.prepare([photo, closed])
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it: reading it would wait for ever
+    with pytest.raises(BackboneError, match=r"image 1 \(.*pipe\.png\): not a plain file"):
+        backbone.prepare([photo, tmp_path / "pipe.png"])
+
+
+def test_a_path_means_the_same_place_here_as_in_other_programs(backbone, photo, tmp_path, monkeypatch):
+    """`..` is taken from the path as it is written, also behind a link; `~` is the home directory."""
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    shutil.copy(photo, tmp_path / "photo.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (tmp_path / "link" / ".." / "photo.png", "~/photo.png"):
+        np.testing.assert_array_equal(backbone.prepare(path), backbone.prepare(photo))
 
 
 def test_a_name_that_is_not_utf8_and_a_damaged_file(backbone, tmp_path):

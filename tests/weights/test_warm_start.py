@@ -12,7 +12,7 @@ from sere_jax.commands import pretrain
 from sere_jax.commands.export import export
 from sere_jax.config.check import ConfigError
 from sere_jax.interop import resnet
-from sere_jax.interop.files import write_tensors
+from sere_jax.interop.files import read_tensors, write_tensors
 from sere_jax.interop.timm import to_timm
 from sere_jax.train.checkpoint import read_state
 from sere_jax.weights import warm_start
@@ -92,6 +92,23 @@ def test_a_resnet_of_torchvision_starts_a_run_with_its_statistics(tmp_path):
     text = "\n".join(start.report)
     assert "left         fc.weight, fc.bias" in text
     assert "at random    heads_channel" in text
+
+
+def test_running_statistics_that_do_not_fit_are_told(source, tmp_path):
+    """One misshapen, one of an unknown name, one missing; the heads themselves are taken."""
+    export(source[0], tmp_path / "x.npz", layout="npz", network="both", with_heads=True)
+    tensors, metadata = read_tensors(tmp_path / "x.npz")
+    stem = "student/batch_stats/heads_spatial"
+    tensors[f"{stem}/bn/mean"] = np.zeros(7, np.float32)
+    tensors[f"{stem}/bn/median"] = tensors[f"{stem}/bn/var"]
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("student/batch_stats/heads_channel/")}
+    write_tensors(tmp_path / "y.npz", tensors, metadata)
+    fresh, state, start = _state(_config(tmp_path / "y.npz"))
+    text = "\n".join(start.report)
+    assert "left         running statistics: heads_spatial/bn/mean [7] (expected [48]), heads_spatial/bn/median [48] (expected none" in text
+    assert "at random    running statistics of heads_channel, heads_spatial: the source lacks them" in text
+    micro.assert_equal(state.batch_stats["heads_channel"], micro.copies(fresh.batch_stats["heads_channel"]))
+    np.testing.assert_array_equal(state.batch_stats["heads_spatial"]["bn"]["var"], tensors[f"{stem}/bn/var"])
 
 
 def test_mocov3_goes_on_from_a_file_with_all_its_heads(tmp_path):
