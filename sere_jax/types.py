@@ -92,7 +92,8 @@ class Objective(NamedTuple):
     `apply(outputs, views, state, step) -> (loss, statistics, metrics)` looks at one micro-batch and does not move the state.
     `update(state, statistics) -> state` moves it, once a window of accumulation. Its statistics are those of `apply`, averaged over
     the window's micro-batches, which all have the same size. A ratio is therefore returned as its numerator and denominator.
-    Outputs of the teacher carry no gradient. `references` gives, for metrics that have one, the value when nothing has been learned.
+    The step stops the gradient of the teacher's outputs, so no loss needs to. `references` gives the values of metrics when nothing has
+    been learned.
     """
 
     requests: tuple[Request, ...]

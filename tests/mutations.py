@@ -39,7 +39,6 @@ _GEOMETRY, _OPTIM, _DISTILLATION = "tests/ops/test_geometry.py", "tests/train/te
 _HEADS, _NETWORK, _VIT = "tests/models/test_heads.py", "tests/models/test_network.py", "tests/models/test_vit.py"
 _DENSE, _PATCH, _RULES = "tests/losses/test_dense.py", "tests/objectives/test_patch_objective.py", "tests/train/test_optim_rules.py"
 _MOCOV3, _MAE = "tests/objectives/test_mocov3_objective.py", "tests/objectives/test_mae.py"
-_STOP = "jax.lax.stop_gradient("
 
 MUTATIONS = (
     # Sides and temperatures.
@@ -116,15 +115,7 @@ MUTATIONS = (
         "tests/objectives/test_recipes.py",
     ),
     # Gradients.
-    Mutation("stop-gradient-targets", "losses/distillation.py", f"return {_STOP}jax.nn.softmax(", "return (jax.nn.softmax(", _DISTILLATION),
-    Mutation(
-        "stop-gradient-relation",
-        "losses/relation.py",
-        f"return {_STOP}jax.nn.softmax(",
-        "return (jax.nn.softmax(",
-        "tests/losses/test_relation_loss.py",
-    ),
-    Mutation("stop-gradient-step", "train/step.py", f"{_STOP}outputs)", "outputs", _STEP),
+    Mutation("stop-gradient", "train/step.py", "jax.lax.stop_gradient(outputs)", "outputs", _STEP),
     Mutation("accumulation", "train/update.py", "a + g / accumulate_steps", "a + g", _STEP),
     # The optimizer.
     Mutation(

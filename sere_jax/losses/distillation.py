@@ -10,8 +10,8 @@ from jaxtyping import Float
 def teacher_probabilities(
     logits: Float[jax.Array, "*tokens k"], center: Float[jax.Array, "1 k"], temperature: Float[jax.Array, ""] | float
 ) -> Float[jax.Array, "*tokens k"]:
-    """softmax((logits - center) / temperature) over prototypes, without gradient. Source: DINO, Caron et al. 2021, eq. 1."""
-    return jax.lax.stop_gradient(jax.nn.softmax((logits.astype(jnp.float32) - center) / temperature, axis=-1))
+    """softmax((logits - center) / temperature) over prototypes. Source: DINO, Caron et al. 2021, eq. 1."""
+    return jax.nn.softmax((logits.astype(jnp.float32) - center) / temperature, axis=-1)
 
 
 def distillation_loss(
@@ -46,7 +46,7 @@ def _cross_entropy(targets: Float[jax.Array, "b v k"], logits: Float[jax.Array, 
 
 def update_center(center: Float[jax.Array, "1 k"], batch_mean: Float[jax.Array, "k"], momentum: float) -> Float[jax.Array, "1 k"]:
     """The running center of the teacher's logits: momentum * center + (1 - momentum) * mean over the global batch and its views."""
-    return momentum * center + (1.0 - momentum) * jax.lax.stop_gradient(batch_mean)
+    return momentum * center + (1.0 - momentum) * batch_mean
 
 
 def entropy(probabilities: Float[jax.Array, "*tokens k"]) -> Float[jax.Array, ""]:

@@ -29,7 +29,7 @@ def dino(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center
     """
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
-        teacher = jax.lax.stop_gradient(outputs[TEACHER_GLOBAL])
+        teacher = outputs[TEACHER_GLOBAL]
         targets = teacher_probabilities(logits(teacher), state["center"], teacher_temp(step))
         student = logits(outputs[STUDENT_GLOBAL])
         local = logits(outputs[STUDENT_LOCAL]) if local_count else student[:, :0]

@@ -23,7 +23,7 @@ def mocov3(*, temperature: float, batch_size: int) -> Objective:
     """
 
     def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:
-        queries, keys = outputs[STUDENT], jax.lax.stop_gradient(outputs[TEACHER])
+        queries, keys = outputs[STUDENT], outputs[TEACHER]
         logits = [similarity_logits(queries[:, i], keys[:, 1 - i], temperature) for i in (0, 1)]
         value = 2 * temperature * (info_nce(logits[0]) + info_nce(logits[1]))
         correct = jnp.stack([jnp.argmax(x, axis=-1) == jnp.arange(x.shape[0]) for x in logits])

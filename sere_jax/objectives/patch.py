@@ -33,7 +33,7 @@ def patch(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cente
     """
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
-        teacher, indices = jax.lax.stop_gradient(outputs[TEACHER_PATCHES]), _indices(views)
+        teacher, indices = outputs[TEACHER_PATCHES], _indices(views)
         b, v, h, w, e = teacher.bottleneck.shape
         hidden = PrototypeOutput(gather_patches(teacher.bottleneck, indices), teacher.prototypes)
         counted = jnp.asarray(indices) >= 0
@@ -66,7 +66,7 @@ def aligned(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cen
     """
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
-        teacher, boxes = jax.lax.stop_gradient(outputs[TEACHER_ALIGNED]), jnp.asarray(views.boxes)
+        teacher, boxes = outputs[TEACHER_ALIGNED], jnp.asarray(views.boxes)
         valid = overlaps(boxes[:, 0], boxes[:, 1])
         targets = teacher_probabilities(logits(teacher), state["center"], teacher_temp(step))
         counted = jnp.broadcast_to(valid[:, None, None], targets.shape[:-1])

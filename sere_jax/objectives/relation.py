@@ -88,7 +88,7 @@ def spatial(settings: SpatialSettings, requests: tuple[Request, ...], *, local_c
         return jnp.sum(jax.vmap(pair_loss, in_axes=(None, 1, 0, 0))(teacher[:, i], local, points_t, points_s))
 
     def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:
-        student, teacher = outputs[requests[0]], jax.lax.stop_gradient(outputs[requests[1]])
+        student, teacher = outputs[requests[0]], outputs[requests[1]]
         global_sum = sum(pair_loss(teacher[:, i], student[:, j], *points(views, i, j, global_points)) for i, j in ((0, 1), (1, 0)))
         local_sum = None
         if local_count:

