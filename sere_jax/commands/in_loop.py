@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
 from sere_jax.evals.network import Network
 from sere_jax.evals.protocol import Evaluation, Protocol
 from sere_jax.evals.protocols import PROTOCOLS
-from sere_jax.models.norm import split_statistics
+from sere_jax.models.norm import join_statistics, split_statistics
 from sere_jax.models.vit import ViT
 from sere_jax.types import Features, PyTree
 from sere_jax.weights import read
@@ -35,8 +36,13 @@ def _network(config: ConfigDict) -> Network:
     def apply(params: PyTree, images: jax.Array) -> Features:
         return module.apply(split_statistics(params), images)  # type: ignore[return-value]  # Linen types its answer as anything
 
+    def init(seed: int) -> PyTree:
+        images = jnp.zeros((1, module.image_size, module.image_size, module.in_channels))
+        variables = jax.jit(module.init)(jax.random.key(seed), images)
+        return join_statistics(variables["params"], variables.get("batch_stats", {}))
+
     sizes = (prepare.size, prepare.resize, module.patch_size, prepare.mean, prepare.std)
-    return Network("training", apply, None, *sizes, value_range=prepare.value_range, whole_patches=isinstance(module, ViT))
+    return Network("training", apply, None, *sizes, init, value_range=prepare.value_range, whole_patches=isinstance(module, ViT))
 
 
 def _settings(config: ConfigDict, protocol: Protocol) -> Any:

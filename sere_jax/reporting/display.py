@@ -18,6 +18,7 @@ from sere_jax.reporting.kinds import kind_of, verdict_colour
 _TRACE = 24  # values in the small curve beside a loss
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPEED = ("speed/images_per_second", "speed/seconds_per_step", "speed/data_wait")
+_RANDOM = "/random"  # ends the name of a metric at random initialisation
 _QUIET = ("bad_steps", "data/replaced")  # left out of plain lines while they are 0
 
 
@@ -31,6 +32,7 @@ class Panel:
         self._traces: dict[str, collections.deque[float]] = collections.defaultdict(lambda: collections.deque(maxlen=_TRACE))
         self._since: tuple[float, int] | None = None
         self.activity: tuple[str, float] | None = None
+        self.warnings: tuple[str, ...] = ()  # causes of a collapse
 
     def start(self, step: int) -> None:
         """Training starts after this step."""
@@ -43,8 +45,11 @@ class Panel:
             self._since = (time.perf_counter(), step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the metrics of a step."""
+        """Record the metrics of a step. The value of `NAME/random` is shown as that of NAME when nothing has been learned."""
         for name, value in values.items():
+            if name.endswith(_RANDOM):
+                self._references = {**self._references, name.removesuffix(_RANDOM): value}
+                continue
             self._values[name] = (value, step)
             self._traces[name].append(value)
 
@@ -56,11 +61,13 @@ class Panel:
                 continue
             reference = f" ({_number(self._references[name])})" if name in self._references else ""
             words.append(f"{name} {_number(values[name])}{reference}")
+        words += [f"COLLAPSE: {warning}" for warning in self.warnings]
         return "  ".join(words)
 
     def draw(self, width: int) -> rich.console.RenderableType:
         """The live picture: progress, metrics beside their values when nothing is learned, then the others, coloured by kind."""
         parts: list[rich.console.RenderableType] = [self._progress(width)]
+        parts += [rich.text.Text(f"COLLAPSE: {warning}", style="bold red") for warning in self.warnings]
         referenced = [name for name in self._references if name in self._values]
         if referenced:
             parts.append(self._beside_references(referenced))
@@ -72,7 +79,7 @@ class Panel:
     def _order(self, values: Mapping[str, object]) -> list[str]:
         """Metrics with a reference in the objective's order, then the others, without those that the line begins with."""
         first = [name for name in self._references if name in values]
-        return first + [name for name in values if name not in self._references and name not in _SPEED]
+        return first + [name for name in values if name not in self._references and name not in _SPEED and not name.endswith(_RANDOM)]
 
     def _place(self, step: int) -> list[str]:
         words = [f"step {step:,}/{self._total_steps:,}"]

@@ -21,7 +21,8 @@ KINDS = (
     Kind("accuracy", ("*accuracy", "*/top1", "*/top5"), "green", "above"),
     # At the reference all prototypes are equally likely; at 0 a single prototype is used. Both are collapses.
     Kind("entropy", ("*entropy",), "magenta", "between"),
-    Kind("fault", ("bad_steps", "bad_step", "data/replaced"), "red", "neither"),
+    Kind("fault", ("bad_steps", "bad_step", "data/replaced", "collapse"), "red", "neither"),
+    Kind("rank", ("rank/*",), "magenta", "neither"),
     Kind("norm", ("*norm",), "blue", "neither"),
     Kind("share", ("*_share",), "blue", "neither"),
     Kind("schedule", ("learning_rate", "weight_decay", "ema_momentum"), "yellow", "neither"),

@@ -20,6 +20,7 @@ import rich.progress
 import rich.text
 
 from sere_jax.reporting import screen
+from sere_jax.reporting.alarm import CollapseAlarm
 from sere_jax.reporting.display import Panel, duration
 from sere_jax.reporting.records import Records
 from sere_jax.reporting.tensorboard import EventFile
@@ -55,6 +56,7 @@ class Progress:
         self._console = console or screen.stdout()
         self._live_wanted = screen.can_redraw(self._console) if live is None else live
         self._panel = Panel(total_steps, steps_per_epoch, dict(references or {}))
+        self._alarm = CollapseAlarm(references or {})
         self._lock = threading.Lock()  # the live display draws from its own thread
         self._live: rich.live.Live | None = None
         self._directory = directory
@@ -91,9 +93,17 @@ class Progress:
             self._panel.advance(step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the metrics of one step to the files and the console. Non-finite values are `null` in `metrics.jsonl`."""
+        """Write the metrics of one step to the files and the console. Non-finite values are `null` in `metrics.jsonl`.
+
+        Where they show a collapse a line says so, the panel keeps saying it, and the metric `collapse` is 1 as long as it lasts.
+        """
+        lines = self._alarm.watch(step, values)
+        values = {**values, "collapse": 1.0} if self._alarm.active else values
         with self._lock:
+            self._panel.warnings = tuple(self._alarm.active.values())
             self._panel.write(step, values)
+        for line in lines:
+            self.note(line)
         if self._records is not None:
             with self._may_fail("metrics.jsonl"):
                 self._records.write(step, values)

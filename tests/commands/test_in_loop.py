@@ -22,7 +22,12 @@ def test_a_config_with_a_cadence_and_images_runs_the_knn(tmp_path: Any):
     assert set(evaluations) == {"knn"}
     params = micro.random_like(pretraining.abstract_state(config, micro.LENGTH).params)
     scores = dict(evaluations["knn"](params["backbone"]))
-    assert set(scores) == {"knn/k1/top1"} and 0 <= scores["knn/k1/top1"] <= 1
+    # Queries that are the gallery leave no image to fit the probe to.
+    names = {"knn/k1/top1", "rank/rankme", "rank/lidar"}
+    assert set(scores) == names | {f"{name}/random" for name in names} and 0 <= scores["knn/k1/top1"] <= 1
+    other = micro.random_like(pretraining.abstract_state(config, micro.LENGTH).params, seed=1)
+    again = dict(evaluations["knn"](other["backbone"]))
+    assert {name: again[f"{name}/random"] for name in names} == {name: scores[f"{name}/random"] for name in names}
     assert in_loop.evaluations(micro.config({"run": {"eval_every_steps": 0}, "eval": images})) == {}
     assert in_loop.evaluations(micro.config({"run": {"eval_every_epochs": 1}, "eval": {"gallery": "", "query": ""}})) == {}
 

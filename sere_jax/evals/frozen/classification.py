@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from sere_jax.config.rule import Rule
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
-from sere_jax.evals.frozen import comparison, knn
+from sere_jax.evals.frozen import comparison, in_training, knn
 from sere_jax.evals.frozen.comparison import ImageSet
 from sere_jax.evals.frozen.labelled import LabelledPair, open_labelled
 from sere_jax.evals.network import Network, prepared, shared_reading
@@ -146,6 +147,9 @@ def _notes(read: comparison.Read, unreadable: dict[str, list[str]]) -> Iterator[
 def _periodic(network: Network, settings: Settings) -> knn.KnnEvaluation:
     """The k-NN of a training run, whose network comes without parameters; it scores the first of `settings.tokens`.
 
+    From the same features it makes the scores of `in_training`: a closed-form probe, RankMe and LiDAR. With `network.init` every
+    score stands beside that of random parameters (NAME/random).
+
     Raises EvalError or SourceError before training starts, not at the first evaluation.
     """
     pair = open_labelled(settings.gallery, settings.query)
@@ -162,6 +166,8 @@ def _periodic(network: Network, settings: Settings) -> knn.KnnEvaluation:
         tokens=settings.tokens[0],
         classes=len(pair.classes),
         images=pair.images,
+        also=functools.partial(in_training.evaluate, classes=len(pair.classes)),
+        initial=functools.partial(network.init, settings.seed) if network.init else None,
     )
 
 

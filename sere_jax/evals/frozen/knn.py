@@ -181,6 +181,9 @@ class KnnEvaluation:
       images: the numbers of the images at all positions of the gallery and of the query, as `Labelled.images`.
       prefix: of the names that are yielded.
       cache_bytes: host memory of this process for the decoded images.
+      also: makes more scores from the features of gallery and query.
+      initial: makes parameters at random initialisation. At the first call they are scored too, and every call then yields their
+        scores as well, as NAME/random.
     """
 
     def __init__(
@@ -198,15 +201,26 @@ class KnnEvaluation:
         images: tuple[Int[np.ndarray, " g"], Int[np.ndarray, " q"]] | None = None,
         prefix: str = "knn/",
         cache_bytes: int = 2 << 30,
+        also: Callable[[Labelled, Labelled], Iterable[tuple[str, float]]] | None = None,
+        initial: Callable[[], PyTree] | None = None,
     ) -> None:
         self._extract = Extractor(apply, mean=mean, std=std, tokens=(tokens,))
         self._sets = (_Cached(gallery, cache_bytes // 2), _Cached(query, cache_bytes // 2))
         self._tokens, self._prefix, self._neighbours, self._images = tokens, prefix, neighbours, images
         self._notes: tuple[str, ...] = ()
+        self._also, self._initial = also, initial
+        self._random: dict[str, float] = {}
         self._vote = functools.partial(evaluate, neighbours=neighbours, temperature=temperature, classes=classes)
 
     def __call__(self, params: PyTree) -> Iterator[tuple[str, float]]:
         """Yield ('knn/k10/top1', accuracy) and so on."""
+        if self._initial is not None:
+            self._random = {f"{name}/random": value for name, value in self._scores(self._initial())}
+            self._initial = None
+        yield from self._scores(params)
+        yield from self._random.items()
+
+    def _scores(self, params: PyTree) -> Iterator[tuple[str, float]]:
         sets = [self._extract(params, batches) for batches in self._sets]
         numbers = self._images or (None, None)
         gallery, query = (labelled(extracted, self._tokens, images) for extracted, images in zip(sets, numbers, strict=True))
@@ -219,6 +233,8 @@ class KnnEvaluation:
         self._notes = notes
         for name, value in self._vote(gallery, query):
             yield self._prefix + name, value
+        if self._also is not None:
+            yield from self._also(gallery, query)
 
 
 class _Cached:
