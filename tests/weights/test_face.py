@@ -221,11 +221,11 @@ def test_a_closed_image_and_a_pipe_are_named(backbone, photo, tmp_path):
 
 
 def test_a_path_means_the_same_place_here_as_in_other_programs(backbone, photo, tmp_path, monkeypatch):
-    """`..` is taken from the path as it is written, also behind a link; `~` is the home directory."""
+    """`..` behind a link is taken as the operating system takes it; `~` is the home directory."""
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
-    shutil.copy(photo, tmp_path / "photo.png")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(photo, tmp_path / "elsewhere" / "photo.png")
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
     for path in (tmp_path / "link" / ".." / "photo.png", "~/photo.png"):
         np.testing.assert_array_equal(backbone.prepare(path), backbone.prepare(photo))
 
