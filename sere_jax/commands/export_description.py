@@ -9,7 +9,8 @@ from typing import Any
 from sere_jax.interop import hf_config
 from sere_jax.interop.resnet import Sizes
 from sere_jax.interop.timm import Architecture
-from sere_jax.weights.read import Preprocess, Weights
+from sere_jax.weights.beside import Preprocess
+from sere_jax.weights.read import Weights
 
 LICENCE = (
     "Weights trained with sere_jax (Apache-2.0), without any weights of the SERE authors. "

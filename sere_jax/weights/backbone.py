@@ -21,7 +21,8 @@ from sere_jax.models.resnet import ResNet
 from sere_jax.models.vit import ViT
 from sere_jax.types import Features, PyTree
 from sere_jax.weights import images as pictures
-from sere_jax.weights.read import Preprocess, read_weights
+from sere_jax.weights.beside import Preprocess
+from sere_jax.weights.read import read_weights
 
 _log = logging.getLogger(__name__)
 

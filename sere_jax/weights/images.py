@@ -20,7 +20,7 @@ from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.folder import read_file
 from sere_jax.models.resnet import ResNet
 from sere_jax.models.vit import ViT
-from sere_jax.weights.read import Preprocess
+from sere_jax.weights.beside import Preprocess
 from sere_jax.writing import place
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")  # Pillow's modes that a PNG holds without loss

@@ -12,32 +12,19 @@ from ml_collections import ConfigDict
 
 from sere_jax.build import pretraining
 from sere_jax.config.saved import completed
-from sere_jax.data.images.reading import BY_TYPE, ValueRange
-from sere_jax.interop import formats, hf_config, resnet, timm
+from sere_jax.interop import formats, resnet, timm
 from sere_jax.interop.files import READABLE, FileError, read_tensors
 from sere_jax.interop.tables import InteropError, flatten, nest
 from sere_jax.interop.torch_file import LEFT
 from sere_jax.models.resnet import ResNet
 from sere_jax.ops.resize import bicubic_matrix
 from sere_jax.train.checkpoint import CheckpointError, holds, read_config, read_state
+from sere_jax.weights.beside import Preprocess, check_heads, preprocess_of_file, sizes_of_file
 from sere_jax.writing import place
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # The paths in a state at which a network's parameters and its running statistics stand.
 NETWORKS = {"teacher": ("method/teacher", "method/teacher_batch_stats"), "student": ("params", "batch_stats")}
 HF_FILE = "model.safetensors"
-
-
-class Preprocess(NamedTuple):
-    """How images are prepared: shorter side to `resize` pixels, centre crop of `size`, (pixel / 255 - mean) / std."""
-
-    size: int
-    resize: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bicubic"
-    value_range: ValueRange = BY_TYPE  # of arrays and TIFF bands: values that become the levels 0 and 255
 
 
 class Weights(NamedTuple):
@@ -161,7 +148,7 @@ def _from_checkpoint(path: Path, choice: _Choice) -> Weights:
         raise CheckpointError(f"{path}, step {step}: the {network} has no backbone; found {', '.join(sorted(params))}")
     params["backbone"] = timm.unstack_blocks(params["backbone"])
     sizes = architecture(config)
-    _heads(choice.heads, 0 if isinstance(sizes, resnet.Sizes) else sizes.heads, "which the run's config states")
+    check_heads(choice.heads, 0 if isinstance(sizes, resnet.Sizes) else sizes.heads, "which the run's config states")
     about = {"network": network, "step": step, "config": config.to_dict()}
     report = [f"left         {name}" for name in left] + _unmatched([*flatten(part(state, field))], choice.ignore)
     return Weights(params, batch_stats, sizes, preprocess(config), about | ({"report": report} if report else {}))
@@ -193,8 +180,8 @@ def _from_file(path: Path, choice: _Choice) -> Weights:
     )
     imported = imported._replace(left=(*imported.left, *metadata.get(LEFT, ())))
     network = network if choice.network or stored or formats.networks_in(tensors) else ""
-    sizes, notes = _sizes(path, imported, metadata, choice.heads)
-    prepare, more = _preprocess(path, imported, metadata, sizes)
+    sizes, notes = sizes_of_file(path, imported, metadata, choice.heads)
+    prepare, more = preprocess_of_file(path, imported, metadata, sizes)
     about = {
         "network": network,
         "step": metadata.get("step"),
@@ -204,70 +191,6 @@ def _from_file(path: Path, choice: _Choice) -> Weights:
         "report": [*formats.describe(imported, network), *_unmatched([*tensors], choice.ignore), *notes, *more],
     }
     return Weights(imported.params, imported.batch_stats, sizes, prepare, about)
-
-
-def _sizes(
-    path: Path, imported: formats.Imported, metadata: Mapping[str, Any], heads: int
-) -> tuple[timm.Architecture | resnet.Sizes, list[str]]:
-    """The sizes of a file's network, with what its metadata or the JSON files beside it state; lines on what was assumed."""
-    params, recorded = imported.params["backbone"], metadata.get("architecture", {})
-    if "conv1" in params:
-        _heads(heads, 0, "since a ResNet has no attention")
-        return resnet.sizes_of_params(params, recorded.get("image_size", 224)), []
-    sizes = timm.architecture_of_params(params)
-    stated = hf_config.Stated(recorded.get("heads", 0), recorded.get("norm_eps", timm.NORM_EPS))
-    notes = []
-    if imported.format == "hf_vit":
-        config = hf_config.read_json(path.parent / hf_config.CONFIG)
-        if config or not recorded:
-            stated = hf_config.stated(config, sizes)
-        if not config and not recorded:
-            notes.append(f"assumed      LayerNorm epsilon {stated.norm_eps:g}, transformers' default: no {hf_config.CONFIG} is beside it")
-    if stated.heads:
-        _heads(heads, stated.heads, "which the file states")
-    elif imported.heads:
-        _heads(heads, imported.heads, f"as the ViTs of {formats.TITLES[imported.format]} have")
-    elif not heads:
-        raise InteropError(
-            "heads: unknown, since tensors do not show it; expected heads=N. "
-            f"timm's, DINO's and iBOT's ViTs of width {sizes.width} have {max(sizes.width // 64, 1)}, MoCo v3's ViT-S has 12"
-        )
-    number = stated.heads or imported.heads or heads
-    if sizes.width % number:
-        raise InteropError(f"heads: found {number}, expected a divisor of the width {sizes.width}")
-    return sizes._replace(heads=number, norm_eps=stated.norm_eps), notes
-
-
-def _heads(found: int, expected: int, reason: str) -> None:
-    if found not in (0, expected):
-        raise InteropError(f"heads: found {found}, expected {expected}, {reason}")
-
-
-def _preprocess(
-    path: Path, imported: formats.Imported, metadata: Mapping[str, Any], sizes: timm.Architecture | resnet.Sizes
-) -> tuple[Preprocess, list[str]]:
-    """How a file's images are prepared: as its metadata says, else the JSON beside it, else as ImageNet's models are evaluated."""
-    saved = metadata.get("preprocess")
-    if saved:
-        value_range = tuple(saved.get("value_range", BY_TYPE))
-        mean, std = tuple(saved["mean"]), tuple(saved["std"])
-        return Preprocess(saved["size"], saved["resize"], mean, std, saved["interpolation"], value_range), []
-    size, channels = sizes.image_size, sizes.in_channels
-    content = hf_config.read_json(path.parent / hf_config.PREPROCESSOR) if imported.format == "hf_vit" else {}
-    if content:
-        asked = hf_config.preparation(content, size, channels)
-        lines = [f"images       {note}" for note in asked.notes]
-        if (asked.mean, asked.std) != (IMAGENET_MEAN, IMAGENET_STD):
-            lines.append(f"images       normalised with mean {_numbers(asked.mean)}, std {_numbers(asked.std)}")
-        return Preprocess(asked.size, asked.resize, asked.mean, asked.std), lines
-    if channels == len(IMAGENET_MEAN):
-        return Preprocess(size, size * 256 // 224), []
-    half = (0.5,) * channels
-    return Preprocess(size, size * 256 // 224, half, half), [f"assumed      mean and std 0.5 of each of the {channels} channels"]
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
 
 
 def _resized(weights: Weights, image_size: int) -> Weights:

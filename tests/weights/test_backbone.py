@@ -19,7 +19,7 @@ from sere_jax.interop.tables import InteropError
 from sere_jax.models.resnet import ResNet
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.weights.backbone import Backbone, load_backbone
-from sere_jax.weights.read import Preprocess
+from sere_jax.weights.beside import Preprocess
 from tests import micro, saved_run
 from tests.oracles import timm_vit
 

@@ -25,8 +25,8 @@ from sere_jax.evals.features import normalise
 from sere_jax.interop.tables import InteropError
 from sere_jax.models.resnet import ResNet
 from sere_jax.weights.backbone import Backbone
+from sere_jax.weights.beside import Preprocess
 from sere_jax.weights.images import BackboneError
-from sere_jax.weights.read import Preprocess
 from tests import micro, saved_run
 from tests.house import ROOT
 
