@@ -28,7 +28,7 @@ _EVERY_STEP = {"warmup_epochs": 0, "base_lr": 0.03, "weight_decay": 0.0, "weight
 
 def _mocov3(recipe: str) -> ConfigDict:
     found = micro.config({"optimizer": _EVERY_STEP | {"clip_grad": 0.0, "warmup": "exclusive"}}, recipe=recipe)
-    found.model.update(init="mocov3", positions="sincos_rows", freeze_patch_embed=True, drop_path=0.0)
+    found.model.update(depth=1, init="mocov3", positions="sincos_rows", freeze_patch_embed=True, drop_path=0.0)
     found.mocov3.update(hidden=24, width=8)
     found.teacher.ema_momentum = 0.9
     return found
@@ -57,7 +57,7 @@ def _mae() -> ConfigDict:
     found = micro.config({"optimizer": _EVERY_STEP | {"beta2": 0.95, "clip_grad": 0.0, "warmup": "exclusive"}}, recipe="mae")
     found.views.global_count = 1
     found.masking.update(kind="random", ratio=(0.75, 0.75), ratio_var=(0.0, 0.0))
-    found.model.update(init="mae", positions="sincos_columns", drop_path=0.0)
+    found.model.update(depth=1, init="mae", positions="sincos_columns", drop_path=0.0)
     found.mae.update(decoder_width=24, decoder_depth=1, decoder_heads=2)
     return found
 
