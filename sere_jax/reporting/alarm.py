@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 _IN_A_ROW = 2  # logs that must agree: a single one may be chance
 _SAME = 0.003  # of the reference: how near the loss is to the teacher's entropy when every view is answered alike
-_EMPTY = 0.01  # of the reference: an entropy at its lower end
+_CERTAIN = 0.07  # of the reference: a loss below this means that one prototype answers nearly all images (healthy runs: above 0.15)
 _UNIFORM = 0.99  # of the reference: an entropy at its upper end
 _LEARNED = 0.95  # of the reference: an entropy below this shows that the run had learned something
 _PATIENCE = 2000  # steps after which a run that has never learned anything counts as collapsed
@@ -33,16 +33,17 @@ class CollapseAlarm:
     """Watches the metrics of a run. `watch` returns what is to be said; `active` are the causes that hold now, for a display.
 
     A distillation loss is the entropy of the teacher's assignments plus their divergence from the student's. Where all images get the
-    same answer the divergence vanishes. The alarm is raised when the loss is the entropy to within 0.3 % of ln K, two logs in a
-    row, and the entropy is near 0 (one prototype for everything) or near ln K (the center takes everything away). At the start
-    entropies may be near ln K without a collapse: then the run must have been below 95 % of it, or have taken 2,000 steps.
+    same answer, both vanish or the entropy is ln K. The alarm is raised, two logs in a row, when the loss is below 7 % of ln K
+    (one prototype for everything), or when it is the entropy to within 0.3 % of ln K and that is above 99 % of ln K (the center
+    takes everything away). At the start entropies may be near ln K without a collapse: then the run must have been below 95 % of
+    it before, or have taken 2,000 steps.
 
     It is also raised when the effective rank of the features (`rank/rankme`) is below 1.5, or below a fifth of its highest value.
 
     >>> alarm = CollapseAlarm({"dino": 6.2, "teacher_entropy": 6.2})
     >>> _ = alarm.watch(20, {"dino": 0.003, "teacher_entropy": 0.001})
     >>> alarm.watch(40, {"dino": 0.003, "teacher_entropy": 0.001})[0]
-    'COLLAPSE at step 40: teacher_entropy is 0.001: one prototype for every image'
+    'COLLAPSE at step 40: dino is 0.003 and teacher_entropy 0.001: one prototype for every image'
     """
 
     def __init__(self, references: Mapping[str, float]) -> None:
@@ -89,11 +90,11 @@ class CollapseAlarm:
         entropy, loss = values[signs.entropy], values[signs.loss]
         if entropy < _LEARNED * reference and loss - entropy > _SAME * reference:
             self._learned.add(signs.entropy)
+        about = f"{signs.loss} is {loss:.3g} and {signs.entropy} {entropy:.3g}"
+        if loss < _CERTAIN * reference:
+            return f"{about}: one prototype for every image"
         if abs(loss - entropy) > _SAME * reference:
             return ""
-        about = f"{signs.entropy} is {entropy:.3g}"
-        if entropy < _EMPTY * reference:
-            return f"{about}: one prototype for every image"
         assert self._started is not None
         late = signs.entropy in self._learned or step - self._started >= _PATIENCE
         if entropy > _UNIFORM * reference and late:

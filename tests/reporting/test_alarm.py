@@ -21,6 +21,11 @@ HEALTHY = [
     *((3.0668, 2.5344), (2.7471, 2.2207), (1.8676, 1.2939), (2.5329, 1.9987), (2.7335, 2.0839), (3.92, 3.4173), (3.7548, 3.2531)),
 ]
 
+WITHOUT_CENTER = [
+    *((3.2388, 2.0820), (1.1924, 0.4060), (0.6381, 0.3473), (0.5077, 0.3139)),
+    *((0.3505, 0.2502), (0.1587, 0.1265), (0.0256, 0.0207), (0.0045, 0.0023)),
+]
+
 
 def said(alarm: CollapseAlarm, pairs, first: int = 20, every: int = 20) -> list[tuple[int, str]]:
     """(step, line) of everything that the alarm says."""
@@ -53,6 +58,12 @@ def test_both_collapses_are_told_within_200_steps(end, cause):
     assert said(alarm, [HEALTHY[0]], first=2000) == [(2000, "step 2,000: teacher_entropy has left the collapse")] and not alarm.active
 
 
+def test_a_run_without_centering_is_told_as_its_loss_falls():
+    """(dino, teacher_entropy) of the quickstart with dino.center_momentum=1, every 20 steps from step 20."""
+    lines = said(CollapseAlarm(REFERENCES), WITHOUT_CENTER)
+    assert [step for step, _ in lines] == [120]
+
+
 def test_a_run_that_never_learns_is_told_after_2000_steps():
     lines = said(CollapseAlarm(REFERENCES), [(K, K)] * 120)
     assert [step for step, _ in lines] == [2040]  # the second log after them
@@ -62,7 +73,7 @@ def test_one_low_entropy_and_confident_answers_that_differ_are_no_collapse():
     alarm = CollapseAlarm(REFERENCES)
     assert said(alarm, [*HEALTHY, (0.01, 0.004), HEALTHY[0]]) == []
     # Every image has a prototype of its own, which the student does not know yet.
-    assert said(alarm, [(0.5, 0.004)] * 5) == []
+    assert said(alarm, [(0.9, 0.004)] * 5) == []
 
 
 def test_ranks_that_fall_or_are_those_of_constant_features():
@@ -80,7 +91,7 @@ def test_the_panel_the_lines_and_the_records_tell_it(tmp_path):
         progress.start(0)
         for step in (20, 40, 60):
             progress.write(step, collapsed)
-    assert "COLLAPSE at step 40: teacher_entropy is 0.001: one prototype for every image" in text.getvalue()
+    assert "COLLAPSE at step 40: dino is 0.003 and teacher_entropy 0.001: one prototype for every image" in text.getvalue()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record.get("collapse") for record in records] == [None, 1.0, 1.0]
     panel = Panel(100, 0, REFERENCES)
