@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sere_jax.build import pretraining
-from sere_jax.types import Objective, Outputs, Views
+from sere_jax.types import Objective, Outputs, Request, Views
 from tests import micro
 from tests.oracles import sere as oracle
 
