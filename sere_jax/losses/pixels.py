@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Bool, Float
 
 
 def patch_pixels(images: Float[jax.Array, "b v H W c"], patch: int) -> Float[jax.Array, "b v n p"]:
     """The p = patch^2 c numbers of each patch, its pixels row by row and the channels of a pixel together; patches row by row."""
-    b, v, height, width, c = images.shape
-    h, w = height // patch, width // patch
-    cut = images.reshape(b, v, h, patch, w, patch, c).swapaxes(3, 4)
-    return cut.reshape(b, v, h * w, patch * patch * c)
+    return rearrange(images, "b v (h p) (w q) c -> b v (h w) (p q c)", p=patch, q=patch)
 
 
 def normalise_patches(pixels: Float[jax.Array, "*patches p"]) -> Float[jax.Array, "*patches p"]:

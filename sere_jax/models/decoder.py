@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Float
 
 from sere_jax.models.vit import Block
@@ -30,7 +31,7 @@ class PixelDecoder(nn.Module):
     def __call__(self, tokens: VisibleTokens, *, student: bool) -> Float[jax.Array, "b v n p"]:
         """`tokens.restore` says which token stands where on the (square) grid."""
         b, v, n = tokens.restore.shape
-        cls, patches, restore = (jnp.asarray(x).reshape(b * v, *x.shape[2:]) for x in tokens)
+        cls, patches, restore = (rearrange(jnp.asarray(x), "b v ... -> (b v) ...") for x in tokens)
         x = self._linear(self.width, "embed")(jnp.concatenate([cls[:, None], patches], axis=1))
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
         hidden = jnp.broadcast_to(mask_token.astype(x.dtype), (b * v, n - patches.shape[1], self.width))
@@ -41,7 +42,7 @@ class PixelDecoder(nn.Module):
             x, _ = Block(self.heads, self.dtype, "mae", name=f"blocks_{i}")(x, None)
         x = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
         predicted = self._linear(self.values, "predict")(x[:, 1:].astype(self.dtype))
-        return predicted.reshape(b, v, n, self.values).astype(jnp.float32)
+        return rearrange(predicted, "(b v) n p -> b v n p", v=v).astype(jnp.float32)
 
     def _linear(self, width: int, name: str) -> nn.Dense:
         return nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)

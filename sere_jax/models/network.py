@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Float
 
 from sere_jax.ops.geometry import Padding, Sampling, SamplingImpl, overlap_points, sample
@@ -65,16 +66,16 @@ class Network(nn.Module):
         return outputs
 
     def _features(self, crops: jax.Array, masks: jax.Array | None, noise: jax.Array | None) -> Features:
-        b, v = crops.shape[:2]
+        v = crops.shape[1]
         if self.views_apart and v > 1:
             one = [slice(i, i + 1) for i in range(v)]
             apart = [
                 self._features(crops[:, i], None if masks is None else masks[:, i], None if noise is None else noise[:, i]) for i in one
             ]
             return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *apart)
-        flat = [None if x is None else x.reshape(b * v, *x.shape[2:]) for x in (crops, masks, noise)]
+        flat = [None if x is None else rearrange(x, "b v ... -> (b v) ...") for x in (crops, masks, noise)]
         features = self.backbone(flat[0], masks=flat[1], drop_path_noise=flat[2])
-        return jax.tree.map(lambda x: x.reshape(b, v, *x.shape[1:]), features)
+        return jax.tree.map(lambda x: rearrange(x, "(b v) ... -> b v ...", v=v), features)
 
     def _answer(self, request: Request, features: Features, views: Views | None) -> object:
         tokens = self._tokens(request, features, views)
@@ -88,11 +89,11 @@ class Network(nn.Module):
     def _visible(self, crops: jax.Array, noise: jax.Array | None, views: Views | None) -> VisibleTokens:
         if views is None or views.masks is None or views.mask_indices is None:
             raise ValueError("a request asks for visible tokens; the views have no masks")
-        b, v = crops.shape[:2]
+        v = crops.shape[1]
         visible, restore = visible_patches(views.masks, views.mask_indices.shape[-1])
-        flat = [None if x is None else x.reshape(b * v, *x.shape[2:]) for x in (crops, visible, noise)]
+        flat = [None if x is None else rearrange(x, "b v ... -> (b v) ...") for x in (crops, visible, noise)]
         features = self.backbone(flat[0], visible=flat[1], drop_path_noise=flat[2])
-        cls, patches = (x.reshape(b, v, *x.shape[1:]) for x in (features.cls, features.patches[:, 0]))
+        cls, patches = (rearrange(x, "(b v) ... -> b v ...", v=v) for x in (features.cls, features.patches[:, 0]))
         return VisibleTokens(cls, patches, restore)
 
     def _tokens(self, request: Request, features: Features, views: Views | None) -> jax.Array:

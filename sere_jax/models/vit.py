@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 
 from sere_jax.models.init import block_init, cls_init, patch_init
@@ -36,12 +37,12 @@ class PatchProjection(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[jax.Array, "b H W c"]) -> Float[jax.Array, "b h w d"]:
-        b, height, width, channels = images.shape
+        _, height, width, channels = images.shape
         p, h, w = self.patch_size, height // self.patch_size, width // self.patch_size
         init = patch_init(self.init_rule, self.width, p * p * channels)
         kernel = self.param("kernel", init.first, (p, p, channels, self.width), jnp.float32)
         bias = self.param("bias", init.second, (self.width,), jnp.float32)
-        patches = images[:, : h * p, : w * p].reshape(b, h, p, w, p, channels).swapaxes(2, 3).reshape(b, h, w, -1)
+        patches = rearrange(images[:, : h * p, : w * p], "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         return patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
 
 
@@ -67,13 +68,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"]) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b m n n"]]:
-        b, n, d = x.shape
+        d = x.shape[-1]
         init = block_init(self.init_rule, d)
         qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init.first, name="qkv")(x)
-        q, k, v = qkv.reshape(b, n, 3, self.heads, d // self.heads).transpose(2, 0, 3, 1, 4)
+        q, k, v = rearrange(qkv, "b n (three m e) -> three b m n e", three=3, m=self.heads)
         logits = jnp.einsum("bmqe,bmke->bmqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * (d // self.heads) ** -0.5, axis=-1)
-        mixed = jnp.einsum("bmqk,bmke->bmqe", weights.astype(self.dtype), v).transpose(0, 2, 1, 3).reshape(b, n, d)
+        mixed = rearrange(jnp.einsum("bmqk,bmke->bmqe", weights.astype(self.dtype), v), "b m n e -> b n (m e)")
         return nn.Dense(d, dtype=self.dtype, kernel_init=init.second, name="proj")(mixed), weights
 
 

@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from sere_jax.losses.dense import patch_cross_entropy
 from sere_jax.losses.distillation import entropy, teacher_probabilities, update_center
@@ -34,13 +35,13 @@ def patch(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cente
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
         teacher, indices = outputs[TEACHER_PATCHES], _indices(views)
-        b, v, h, w, e = teacher.bottleneck.shape
+        b, v, h, w, _ = teacher.bottleneck.shape
         hidden = PrototypeOutput(gather_patches(teacher.bottleneck, indices), teacher.prototypes)
         counted = jnp.asarray(indices) >= 0
         targets = teacher_probabilities(logits(hidden), state["center"], teacher_temp(step))
         per_view = patch_cross_entropy(targets, logits(outputs[STUDENT_MASKED]), counted, student_temp)
         # Linear: the mean logits are the mean bottleneck's logits, so no logits of all patches are made.
-        everything = PrototypeOutput(teacher.bottleneck.reshape(b, v * h * w, e), teacher.prototypes)
+        everything = PrototypeOutput(rearrange(teacher.bottleneck, "b v h w e -> b (v h w) e"), teacher.prototypes)
         loss = jnp.mean(per_view)
         metrics = {
             "patch": loss,

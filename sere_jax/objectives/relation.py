@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from sere_jax.losses.relation import Scale, channel_relation, relation_cross_entropy, relation_targets, spatial_relation
 from sere_jax.objectives.base import stateless
@@ -120,7 +121,7 @@ def channel(temperatures: Temperatures, requests: tuple[Request, ...], *, width:
     """Channel self-relation of whole views (section 3.3); channels need no alignment. `width` is the number of channels d."""
 
     def relation(features: jax.Array) -> jax.Array:
-        return channel_relation(features.reshape(*features.shape[:2], -1, features.shape[-1]))
+        return channel_relation(rearrange(features, "b v h w d -> b v (h w) d"))
 
     def cross_entropy(targets: jax.Array, student: jax.Array) -> jax.Array:
         return relation_cross_entropy(targets, student, temperatures.student)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 
 from sere_jax.types import Array
@@ -14,7 +15,7 @@ def gather_patches(patches: Float[jax.Array, "b v h w d"], indices: Int[Array, "
 
     Gathers within an example, so that a sharded batch stays where it is.
     """
-    flat = patches.reshape(*patches.shape[:2], -1, patches.shape[-1])
+    flat = rearrange(patches, "b v h w d -> b v (h w) d")
     return jnp.take_along_axis(flat, jnp.maximum(jnp.asarray(indices), 0)[..., None], axis=2)
 
 
@@ -23,6 +24,6 @@ def visible_patches(masks: Bool[Array, "b v h w"], hidden: int) -> tuple[Int[jax
 
     Each view must hide exactly `hidden` patches: the number of visible ones is a shape.
     """
-    flat = jnp.asarray(masks).reshape(*masks.shape[:2], -1)
+    flat = rearrange(jnp.asarray(masks), "b v h w -> b v (h w)")
     order = jnp.argsort(flat, axis=-1, stable=True)  # False first
     return order[..., : flat.shape[-1] - hidden], jnp.argsort(order, axis=-1)

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 
 from sere_jax.ops.keys import example_keys
 from sere_jax.train.state import State
@@ -95,10 +96,10 @@ def mean_gradients(
 def micro_batches(batch: PyTree, count: int) -> PyTree:
     """Cut axis 0 of every leaf into `count` micro-batches: [b, ...] -> [count, b / count, ...].
 
-    Micro-batch j holds the rows j, j + count, ...: a contiguous cut would move rows between devices. This is optax's
-    `microbatching.reshape_batch_axis`, which cannot reshape leaves without elements (views without local crops).
+    Micro-batch j holds the rows j, j + count, ...: a contiguous cut would move rows between devices. optax's
+    `microbatching.reshape_batch_axis` makes the same cut, but cannot reshape leaves without elements (views without local crops).
     """
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+    return jax.tree.map(lambda x: rearrange(x, "(rows micro) ... -> micro rows ...", micro=count), batch)
 
 
 def descend(state: State, gradients: PyTree, optimizer: optax.GradientTransformationExtraArgs) -> State:
