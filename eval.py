@@ -89,7 +89,7 @@ def main(mistakes: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    program.escape_what_cannot_be_encoded()
+    program.set_up_output()
     try:
         app.run(main, flags_parser=command_line.parse)
     except KeyboardInterrupt:

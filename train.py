@@ -66,7 +66,11 @@ def main(mistakes: list[str]) -> int:
         if jax.process_index() == 0:
             print(error, file=sys.stderr)
         return 2
-    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, UnwritableCheckpoint) as error:
+    except (meter.TooManyBadSteps, meter.TooManyBadImages) as error:  # of sums over all processes, so raised on each
+        if jax.process_index() == 0:
+            print(error, file=sys.stderr)
+        return 1
+    except (UnreadableData, UnwritableCheckpoint) as error:
         print(error, file=sys.stderr)
         return 1
     except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
@@ -90,5 +94,5 @@ def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
 
 
 if __name__ == "__main__":
-    program.escape_what_cannot_be_encoded()
+    program.set_up_output()
     app.run(main, flags_parser=command_line.parse)

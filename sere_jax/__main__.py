@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       ...
       True
     """
-    program.escape_what_cannot_be_encoded()
+    program.set_up_output()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

@@ -4,7 +4,8 @@ It trains every row of the table as `train.py` would and evaluates each by the s
 saves the table so far: what was measured here, beside the paper's figures, which come from other data and another protocol.
 The same command goes on where it was stopped. Finished rows are kept, and a row that several tables share is run once (DIR/rows).
 
-Exit code 2: the command cannot be carried out. 1: a row ended badly, as the table says, and the others were run.
+Exit code 0: the rows were run, or a signal stopped one of them, which was saved. 1: a row ended badly, as the table says, and the
+others were run. 2: the command cannot be carried out. 130: Ctrl-C outside of the training of a row.
 """
 
 from __future__ import annotations

@@ -26,13 +26,31 @@ class Picture(NamedTuple):
 
 
 class LeftOut(dict[int, str]):
-    """Images that were left out: position in the source -> name. Each is logged once."""
+    """Images that were left out: position in the source -> name. Each is logged once.
 
-    def add(self, source: Source, position: int, name: str, reason: object) -> None:
+    Attributes:
+      too_small: the positions of those that can be read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.too_small: set[int] = set()
+
+    def add(self, source: Source, position: int, name: str, reason: object, too_small: bool = False) -> None:
         """Record an image that was left out, for this reason."""
+        if too_small:
+            self.too_small.add(position)
         if position not in self:
             _log.warning("%s: %s is left out: %s", source.spec, ascii(name), reason)
         self[position] = name
+
+    def unreadable(self) -> list[str]:
+        """The names of those that cannot be read."""
+        return [name for position, name in self.items() if position not in self.too_small]
+
+    def small(self) -> list[str]:
+        """The names of those that are too small for the evaluation."""
+        return [name for position, name in self.items() if position in self.too_small]
 
 
 def read_pictures(
@@ -63,8 +81,8 @@ def names(source: Source, positions: Sequence[int]) -> list[str]:
     return [name(position) for position in positions]
 
 
-def left_out_note(what: str, listed: Sequence[str], total: int) -> str:
-    """'2 of 18 gallery images cannot be read and are left out: a.png, b.png'; '' if all could be read.
+def left_out_note(what: str, listed: Sequence[str], total: int, why: str = "cannot be read") -> str:
+    """'2 of 18 gallery images cannot be read and are left out: a.png, b.png'; '' where none is listed.
 
     >>> left_out_note("gallery images", ["a.png"], 18)
     '1 of 18 gallery images cannot be read and is left out: a.png'
@@ -72,4 +90,4 @@ def left_out_note(what: str, listed: Sequence[str], total: int) -> str:
     if not listed:
         return ""
     shown = ", ".join(ascii(name)[1:-1] for name in listed[:_NAMED]) + (", ..." if len(listed) > _NAMED else "")
-    return f"{len(listed):,} of {total:,} {what} cannot be read and {'are' if len(listed) > 1 else 'is'} left out: {shown}"
+    return f"{len(listed):,} of {total:,} {what} {why} and {'are' if len(listed) > 1 else 'is'} left out: {shown}"

@@ -29,11 +29,21 @@ def _is_not_from_orbax(record: LogRecord) -> bool:
     return "orbax" not in Path(record.pathname).parts
 
 
-def escape_what_cannot_be_encoded() -> None:
-    """Let standard output and error write characters that their encoding lacks as escapes, such as `\\xe9` and `\\udce9`.
+def set_up_output() -> None:
+    """Prepare a program's standard output and error. Every program calls it once, before it prints.
 
-    Names of files may hold any byte. By default a `print` of such a name raises UnicodeEncodeError in most locales.
+    Characters that the encoding lacks are written as escapes, such as `\\xe9` and `\\udce9`. Names of files may hold any byte, and by
+    default a `print` of such a name raises UnicodeEncodeError in most locales. Stacks of "Event loop is closed" are left out: after a
+    failed save (a full disk) TensorStore's threads answer a loop that Orbax has closed, and Python reports each answer.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not (stream.errors == "surrogateescape" and stream.encoding.lower() == "utf-8"):
             stream.reconfigure(errors="backslashreplace")
+    report = sys.unraisablehook
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            report(unraisable)
+
+    if getattr(report, "__module__", "") != __name__:
+        sys.unraisablehook = report_others

@@ -60,6 +60,7 @@ class Progress:
         self._lock = threading.Lock()  # the live display draws from its own thread
         self._live: rich.live.Live | None = None
         self._directory = directory
+        self._start: int | None = None  # the step after which training goes on
         self._records: Records | None = None
         self._events: EventFile | None = None
         self._reported_lost: set[str] = set()  # files that a warning has named
@@ -80,10 +81,9 @@ class Progress:
         if not self._first:
             return
         if self._directory is not None:
-            with self._may_fail("metrics.jsonl"):
-                self._records = Records(self._directory, after=step)
-            with self._may_fail("tensorboard"):
-                self._events = EventFile(Path(self._directory) / "tensorboard", after=step)
+            self._start = step
+            self._open_records(self._directory)
+            self._open_events(self._directory, after=step)
         if step:
             self.note(f"resumed from step {step}")
 
@@ -104,14 +104,35 @@ class Progress:
             self._panel.write(step, values)
         for line in lines:
             self.note(line)
+        if self._first and self._directory is not None:
+            self._write_files(self._directory, step, values)
+        if self._first and self._live is None:
+            self._say(self._panel.line(step, values))
+
+    def _write_files(self, directory: str, step: int, values: Mapping[str, float]) -> None:
+        """Files that could not be opened or written before are tried again, the event file once `metrics.jsonl` takes lines."""
+        if self._records is None:
+            self._open_records(directory)
+        written = False
         if self._records is not None:
             with self._may_fail("metrics.jsonl"):
                 self._records.write(step, values)
+                written = True
+        if self._events is None and written:
+            self._open_events(directory, after=step - 1)
         if self._events is not None:
             with self._may_fail("tensorboard"):
                 self._events.write(step, values)
-        if self._first and self._live is None:
-            self._say(self._panel.line(step, values))
+
+    def _open_records(self, directory: str) -> None:
+        if self._start is not None and Path(directory).is_dir():  # a workdir that vanished is not made again
+            with self._may_fail("metrics.jsonl"):
+                self._records = Records(directory, after=self._start)
+
+    def _open_events(self, directory: str, after: int) -> None:
+        if Path(directory).is_dir():
+            with self._may_fail("tensorboard"):
+                self._events = EventFile(Path(directory) / "tensorboard", after=after)
 
     def note(self, text: str) -> None:
         """Print a line, above the live display."""

@@ -16,6 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from sere_jax.distributed import OtherProcessError
 from sere_jax.train import checkpoint, stacking
 from sere_jax.train.checkpoint import (
     CheckpointError,
@@ -106,6 +107,7 @@ class Checkpoints:
         Raises:
           CheckpointError: every checkpoint is damaged; the directory cannot be read; or something would have to be set aside and
             `strict` forbids it.
+          OtherProcessError: one of these, on processes other than the first.
         """
         error: Exception | None = None
         step = -1
@@ -117,7 +119,7 @@ class Checkpoints:
                 error = caught
         step, failed = _from_first_process(step, error is not None)
         if failed:
-            raise error or CheckpointError(f"process 0 finds no checkpoint in {self.directory} to resume from; its output says why")
+            raise error or OtherProcessError(f"process 0 finds no checkpoint in {self.directory} to resume from; its output says why")
         return None if step < 0 else step
 
     def restore_newest(self, abstract_state: PyTree) -> Restored | None:
@@ -241,7 +243,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _agreeing(self, step: int) -> Iterator[None]:
-        """Raise on every process where one raises anything: the others would wait for it for ever. OSError becomes CheckpointError."""
+        """Raise on every process if one raises: the others would wait for it for ever. OSError becomes CheckpointError.
+
+        The others raise DamagedCheckpoint if all that went wrong is damage, else OtherProcessError.
+        """
         error: Exception | None = None
         try:
             with checkpoint.reading(self.directory):
@@ -252,7 +257,7 @@ class Checkpoints:
             severity = 0 if error is None else 1 if isinstance(error, DamagedCheckpoint) else 2
             everywhere = np.asarray(multihost_utils.process_allgather(np.int32(severity)))
             if (worst := int(everywhere.max())) > severity:
-                kind = DamagedCheckpoint if worst == 1 else CheckpointError
+                kind = DamagedCheckpoint if worst == 1 else OtherProcessError
                 error = kind(f"the checkpoint of step {step} in {self.directory} cannot be read by process {int(everywhere.argmax())}")
         if error is not None:
             raise error

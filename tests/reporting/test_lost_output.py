@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -9,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from configs.ablation import TABLES
 from sere_jax.__main__ import main
 from sere_jax.commands import ablation_table
 from sere_jax.commands.ablation_table import Measured
+from sere_jax.reporting import program
 from sere_jax.reporting.progress import Progress
 from sere_jax.reporting.screen import LossyStream
 
@@ -62,6 +65,7 @@ def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path: Path):
 
 _PRINT_MUCH = """
 import sys
+import types
 from sere_jax.reporting import screen
 console = screen.stdout()
 for number in range(2000):
@@ -136,6 +140,44 @@ def test_logs_on_a_full_disk_are_lost_with_one_warning_each(tmp_path: Path):
     assert "metrics.jsonl" in warnings[0] + warnings[1] and "tensorboard" in warnings[0] + warnings[1]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]  # no line is torn
     assert lines[0]["step"] == 1 and lines[-1]["step"] == 501, "what comes after the disk was full is written"
+
+
+def test_logs_are_opened_again_when_a_disk_that_was_full_from_the_start_has_space(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": 1.0}\n{"step": 9, "loss": 1.0}\n')
+    shown = io.StringIO()
+    with Progress(str(tmp_path), total_steps=20, live=False, console=rich.console.Console(file=shown, width=200)) as progress:
+        with no_file_above(0):
+            progress.start(8)
+            progress.write(9, {"loss": 0.5})
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2  # nothing is lost of the old file
+        for step in (10, 11):
+            progress.write(step, {"loss": 0.5})
+    assert shown.getvalue().count("metrics.jsonl cannot be written") == 1
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [3, 10, 11]  # step 9 of the earlier start is repeated, and its new line fell on the full disk
+    assert max(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) > 50
+
+
+def test_a_workdir_that_vanished_is_not_made_again_by_its_logs(tmp_path: Path):
+    with Progress(str(tmp_path / "run"), total_steps=10, live=False, console=rich.console.Console(file=io.StringIO())) as progress:
+        report_ten_steps(progress)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stacks_of_closed_event_loops_are_left_out_and_no_others(monkeypatch: pytest.MonkeyPatch):
+    """TensorStore's threads answer Orbax's loop after a failed save, and Python reports each answer with its stack."""
+    seen: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(str(unraisable.exc_value)))
+    for _ in range(2):
+        program.set_up_output()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    for call in (lambda: loop.call_soon_threadsafe(print), lambda: 1 / 0):
+        try:
+            call()
+        except Exception as error:
+            sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert seen == ["division by zero"]
 
 
 def test_a_directory_that_cannot_be_written_is_told_once(tmp_path: Path):

@@ -118,7 +118,7 @@ for error in (PermissionError(13, 'Permission denied'), KeyError('unforeseen')):
         message = raised(call)
         setattr(checkpoint, name, real)
         if rank != broken:
-            assert message.startswith('CheckpointError') and f'process {broken}' in message, message
+            assert message.startswith('OtherProcessError') and f'process {broken}' in message, message
         elif isinstance(error, KeyError):
             assert message == "KeyError: 'unforeseen'", message
         else:

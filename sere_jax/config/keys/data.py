@@ -6,7 +6,7 @@ from sere_jax.config.keys.key import Group, Key
 from sere_jax.config.rule import SHARE, TEXT, Rule, choice, count, interval, number
 
 _DATA = {
-    "source": Key("folder:", TEXT, "Images to train on: bundled, folder:DIR, list:FILE, tfds:..., classes:..., mix:... (docs/data.md)."),
+    "source": Key("folder:", TEXT, "Images to train on: bundled, folder:DIR, list:FILE, tfds:, classes:, masks:, mix: (docs/data.md)."),
     "batch_size": Key(512, count(1), "Images in a step, over all devices and processes."),
     "backend": Key("fast", choice("fast", "pil"), "Decoder: fast = simplejpeg and OpenCV; pil = Pillow's bicubic, as the authors' code."),
     "workers": Key(4, count(), "Processes of each host that decode and crop; 0 works in the trainer's own process.", machine=True),

@@ -108,7 +108,7 @@ def _regions(
     for picture in read_pictures(source, range(len(source)), left_out, reading):
         height, width = picture.pixels.shape[:2]
         if width < 2:
-            left_out.add(source, picture.position, picture.name, f"its {width} x {height} pixels have no left and right half")
+            left_out.add(source, picture.position, picture.name, f"its {width} x {height} pixels have no left and right half", True)
             continue
         for number in range(regions.per_photo):
             rng = np.random.default_rng([regions.seed, picture.position, int(queries), number])
@@ -124,6 +124,14 @@ def _resized(pixels: UInt8[np.ndarray, "H W c"], box: tuple[int, int, int, int],
         np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((size, size), Image.Resampling.BICUBIC, box=box)) for plane in planes
     ]
     return resized[0] if pixels.shape[-1] == 3 else np.stack(resized, axis=-1)
+
+
+def _notes(left_out: LeftOut, total: int) -> list[str]:
+    notes = (
+        left_out_note("photographs", left_out.unreadable(), total),
+        left_out_note("photographs", left_out.small(), total, why="cannot be halved, at a width of 1 pixel,"),
+    )
+    return [note for note in notes if note]
 
 
 class Settings(NamedTuple):
@@ -173,21 +181,21 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
         "protocol": "retrieval",
         "source": source,
         "photographs": count,
-        "unreadable": list(left_out.values()),
+        "unreadable": left_out.unreadable(),
+        "too_small": left_out.small(),
         "gallery_images": read.gallery,
         "query_images": read.query,
         "regions": regions._asdict(),
         "temperature": settings.temperature,
         "size": settings.size,
     }
-    note = left_out_note("photographs", list(left_out.values()), len(photographs))
     comparison.publish(
         rows,
         title=f"Which of {count:,} photographs is this patch from? {read.query:,} query, {read.gallery:,} gallery regions",
         path=workdir / "eval" / "retrieval.json",
         details=details,
         neighbours=settings.neighbours,
-        notes=[note] if note else [],
+        notes=_notes(left_out, len(photographs)),
     )
 
 

@@ -72,6 +72,10 @@ def test_photographs_without_two_halves_or_pixels_are_left_out_by_name(tmp_path,
     source = open_source(f"folder:{folder}")
     batches = list(retrieval.region_batches(source, queries=True, size=8, regions=regions, batch_size=4, left_out=left_out))
     assert left_out == {0: "broken.png", 1: "narrow.png"} and "1 x 40 pixels have no left and right half" in caplog.text
+    assert retrieval._notes(left_out, 6) == [
+        "1 of 6 photographs cannot be read and is left out: broken.png",
+        "1 of 6 photographs cannot be halved, at a width of 1 pixel, and is left out: narrow.png",
+    ]
     index = np.concatenate([batch.index for batch in batches])
     assert index.tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
     assert np.concatenate([batch.labels for batch in batches]).tolist() == [2, 2, 3, 3, 4, 4, 5, 5]
