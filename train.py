@@ -62,14 +62,10 @@ def main(mistakes: list[str]) -> int:
     except fit.Stopped as stopped:
         if jax.process_index() == 0:
             print(stopped)
-    except distributed.OtherProcessError as error:
+    except (distributed.OtherProcessError, meter.TooManyBadSteps, meter.TooManyBadImages) as error:  # every process raises it
         if jax.process_index() == 0:
             print(error, file=sys.stderr)
-        return 2
-    except (meter.TooManyBadSteps, meter.TooManyBadImages) as error:  # of sums over all processes, so raised on each
-        if jax.process_index() == 0:
-            print(error, file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, distributed.OtherProcessError) else 1
     except (UnreadableData, UnwritableCheckpoint) as error:
         print(error, file=sys.stderr)
         return 1
