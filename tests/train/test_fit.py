@@ -308,14 +308,14 @@ def test_a_signal_saves_the_last_step_and_exits_with_0(tmp_path: Path, number: s
     process = start_toy(tmp_path, "total=60", "delay=0.02", "every=1000")
     read_until(process, "step 12/60")
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     step = checkpoint.read_state(tmp_path)[1]
     assert 12 <= step < 60 and f"stopped by {number.name} after step {step} of 60" in output
     if number == signal.SIGINT:
         return
     again = start_toy(tmp_path, "total=60")
-    output, _ = again.communicate(timeout=60)
+    output, _ = again.communicate(timeout=300)
     assert again.returncode == 0 and f"resumed from step {step}" in output, output
     assert_same_end(tmp_path, 60)
 
@@ -333,7 +333,7 @@ def test_a_signal_does_not_wait_for_a_long_evaluation_or_for_data(tmp_path: Path
         expected = 4
     began = time.monotonic()
     process.terminate()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and time.monotonic() - began < 20, output
     assert f"stopped by SIGTERM after step {expected} of 60" in output
     assert checkpoint.read_state(tmp_path)[1] == expected
@@ -348,7 +348,7 @@ def kill_and_resume(directory: Path, seed: int, kills: int) -> None:
         process.kill()
         process.communicate()
     process = start_toy(directory, "total=60", "every=3")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert_same_end(directory, 60)
 
@@ -371,12 +371,12 @@ def test_sigterm_to_one_of_two_processes_saves_the_same_step_on_both(tmp_path: P
     pair = start("total=400", "delay=0.02", "every=1000")
     read_until(pair[0], "step 12/400")
     pair[1].terminate()
-    outputs = [process.communicate(timeout=60)[0] for process in pair]
+    outputs = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     step = checkpoint.read_state(tmp_path)[1]
     assert 12 <= step < 400 and all(f"after step {step} of 400" in output for output in outputs), "\n".join(outputs)
     pair = start(f"total={step + 6}")
-    outputs = [process.communicate(timeout=60)[0] for process in pair]
+    outputs = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     assert f"resumed from step {step}" in outputs[0]
     whole = run(None, step + 6, fsdp=1)
