@@ -197,7 +197,10 @@ def _resized(weights: Weights, image_size: int) -> Weights:
     sizes = weights.architecture
     if image_size in (0, sizes.image_size):
         return weights
-    prepare = weights.preprocess._replace(size=image_size, resize=image_size * 256 // 224)
+    old_size, old_resize = weights.preprocess[:2]
+    usual = old_resize == old_size * 256 // 224
+    resize = image_size * 256 // 224 if usual else round(image_size * old_resize / old_size)  # the same share of the image is seen
+    prepare = weights.preprocess._replace(size=image_size, resize=resize)
     if isinstance(sizes, resnet.Sizes):  # it has no positions to resize
         return weights._replace(architecture=sizes._replace(image_size=image_size), preprocess=prepare)
     if image_size % sizes.patch_size:
