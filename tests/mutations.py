@@ -104,9 +104,7 @@ MUTATIONS = (
         "tests/losses/test_relation_loss.py",
     ),
     # Weights.
-    Mutation(
-        "image-weight", "objectives/base.py", "(4.0 - alpha - beta) / 2.0", "(3.0 - alpha - beta)", "tests/objectives/test_recipes.py"
-    ),
+    Mutation("image-weight", "objectives/base.py", "total = 2.0 + len(present)", "total = 4.0", "tests/objectives/test_recipes.py"),
     Mutation(
         "alpha-beta",
         "objectives/base.py",
@@ -178,7 +176,7 @@ MUTATIONS = (
     Mutation("aligned-views", "objectives/patch.py", "targets[:, ::-1]", "targets", _PATCH),
     Mutation("nce-views", "objectives/mocov3.py", "keys[:, 1 - i]", "keys[:, i]", _MOCOV3),
     Mutation("nce-scale", "objectives/mocov3.py", "value = 2 * temperature *", "value = 2 *", _MOCOV3),
-    Mutation("barlow-mean", "losses/batch_relation.py", "centered = x - jnp.mean(x, axis=0)", "centered = x", _DENSE),
+    Mutation("barlow-mean", "ops/normalise.py", "centered = x - mean", "centered = x", _DENSE),
     Mutation("barlow-diagonal", "losses/batch_relation.py", "jnp.square(diagonal - 1.0)", "jnp.square(diagonal)", _DENSE),
     Mutation("lars-order", "train/optim.py", "chain(_add_decay(rules), trust,", "chain(trust, _add_decay(rules),", _RULES),
     Mutation(
