@@ -1,4 +1,4 @@
-"""From a config to its networks: the backbone, and the heads by name. A part of `build`."""
+"""From a config to its networks: the backbone and the named heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from sere_jax.objectives.recipes import RECIPES
 def backbone(config: ConfigDict, *, scan_blocks: bool | None = None, running_statistics: bool = False) -> ViT | ResNet:
     """The vision transformer or the ResNet of the config.
 
-    `scan_blocks` overrides the config's, since evaluations unroll. `running_statistics` makes a ResNet for evaluation.
+    `scan_blocks` overrides the config's value, because evaluations need separate blocks. `running_statistics` makes a ResNet for
+    evaluation.
     """
     model = config.model
     if model.name == "resnet":
@@ -47,7 +48,7 @@ def backbone(config: ConfigDict, *, scan_blocks: bool | None = None, running_sta
 def heads(config: ConfigDict, names: Iterable[str]) -> dict[str, nn.Module]:
     """The heads of these names.
 
-    `dino` is a prototype head, `mocov3` MoCo's, `mae` a decoder, `batch` Barlow's projector; the others are SERE's modules.
+    `dino` is a prototype head, `mocov3` MoCo v3's head, `mae` a decoder, `batch` Barlow Twins' projector. Others are relation heads.
     """
     dtype = jnp.dtype(config.model.dtype)
     modules: dict[str, nn.Module] = {}

@@ -1,4 +1,4 @@
-"""From a config to its method: which losses, with which settings and weights. A part of `build`."""
+"""From a config to its method: losses, their settings and their weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recipe(config: ConfigDict) -> Recipe:
 
 
 def requests(config: ConfigDict) -> tuple[Request, ...]:
-    """What the recipe's losses ask of the networks. It does not depend on the length of a run; `objective` asks the same."""
+    """The requests of the recipe's losses, the same as `objective` has; they do not depend on the length of a run."""
     asked = {
         "dino": lambda: dino.requests(local_count=config.views.local_count),
         "patch": lambda: patch.PATCH_REQUESTS,
@@ -44,7 +44,7 @@ def requests(config: ConfigDict) -> tuple[Request, ...]:
 
 
 def objective(config: ConfigDict, length: Steps) -> Objective:
-    """The recipe's weighted sum of losses, its schedules laid out for a run of that length."""
+    """The recipe's weighted sum of losses, with schedules for a run of this length."""
     makers: dict[str, Callable[[], Objective]] = {
         "dino": lambda: _dino(config, length),
         "patch": lambda: _patch(config, length, patch.patch, start_epoch=config.masking.start_epoch),
@@ -80,7 +80,7 @@ def _dino(config: ConfigDict, length: Steps) -> Objective:
 
 
 def _patch(config: ConfigDict, length: Steps, make: Callable[..., Objective], *, start_epoch: int) -> Objective:
-    """The temperature's warm-up starts at `start_epoch`: in iBOT with the masking, as in its reference code; in DINO+ at once."""
+    """A patch loss whose temperature warms up from `start_epoch` on: with the masking in iBOT (its reference code), at once in DINO+."""
     settings = config.patch
     temperatures = settings.warmup_teacher_patch_temp, settings.teacher_patch_temp
     return make(
@@ -130,7 +130,7 @@ def _channel(config: ConfigDict) -> Objective:
 
 
 def _temperatures(config: ConfigDict, sharp: float) -> Temperatures:
-    """`sharp` and the plain temperature on the sides that `temperature_side` says: the teacher (code), the student (TPAMI 4.1)."""
+    """Give `sharp` to the side that `temperature_side` names: the teacher (authors' code) or the student (TPAMI 4.1)."""
     plain = config.relation.student_temp
     return Temperatures(sharp, plain) if config.relation.temperature_side == "teacher" else Temperatures(plain, sharp)
 

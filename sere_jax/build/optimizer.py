@@ -1,4 +1,4 @@
-"""From a config to its optimizer, its schedules, and the step from which each parameter moves. A part of `build`."""
+"""From a config to its optimizer, its schedules, and the step from which each parameter moves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OptimizerSchedules(NamedTuple):
 
 
 def optimizer_schedules(config: ConfigDict, length: Steps) -> OptimizerSchedules:
-    """lr_peak = base_lr * batch_size / 256. With accumulation schedules are laid out in micro-batches and read once a window."""
+    """The schedules of the config, with peak rate base_lr * batch_size / 256. With accumulation they count micro-batches."""
     optimizer, parts = config.optimizer, config.optimizer.accumulate_steps
     total = length.total * parts
     rate = schedules.warmup_cosine(

@@ -54,7 +54,7 @@ __all__ = [
 
 
 def steps(config: ConfigDict, examples: int) -> Steps:
-    """Lengths for a data set of that many examples. Raises ConfigError where it is smaller than a batch."""
+    """The length of a run on that many examples. Raises ConfigError where they are fewer than a batch."""
     size = config.data.batch_size
     per_epoch = examples // size
     if not per_epoch:
@@ -134,7 +134,7 @@ def abstract_views(config: ConfigDict) -> Any:
 
 
 def photometry(config: ConfigDict) -> tuple[PhotometryParams, PhotometryParams, PhotometryParams]:
-    """What happens to the colours of the first global crop, of the second, and of local crops."""
+    """The photometric augmentation of the first global crop, of the second, and of local crops."""
     shared = {key: value for key, value in config.photometry.items() if key not in ("blur_prob", "solarize_prob")}
     pairs = zip(config.photometry.blur_prob, config.photometry.solarize_prob, strict=True)
     first, second, local = (PhotometryParams(**shared, blur_prob=blur, solarize_prob=solarize) for blur, solarize in pairs)
@@ -148,7 +148,7 @@ def augment(config: ConfigDict) -> Augment:
 
 
 def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> PretrainStep:
-    """The pure train step of the config, not yet compiled. With a `mesh`, its networks run on parameters that are put together."""
+    """The pure train step of the config, not yet compiled. With a `mesh`, split parameters are gathered before the networks run."""
     rules = optimizer_schedules(config, length)
     return PretrainStep(
         forward=make_forward(network(config), moves_from=optimizer_rules(config, length).moves_from, gathered=replicated(mesh) if mesh else None),

@@ -12,7 +12,7 @@ from sere_jax.ops.normalise import unit_length
 def similarity_logits(queries: Float[jax.Array, "b e"], keys: Float[jax.Array, "b e"], temperature: float) -> Float[jax.Array, "b b"]:
     """cos(q_i, k_j) / temperature, every query of the global batch against every key of it.
 
-    A plain product of global arrays: where the batch lies on many devices the compiler gathers the keys, which are narrow.
+    This is a plain product of global arrays. On many devices the compiler gathers the keys, which are narrow.
     """
     return jnp.einsum("qe,ke->qk", unit_length(queries), unit_length(keys), precision="highest") / temperature
 

@@ -29,7 +29,7 @@ def distillation_loss(
                 if j != i:
                     loss -= mean_b(sum_k(teacher[:, i] * log_softmax(student[:, j] / temperature)))
 
-    A student view meets the sum of its teachers at once, so that its log-softmax is made once.
+    Each student view is compared with the sum of its teachers, so its log-softmax is computed once.
     """
     views, local_views = student_global.shape[1], student_local.shape[1]
     total = jnp.sum(teacher, axis=1, keepdims=True)
@@ -50,5 +50,5 @@ def update_center(center: Float[jax.Array, "1 k"], batch_mean: Float[jax.Array, 
 
 
 def entropy(probabilities: Float[jax.Array, "*tokens k"]) -> Float[jax.Array, ""]:
-    """Mean Shannon entropy in nats: 0 when every token picks one prototype, ln K when assignments say nothing."""
+    """Mean Shannon entropy in nats: 0 when every token picks one prototype, ln K when assignments are uniform."""
     return jnp.mean(-jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities), axis=-1))

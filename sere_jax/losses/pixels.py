@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 
 def patch_pixels(images: Float[jax.Array, "b v H W c"], patch: int) -> Float[jax.Array, "b v n p"]:
-    """The p = patch^2 c numbers of each patch, its pixels row by row and the channels of a pixel together; patches row by row."""
+    """Cut images into patches of p = patch^2 c values, ordered by row, column and channel; the patches are ordered row by row."""
     return rearrange(images, "b v (h p) (w q) c -> b v (h w) (p q c)", p=patch, q=patch)
 
 
@@ -22,6 +22,6 @@ def normalise_patches(pixels: Float[jax.Array, "*patches p"]) -> Float[jax.Array
 def pixel_loss(
     predicted: Float[jax.Array, "*views n p"], target: Float[jax.Array, "*views n p"], hidden: Bool[jax.Array, "*views n"]
 ) -> Float[jax.Array, ""]:
-    """The squared error of a number, averaged over a patch and then over the hidden patches of the whole batch."""
+    """Mean squared error over the values of a patch, averaged over the hidden patches of the whole batch."""
     errors = jnp.mean(jnp.square(predicted.astype(jnp.float32) - target), axis=-1)
     return jnp.sum(errors * hidden) / jnp.sum(hidden)

@@ -1,7 +1,7 @@
 """Feature self-relation: similarity matrices of one image's features, and the cross-entropy between two of them.
 
-Source: TPAMI paper sections 3.2 and 3.3. Everything is float32, the products too: accelerators would take
-bfloat16 or TF32 for them unless told otherwise, and sharp temperatures meet softmax here.
+Source: TPAMI paper sections 3.2 and 3.3. Everything is float32, products included. By default accelerators would use
+bfloat16 or TF32, which is too coarse for a softmax at sharp temperatures.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def relation_cross_entropy(
 ) -> Float[jax.Array, ""]:
     """-sum(targets * log_softmax(student / temperature)) over a row's entries, averaged over examples, heads and rows.
 
-    `counted` restricts the average to some of the examples (0 when there are none); without it all count, so that a pair of
-    disjoint views, whose sampled relation is all zero, contributes the constant ln(r) (the authors' code).
+    `counted` selects the examples of the average, which is 0 when there are none. By default all count. A pair of disjoint views,
+    whose sampled relation is zero, then contributes the constant ln(r), as in the authors' code.
     """
     rows = -jnp.sum(targets * jax.nn.log_softmax(student / temperature, axis=-1), axis=-1)
     per_example = jnp.mean(rows, axis=tuple(range(1, rows.ndim)))

@@ -16,9 +16,9 @@ from sere_jax.types import VisibleTokens
 
 
 class PixelDecoder(nn.Module):
-    """A narrow ViT over visible tokens and, in the places of the hidden ones, a learned mask token; fixed positions.
+    """A narrow ViT with fixed positions; a learned mask token stands for each hidden patch.
 
-    It belongs to the student alone. Source: He et al. 2022, section 3, and the reference code's initialisation.
+    Only the student has it. Source: He et al. 2022, section 3, and the reference code's initialisation.
     """
 
     values: int  # numbers to predict for a patch
@@ -29,7 +29,7 @@ class PixelDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: VisibleTokens, *, student: bool) -> Float[jax.Array, "b v n p"]:
-        """`tokens.restore` says which token stands where on the (square) grid."""
+        """Predict the pixels of all patches. `tokens.restore` gives the token of each position on the square grid."""
         b, v, n = tokens.restore.shape
         cls, patches, restore = (rearrange(jnp.asarray(x), "b v ... -> (b v) ...") for x in tokens)
         x = self._linear(self.width, "embed")(jnp.concatenate([cls[:, None], patches], axis=1))

@@ -1,4 +1,4 @@
-"""What stands between the backbone's tokens and a loss: SERE's relation heads, prototype heads, projectors and predictors."""
+"""Heads between the backbone's tokens and a loss: SERE's relation heads, prototype heads, projectors and predictors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sere_jax.types import PrototypeOutput
 
 
 class RelationHead(nn.Module):
-    """SERE's module on patch tokens: z = ReLU(BN(x)); the student's side adds the predictor p = ReLU(BN(W z)), W without bias.
+    """SERE's module on patch tokens: z = ReLU(BN(x)); the student adds a predictor p = ReLU(BN(W z)) without bias.
 
     The projection has no linear layer, and the predictor's keeps PyTorch's default initialisation (authors' code).
-    `symmetric` drops the predictor from the student's side (TPAMI Table 15). The teacher's predictor runs for its running statistics
-    alone, which the authors' checkpoints contain; no loss depends on them.
+    `symmetric` removes the predictor (TPAMI Table 15). The teacher's predictor runs only to update its running statistics, which the
+    authors' checkpoints contain. No loss depends on them.
     """
 
     dtype: Any = jnp.float32
@@ -38,14 +38,14 @@ class RelationHead(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Weight-normalised prototypes: row = g v / |v|. g is 1 and no parameter with `norm`, otherwise trained from 1."""
+    """Weight-normalised prototypes: row = g v / |v|. With `norm` g is fixed to 1; otherwise it is trained and starts at 1."""
 
     count: int
     norm: bool
 
     @nn.compact
     def __call__(self, width: int) -> Float[jax.Array, "k e"]:
-        # Not normalised at the start: the length of v, about 0.58, sets the effective size of its steps.
+        # Not normalised at the start: the length of v, about 0.58, sets how far one update turns it.
         direction = self.param("direction", uniform_fan_in(width), (self.count, width), jnp.float32)
         rows = direction * jax.lax.rsqrt(jnp.sum(jnp.square(direction), axis=-1, keepdims=True))
         return rows if self.norm else rows * self.param("scale", nn.initializers.ones, (self.count, 1))
@@ -94,7 +94,7 @@ class BarlowProjector(nn.Module):
 class NormedMlp(nn.Module):
     """MoCo v3's perceptron: linear layers without bias, BatchNorm and ReLU after each but the last.
 
-    After the last comes a BatchNorm without scale and bias, or nothing (`last_norm`). PyTorch's default initialisation.
+    The last is followed by a BatchNorm without scale and bias if `last_norm`. The initialisation is PyTorch's default.
     """
 
     widths: tuple[int, ...]  # of the layers' outputs
@@ -114,7 +114,7 @@ class NormedMlp(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """MoCo v3's head: the projector of `layers` layers, and after it, for the student alone, a predictor of two.
+    """MoCo v3's head: a projector of `layers` layers; the student adds a predictor of two layers.
 
     Each view is a batch of its own for BatchNorm, as the reference code runs one view after the other. Source: MoCo v3's code.
     """

@@ -1,4 +1,4 @@
-"""Initialisers that the field's recipes share and Flax does not have, and the rules by which each recipe starts a ViT."""
+"""Initialisers that the field's recipes share and Flax does not have, and the rules by which each recipe initialises a ViT."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 
 def block_init(name: str, width: int) -> Pair:
-    """Kernels of a block's linear layers: of qkv, and of the others. Biases are 0 in every recipe.
+    """Initialisers of the kernels in a block: of qkv, and of the other linear layers. Biases are 0 in every recipe.
 
     `normal` is N(0, 0.02) (DINO, iBOT). `mocov3` and `mae` are Xavier's uniform, bound sqrt(6 / (inputs + outputs)); MoCo v3
     takes q, k and v as three matrices, MAE as one. Source: the three methods' reference code.
@@ -48,10 +48,10 @@ def block_init(name: str, width: int) -> Pair:
 
 
 def patch_init(name: str, width: int, inputs: int) -> Pair:
-    """Kernel and bias of the patch embedding, `inputs` = a patch's pixels times its channels.
+    """Initialisers of the patch embedding's kernel and bias; `inputs` is the number of values in a patch.
 
-    `normal` leaves PyTorch's default of convolutions. `mocov3` and `mae` draw the kernel as a linear layer's, by Xavier; MoCo v3's
-    bias is 0, MAE's stays at the default.
+    `normal` keeps PyTorch's default for convolutions. `mocov3` and `mae` draw the kernel from Xavier's uniform distribution for a
+    linear layer. MoCo v3's bias is 0; MAE's keeps the default.
     """
     _check(name)
     default = uniform_fan_in(inputs)
@@ -61,7 +61,7 @@ def patch_init(name: str, width: int, inputs: int) -> Pair:
 
 
 def cls_init(name: str) -> Any:
-    """The cls token: N(0, 0.02), in MoCo v3 N(0, 1e-6)."""
+    """Initialiser of the cls token: N(0, 0.02), and N(0, 1e-6) in MoCo v3."""
     _check(name)
     return nn.initializers.normal(1e-6) if name == "mocov3" else _SMALL
 

@@ -28,13 +28,13 @@ class Alignment(NamedTuple):
 class Network(nn.Module):
     """One side (student or teacher) of a method.
 
-    Views are flattened batch-major, (b v): view-major concatenation of a sharded batch would move it between the devices.
+    Views are flattened batch-major, (b v): a view-major order would move a sharded batch between devices.
     """
 
     backbone: nn.Module
     heads: dict[str, nn.Module]
     alignment: Alignment = Alignment()
-    views_apart: bool = False  # the backbone sees one view after the other: each is a batch of its own for BatchNorm
+    views_apart: bool = False  # BatchNorm treats each view as a batch, because the backbone runs once for each view
 
     def __call__(
         self,
@@ -45,8 +45,9 @@ class Network(nn.Module):
         views: Views | None = None,
         drop_path_noise: tuple[Float[jax.Array, "b v k 2"], Float[jax.Array, "b l k 2"]] | None = None,
     ) -> Outputs:
-        """Answer the requests (all of one side). `views` brings masks and geometry for the requests that need them;
-        `drop_path_noise` is for the global and the local crops.
+        """Answer requests, which are all of one side.
+
+        `views` holds the masks and the geometry that some requests need. `drop_path_noise` holds the noise of global and of local crops.
         """
         noise_global, noise_local = drop_path_noise or (None, None)
         features: dict[tuple[str, bool], Features] = {}

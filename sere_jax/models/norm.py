@@ -21,7 +21,7 @@ class BatchNorm(nn.Module):
 
     In training it normalises with the batch's own statistics, in student and teacher: SERE's teacher is never in evaluation
     mode. Under `jax.jit` over a sharded batch the means are global, so this is synchronised BatchNorm on any number of devices.
-    With `running` it normalises with the running statistics instead and leaves them alone: a ResNet at evaluation.
+    With `running` it normalises with the running statistics and does not update them, as a ResNet does in evaluation.
     """
 
     epsilon: float = 1e-5
@@ -51,7 +51,7 @@ class BatchNorm(nn.Module):
 
 
 def join_statistics(params: PyTree, batch_stats: PyTree) -> PyTree:
-    """One tree of parameters and running statistics, `bn1/{scale, bias, mean, var}`: all that evaluating a backbone needs."""
+    """Merge parameters and running statistics into one tree, such as `bn1/{scale, bias, mean, var}`, for evaluation."""
     joined = dict(params)
     for name, value in batch_stats.items():
         joined[name] = join_statistics(joined.get(name, {}), value) if isinstance(value, Mapping) else value
@@ -59,7 +59,7 @@ def join_statistics(params: PyTree, batch_stats: PyTree) -> PyTree:
 
 
 def split_statistics(joined: PyTree) -> dict[str, PyTree]:
-    """The Flax variables {"params": ..., "batch_stats": ...} of such a tree; a ViT's has no statistics."""
+    """Undo `join_statistics`: return the Flax variables {"params": ..., "batch_stats": ...}. A ViT has no statistics."""
     params: dict[str, PyTree] = {}
     batch_stats: dict[str, PyTree] = {}
     for name, value in joined.items():

@@ -19,7 +19,7 @@ from sere_jax.types import Features
 
 
 def _convolution(channels: int, side: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    """Without bias, padded so that only the stride shrinks; He's normal initialisation by the outputs."""
+    """A convolution without bias that only its stride makes smaller; He's normal initialisation over the fan-out."""
     return nn.Conv(
         channels,
         (side, side),
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """Pixels of the images to one of the last map, along a side."""
+        """Side of the image region, in pixels, that one position of the last map stands for."""
         return 2 ** (len(self.stages) + 1)
 
     @property
@@ -101,7 +101,7 @@ class ResNet(nn.Module):
         layers: tuple[int, ...] = (),
         attention: bool = False,
     ) -> Features:
-        """Compute features. It has no attention and answers None; masks, drop path and `layers` belong to a ViT.
+        """Compute features. `Features.attention` is None, since there is none; masks, drop path and `layers` belong to a ViT.
 
         Raises ValueError for another number of channels than it was built for, and where `layers` are asked for.
         """

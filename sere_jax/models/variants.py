@@ -1,4 +1,4 @@
-"""The names of models and of their choices, with their sizes. It imports no JAX, so that a config is checked without it."""
+"""The names of models and of their choices, with their sizes. It imports no JAX, so that configs can be checked without JAX."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def _layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
 
 
 class PatchProjection(nn.Module):
-    """Non-overlapping patches times one matrix: the strided convolution, written as the matrix product it is."""
+    """Non-overlapping patches times one matrix, which equals a strided convolution."""
 
     width: int
     patch_size: int
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)); `keep` [b, 2] scales each branch per example (drop path).
 
-    The branches are computed in `dtype`; x, to which they are added, keeps its own (float32, as under PyTorch's autocast).
+    The branches are computed in `dtype`. They are added to x in float32, as under PyTorch's autocast.
     """
 
     heads: int
@@ -119,7 +119,7 @@ def _scaled(branch: jax.Array, keep: jax.Array | None, which: int) -> jax.Array:
 
 
 class _ScannedBlock(Block):
-    """A `Block` with the signature `nn.scan` wants: the carry is the tokens, nothing is collected."""
+    """A `Block` with the signature that `nn.scan` expects: the tokens are the carry, and nothing is collected."""
 
     def __call__(self, x: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, None]:
         # The attention is dropped here: collecting it over the scan would keep every layer's matrix alive.
@@ -129,8 +129,8 @@ class _ScannedBlock(Block):
 class ViT(nn.Module):
     """Images [b, H, W, c], normalised, any size of at least one patch -> `Features`.
 
-    `scan_blocks` compiles one block and loops it over stacked parameters (`blocks/...` with a leading depth axis in place of
-    `blocks_0/...`); without `remat` that keeps every layer's activations stacked and needs more memory, not less.
+    `scan_blocks` compiles one block and loops it over stacked parameters: `blocks/...` with a leading depth axis replaces
+    `blocks_0/...`. Without `remat` this stores the activations of all layers and needs more memory than separate blocks.
     """
 
     width: int = 384
@@ -160,11 +160,17 @@ class ViT(nn.Module):
         layers_norm: Literal["pre", "post"] = "pre",
         attention: bool = False,
     ) -> Features:
-        """Compute tokens. `masks` hides patches behind the mask token; `visible` drops all patches but those at these flat
-        positions, so that `patches` is [b, 1, k, d] in their order; `drop_path_noise` (uniform in [0, 1), one number a
-        branch) switches stochastic depth on, at rates rising linearly from 0 to `drop_path`; `layers` (0-based) and
-        `attention` ask for intermediate tokens and for the last block's attention (unrolled blocks only). With
-        `layers_norm="post"` the final LayerNorm is applied to the intermediate tokens too.
+        """Compute tokens.
+
+        Args:
+          images: normalised pixels.
+          masks: patches that the mask token replaces.
+          visible: flat positions of the patches to keep; `patches` is then [b, 1, k, d] in their order.
+          drop_path_noise: uniform in [0, 1), one number for each branch. It switches stochastic depth on, at rates that rise
+            linearly from 0 to `drop_path`.
+          layers: 0-based blocks whose tokens are returned as well (unrolled blocks only).
+          layers_norm: "post" applies the final LayerNorm to those tokens.
+          attention: return the last block's attention (unrolled blocks only).
         """
         x, grid = self._embed(images, masks)
         if visible is not None:
@@ -189,7 +195,7 @@ class ViT(nn.Module):
         if images.shape[-1] != self.in_channels:
             raise ValueError(f"images have {images.shape[-1]} channels; this ViT was built with in_channels={self.in_channels}")
         x = PatchEmbed(self.width, self.patch_size, self.dtype, self.init_rule, name="patch_embed")(images)
-        x = x.astype(jnp.float32)  # and so is the sum that the blocks add to: the relations read it
+        x = x.astype(jnp.float32)  # the blocks add to it in float32 too, because the relations read the sum
         b, h, w, d = x.shape
         if self.mask_token:
             token = self.param("mask_token", nn.initializers.zeros, (1, d), jnp.float32)
@@ -231,7 +237,7 @@ def _rematerialised(block: type[nn.Module], remat: Remat, *, scanned: bool) -> A
     if remat == "none":
         return block
     policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if remat == "dots" else None
-    # Outside a loop the compiler would find that the same is computed twice, and keep the first.
+    # Outside a loop the compiler would merge the second computation with the first, which stores the activations again.
     return nn.remat(block, policy=policy, prevent_cse=not scanned)
 
 

@@ -23,7 +23,7 @@ def requests(*, tokens: Tokens, norm: Norm) -> tuple[Request, ...]:
 def batch_relation(*, tokens: Tokens, norm: Norm, off_diagonal: float, width: int) -> Objective:
     """Barlow's loss between the student's embeddings of its two global crops; patches are averaged after the head.
 
-    `width` is that of an embedding, also the loss of embeddings that have nothing to do with one another. No teacher is in it.
+    `width` is the width of an embedding, and also the loss of unrelated embeddings. The method has no teacher.
     """
     (student,) = requests(tokens=tokens, norm=norm)
 

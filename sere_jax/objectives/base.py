@@ -23,7 +23,7 @@ def stateless(
     loss: Callable[[Outputs, Views, jax.Array], tuple[jax.Array, Metrics]],
     references: Mapping[str, float],
 ) -> Objective:
-    """An objective without a state: `loss(outputs, views, step) -> (loss, metrics)` is all there is."""
+    """An objective without a state: `loss(outputs, views, step) -> (loss, metrics)` defines it."""
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
         value, metrics = loss(outputs, views, step)
@@ -35,7 +35,7 @@ def stateless(
 def weighted_sum(terms: Mapping[str, tuple[float, Objective]]) -> Objective:
     """The objective sum_i weight_i * loss_i. Each term keeps its own state under its name; metrics are united.
 
-    A weight of 0 keeps the term's metrics in the logs, and its heads' running statistics, without any gradient.
+    A term of weight 0 has no gradient, but still reports its metrics and updates the running statistics of its heads.
     Raises ValueError where two terms report a metric of the same name.
     """
     requests = tuple(dict.fromkeys(request for _, objective in terms.values() for request in objective.requests))
@@ -83,8 +83,8 @@ def combine(
 def image_loss_weight(recipe: Recipe, alpha: float, beta: float) -> float:
     """The weight of the image losses in the authors' released training: (4 - alpha - beta) / 2 beside both self-relations.
 
-    An absent loss takes its weight and its share of the constant with it. Beside one self-relation the weight is
-    (3 - weight) / 2, beside none it is 1. So an absent loss's weight never matters, and weights of 1 always give 1.
+    With one self-relation the weight is (3 - weight) / 2, with none it is 1. The weight of a loss that is not in the recipe therefore
+    does not matter, and weights of 1 always give 1.
 
     Example:
       >>> from sere_jax.objectives.recipes import RECIPES

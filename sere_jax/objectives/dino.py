@@ -25,7 +25,7 @@ def requests(*, local_count: int) -> tuple[Request, ...]:
 def dino(*, prototypes: int, student_temp: float, teacher_temp: Schedule, center_momentum: float, local_count: int) -> Objective:
     """Self-distillation on the cls token. `teacher_temp` is a function of the step; the state is the center [1, K].
 
-    The metric `center_norm` is that of the center which the loss subtracted, before the step moves it.
+    The metric `center_norm` is the norm of the center that the loss subtracted, before this step updates it.
     """
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:

@@ -15,7 +15,7 @@ REQUESTS = (PREDICTED, PIXELS)
 
 
 def mae(*, patch_size: int, normalise_pixels: bool) -> Objective:
-    """Mean squared error on hidden patches of the crops that the network saw. No teacher, no state.
+    """Mean squared error on the hidden patches of the student's crops. The method has no teacher and no state.
 
     With `normalise_pixels` each patch's targets have mean 0 and variance 1: predicting the mean costs 1.
     """

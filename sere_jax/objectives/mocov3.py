@@ -17,9 +17,9 @@ REQUESTS = (STUDENT, TEACHER)
 
 
 def mocov3(*, temperature: float, batch_size: int) -> Objective:
-    """2 T (InfoNCE(q1, k2) + InfoNCE(q2, k1)) with q of the student, k of the teacher and T the temperature.
+    """2 T (InfoNCE(q1, k2) + InfoNCE(q2, k1)) with queries q of the student, keys k of the teacher, temperature T.
 
-    `batch_size` is that of a micro-batch, whose other images are the negatives: a blind guess costs 4 T ln(batch_size).
+    `batch_size` is the size of a micro-batch, whose other images are the negatives. A random guess costs 4 T ln(batch_size).
     """
 
     def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:

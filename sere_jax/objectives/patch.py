@@ -1,6 +1,6 @@
-"""What iBOT and DINO+ add to DINO: the student predicts the teacher's prototype assignment of single patches.
+"""The patch losses of iBOT and DINO+: the student predicts the teacher's prototype assignment of single patches.
 
-Both use DINO's own head for patches too (iBOT's shared head), with a center of their own. Their cls loss is `objectives.dino`.
+Both share DINO's head between cls token and patches, and keep a separate center for patches. Their cls loss is `objectives.dino`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def patch(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cente
     def update(state: PyTree, statistics: PyTree) -> PyTree:
         return {"center": update_center(state["center"], statistics["mean_logits"], center_momentum)}
 
-    # Of the mean with its zeros nothing can be said beforehand: how many views have hidden patches is drawn.
+    # `patch` has no reference: views without hidden patches count as 0, and their number is random.
     references = {"patch_masked": math.log(prototypes)}
     return Objective(PATCH_REQUESTS, functools.partial(zero_center, prototypes), apply, update, references)
 
@@ -63,7 +63,7 @@ def aligned(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cen
     """DINO+'s clustering of patches: both crops' features at the same source points, student's view j against teacher's i != j.
 
     Averaged over the points of the crops' overlap and over the examples whose crops overlap. The state is the patch center
-    [1, K] from the same points. Source: TPAMI Table 10, which says no more than "clustering loss on patch embeddings".
+    [1, K] from the same points. Source: TPAMI Table 10, which only says "clustering loss on patch embeddings".
     """
 
     def apply(outputs: Outputs, views: Views, state: PyTree, step: jax.Array) -> Applied:
@@ -79,7 +79,7 @@ def aligned(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cen
         return loss, {"sum_logits": mean_logits(overlapping), "share": share}, metrics
 
     def update(state: PyTree, statistics: PyTree) -> PyTree:
-        """The mean over the window's overlapping examples; a window without any leaves the center alone."""
+        """Move the center by the mean over the window's overlapping examples; without any it stays."""
         share = statistics["share"]
         moved = update_center(state["center"], statistics["sum_logits"] / jnp.where(share > 0, share, 1.0), center_momentum)
         return {"center": jnp.where(share > 0, moved, state["center"])}

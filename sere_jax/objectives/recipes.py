@@ -17,7 +17,7 @@ class Recipe(NamedTuple):
     ema_timing: Literal["after", "before", "none"] = "after"
     eval_network: Literal["teacher", "student"] = "teacher"
     student_only: tuple[str, ...] = ()  # prefixes of parameters that the teacher does not hold
-    views_apart: bool = False  # each view is a batch of its own for the backbone's BatchNorm
+    views_apart: bool = False  # the backbone's BatchNorm treats each view as a batch
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -26,12 +26,12 @@ class Recipe(NamedTuple):
 
     @property
     def self_relation(self) -> bool:
-        """Whether one of SERE's losses is in it, so that alpha and beta say something."""
+        """Whether the recipe has one of SERE's losses, so that alpha or beta matters."""
         return bool({"spatial", "channel"} & set(self.relations))
 
 
 def _mocov3(*relations: str) -> Recipe:
-    """The teacher follows before its keys are made, without the predictor; one view runs after the other; the student is what counts."""
+    """MoCo v3: the teacher moves before its forward pass and has no predictor; views run one by one; the student is evaluated."""
     return Recipe(("mocov3",), relations, "before", "student", ("heads_mocov3/predictor",), views_apart=True)
 
 

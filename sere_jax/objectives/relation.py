@@ -32,10 +32,10 @@ class Temperatures(NamedTuple):
 
 @dataclass(frozen=True)
 class SpatialSettings:
-    """How spatial self-relation is computed, besides what it asks of the networks.
+    """The settings of spatial self-relation, apart from its requests.
 
-    `disjoint` says whether a pair without overlap counts in the mean with its constant ln(points), as in the authors' code, or is
-    left out, as in TPAMI's footnote. `global_points` and `local_points` are the overlap points a side.
+    `disjoint` decides about pairs of crops without overlap. `count` keeps their constant ln(points) in the mean, as in the authors'
+    code; `skip` leaves them out, as in TPAMI's footnote. `global_points` and `local_points` are the overlap points along a side.
     """
 
     temperatures: Temperatures
@@ -59,8 +59,8 @@ def relation_requests(
 ) -> tuple[Request, ...]:
     """Student's and teacher's relation features of global crops, and the student's of local crops if there are any.
 
-    Local crops have heads of their own (`separate`, the authors' code) or use the global crops'. Where a method masks the student's
-    crops, `unmasked` asks for them whole: one more forward pass.
+    Local crops have `separate` heads (the authors' code), or share those of global crops. Where a method masks the student's crops,
+    `unmasked` requests the whole crops, which costs one more forward pass.
     """
     student, teacher = (Request(head, "global", "patches", norm, side) for side in ("student", "teacher"))
     requests = [student._replace(whole=student_tokens == "unmasked"), teacher]

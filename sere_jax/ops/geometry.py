@@ -3,7 +3,7 @@
 A crop is described by its box (left, top, width, height) in source pixels and by whether it was mirrored afterwards.
 A point in a view has *crop coordinates* (y, x) in [0, 1]: 0 is the outer edge of the first pixel, 1 that of the last.
 
-Source: TPAMI paper section 3.2 and Fig. 3; the defaults (`endpoints`, `zeros`) are what produced the published numbers.
+Source: TPAMI paper section 3.2 and Fig. 3; the defaults (`endpoints`, `zeros`) are those of the published numbers.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _positions(coordinates: Float[jax.Array, "b s"], length: int, padding: Paddi
 
 
 def _hat(positions: Float[jax.Array, "b s"], length: int) -> Float[jax.Array, "b s l"]:
-    """Bilinear weights of every pixel for every position; a neighbour that does not exist takes its weight along."""
+    """Bilinear weights of every pixel for every position. A neighbour beyond the border loses its weight."""
     return jnp.maximum(0.0, 1.0 - jnp.abs(positions[..., None] - jnp.arange(length)))
 
 

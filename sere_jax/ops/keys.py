@@ -1,4 +1,4 @@
-"""Random keys of a step: folded from (seed, step, position in the global batch), so the same on any devices and after a restart."""
+"""Random keys, folded from (seed, step, position in the global batch): equal on any devices and after a restart."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def example_keys(seed: int, step: int | Int[Array, ""], count: int) -> Key[jax.A
 
 
 def split_uses(keys: Key[jax.Array, "b"]) -> tuple[Key[jax.Array, "b"], Key[jax.Array, "b"]]:
-    """From the keys of examples those of their two uses: the colours of their crops, and drop path."""
+    """Split each example's key into one for the colours of its crops and one for drop path."""
     colours, paths = jax.vmap(jax.random.split, out_axes=1)(keys)
     return colours, paths

@@ -22,7 +22,7 @@ from sere_jax.types import Array
 
 
 class _Draws(NamedTuple):
-    """The random numbers of one view, uniform in [0, 1). All are drawn always: switching one operation off leaves the others alone."""
+    """The random numbers of one view, uniform in [0, 1). All are always drawn, so that switching off an operation changes no other."""
 
     jitter: jax.Array
     order: jax.Array  # [4]: sorting them gives the order of brightness, contrast, saturation, hue
@@ -104,10 +104,12 @@ def _check(views: int, channels: int, kinds: Sequence[PhotometryParams]) -> None
 
 
 def _draw(keys: jax.Array, positions: jax.Array) -> _Draws:
-    """The draws of all views, [b, v] each: one call of the generator, for generators compile slowly."""
+    """The draws of all views, [b, v] each: one call of the generator, because generators compile slowly."""
 
     def of_view(key: jax.Array, position: jax.Array) -> _Draws:
-        u = jax.random.uniform(jax.random.fold_in(key, position), (16,))  # some to spare: a new operation must not move the old ones
+        u = jax.random.uniform(
+            jax.random.fold_in(key, position), (16,)
+        )  # more than needed, so that a new operation does not change the draws of the others
         return _Draws(u[0], u[1:5], u[5:8], u[8], u[9], u[10], u[11], u[12])
 
     return jax.vmap(jax.vmap(of_view, in_axes=(None, 0)), in_axes=(0, None))(keys, positions)
@@ -147,8 +149,8 @@ def color_jitter(
 ) -> Float[jax.Array, "H W 3"]:
     """Brightness, contrast, saturation (0, 1, 2, with their `factors`) and hue (3, by `shift`; None leaves it out), in `order`.
 
-    Under vmap a choice between operations computes them all, and hue is the dear one. So hue is computed once, with three
-    blends before and three after it; a blend whose turn it is not has factor 1, which changes nothing.
+    Under vmap a choice between operations computes all of them, and hue is the most expensive. So hue is computed once, between
+    three blends before it and three after it. A blend that is not active has factor 1, which changes nothing.
     """
     hue_at = jnp.argmax(order == 3)
 
@@ -169,7 +171,7 @@ def brightness_contrast(
 ) -> Float[jax.Array, "H W c"]:
     """Brightness and contrast (with their `factors`) in either order, for any number of channels.
 
-    Brightness blends with 0, contrast blends each channel with its own mean, for the bands of an instrument share no grey level.
+    Brightness blends with 0, contrast blends each channel with its own mean, because the bands of an instrument share no grey level.
     For one channel both are Pillow's enhancers of a grey image.
     """
 

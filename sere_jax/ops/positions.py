@@ -14,8 +14,8 @@ def sincos_positions(width: int, grid: tuple[int, int], first: First) -> Float[n
     """The table [1, 1 + h w, d] for a patch grid (h, w), tokens row by row; the cls token's row is 0.
 
     Let omega_i = 10000^(-4 i / d), i < d / 4. A token at row r and column c has the quarters
-    [sin(r omega), cos(r omega), sin(c omega), cos(c omega)] with `first="rows"` (MoCo v3's order). With `"columns"` (MAE's) the
-    column's two come first. Raises ValueError where the width is not divisible by 4.
+    [sin(r omega), cos(r omega), sin(c omega), cos(c omega)] with `first="rows"` (MoCo v3's order). With `"columns"` (MAE's order)
+    the quarters of the column come first. Raises ValueError where the width is not divisible by 4.
     """
     if width % 4:
         raise ValueError(f"sine and cosine positions: found width {width}, expected a multiple of 4")

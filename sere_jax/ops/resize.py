@@ -1,7 +1,7 @@
 """Resizing of position embeddings, as the PyTorch code of DINO, iBOT and SERE does it.
 
 PyTorch's bicubic interpolation uses the kernel parameter a = -0.75 without antialiasing; `jax.image.resize('cubic')` uses
-a = -0.5 and antialiases, which moves every local crop's embedding. Hence our own.
+a = -0.5 and antialiases, which would change the embedding of every local crop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def resize_position_embedding(embedding: Float[jax.Array, "1 n d"], grid: tuple[
     """Resize the patch part of a position embedding [1, 1 + s*s, d] to another patch grid (h, w); the cls slot stays.
 
     The rule is DINO's: the scale handed to the interpolation is (g + 0.1) / s, so output i reads source coordinate
-    (i + 0.5) s / (g + 0.1) - 0.5. Nothing is touched where the number of tokens matches and the grid is square.
+    (i + 0.5) s / (g + 0.1) - 0.5. A square grid of the stored size is returned unchanged.
     """
     stored = round((embedding.shape[1] - 1) ** 0.5)
     if stored * stored + 1 != embedding.shape[1]:

@@ -1,4 +1,4 @@
-"""What every pre-training step runs before the loss: the colours of the crops, the noise of drop path, and a network."""
+"""The parts of a pre-training step before the loss: photometric augmentation, drop-path noise, and a network's forward pass."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Forward(Protocol):
 def make_forward(module: Any, *, moves_from: Callable[[str], int] = at_once, gathered: NamedSharding | None = None) -> Forward:
     """The `Forward` of a Linen network. No gradient reaches the parameters that never move (`optim.Rules.moves_from`).
 
-    With a sharding in `gathered`, parameters that the state keeps in parts are put together before the network runs. Left to itself the
-    compiler may cut activations along their channels instead: they would travel in every block, and heads and logits with them.
+    With a sharding in `gathered`, split parameters are gathered before the network runs. Otherwise the compiler may split
+    activations along their channels, and activations, heads and logits would travel between devices in every block.
     """
 
     def forward(

@@ -11,7 +11,7 @@ from sere_jax.types import Schedule
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
-    """end + (start - end) (1 + cos(pi i / steps)) / 2: `start` at step 0, just short of `end` at the last step."""
+    """end + (start - end) (1 + cos(pi i / steps)) / 2: `start` at step 0, almost `end` at the last step."""
 
     def value(step: jax.Array) -> jax.Array:
         return end + 0.5 * (start - end) * (1.0 + jnp.cos(jnp.pi * jnp.asarray(step, jnp.float32) / max(steps, 1)))
@@ -55,8 +55,8 @@ def steps_down(start: float, factor: float, milestones: Sequence[int]) -> Schedu
 def warmup_cosine(peak: float, end: float, *, warmup_steps: int, steps: int, inclusive: bool = True) -> Schedule:
     """Linear from 0 to `peak` in `warmup_steps`; then `cosine` to `end` over the rest of `steps`.
 
-    `inclusive`: the warm-up reaches the peak, which therefore stands twice, at its last step and at the first after it (DINO,
-    iBOT). Otherwise it stops short of it: step i has peak i / warmup_steps (MoCo v3, MAE).
+    With `inclusive` the last step of the warm-up has the peak, and so has the step after it (DINO, iBOT). Otherwise step i has
+    peak i / warmup_steps, and only the step after the warm-up has the peak (MoCo v3, MAE).
     """
     last = warmup_steps - 1 if inclusive else warmup_steps
     decay = cosine(peak, end, steps - warmup_steps)
@@ -80,5 +80,5 @@ def linear_by_epoch(start: float, end: float, *, epochs: int, steps_per_epoch: i
 
 
 def every(schedule: Schedule, stride: int) -> Schedule:
-    """Read a schedule that was laid out in micro-batches once a window of `stride` of them, at the window's first."""
+    """Read a schedule of micro-batches once in each window of `stride` micro-batches, at the first of the window."""
     return lambda step: schedule(jnp.asarray(step) * stride)

@@ -1,7 +1,7 @@
-"""Blocks stacked by scan and blocks by themselves: one state in two layouts, so that a run may change `scan_blocks`.
+"""Restoring a state whose blocks are stacked as one whose blocks are separate, and back, so that a run may change `scan_blocks`.
 
-`blocks/...` has the layer as its leading axis, in place of `blocks_0/...`, `blocks_1/...`. The rule goes by the names of leaves: it
-is the same for parameters, teacher and optimizer moments.
+Stacked leaves are named `blocks/...` and have the layer as their leading axis; separate ones are named `blocks_0/...`, `blocks_1/...`.
+The names of leaves decide, so parameters, teacher and optimizer moments follow the same rule.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_stacked(path: str) -> bool:
 
 
 def stored(wanted: Mapping[str, jax.ShapeDtypeStruct], saved: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves to read for the `wanted` ones, where `saved` (by name) may have the other layout."""
+    """The leaves to read from a checkpoint to make the `wanted` ones; `saved` names its leaves, in either layout."""
     leaves: dict[str, jax.ShapeDtypeStruct] = {}
     for name, leaf in wanted.items():
         if name not in saved and (parts := _blocks_of(name, leaf)) and parts[0] in saved:
@@ -44,7 +44,7 @@ def stored(wanted: Mapping[str, jax.ShapeDtypeStruct], saved: Mapping[str, Any])
 
 
 def arranged(arrays: Mapping[str, jax.Array], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """The `wanted` leaves, made of those that `stored` named."""
+    """The `wanted` leaves, made from the arrays of those that `stored` returned."""
     leaves: dict[str, jax.Array] = {}
     for name, leaf in wanted.items():
         if name in arrays:
@@ -67,12 +67,12 @@ def _stack(layers: list[jax.Array]) -> jax.Array:
 
 
 def _blocks_of(name: str, leaf: jax.ShapeDtypeStruct) -> list[str]:
-    """The single blocks' names of a stacked leaf; none of another leaf."""
+    """The names of the separate blocks' leaves of a stacked leaf; [] for any other leaf."""
     return [_STACK.sub(f"blocks_{layer}", name) for layer in range(leaf.shape[0])] if _STACK.search(name) and leaf.shape else []
 
 
 def _stack_of(name: str) -> str:
-    """The stacked name of a single block's leaf; '' of another leaf."""
+    """The stacked name of a separate block's leaf; '' for any other leaf."""
     return _BLOCK.sub("blocks", name) if _BLOCK.search(name) else ""
 
 

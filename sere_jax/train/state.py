@@ -26,7 +26,7 @@ class State(NamedTuple):
 
 
 class PretrainMethod(NamedTuple):
-    """What pre-training changes besides the student."""
+    """The part of the state that only pre-training has."""
 
     teacher: PyTree  # moving average of those student parameters that the teacher has; {} in a method without a teacher
     teacher_batch_stats: PyTree  # running statistics of the teacher's own batches; not averaged

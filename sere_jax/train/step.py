@@ -32,8 +32,8 @@ class Running(NamedTuple):
 class PretrainStep:
     """The pure function `step(state, views) -> (state, metrics)`.
 
-    `augment(views, keys)` makes normalised float crops from uint8 ones with one key an example; `drop_path_noise(keys, views)`
-    the student's drop path. Keys are folded from (seed, step, position of the example in the global batch).
+    `augment(views, keys)` makes normalised float crops from uint8 ones, with one key for each example. `drop_path_noise(keys, views)`
+    draws the student's drop path. Keys are folded from (seed, step, position of the example in the global batch).
 
     With `accumulate_steps` the batch is cut into as many micro-batches. Losses, gradients and the objective's statistics are
     averaged; optimizer, teacher and the objective's state move once; running statistics move with every micro-batch.
@@ -88,7 +88,7 @@ class PretrainStep:
     def teacher_outputs(
         self, teacher: PyTree, batch_stats: PyTree, crops: tuple[jax.Array, jax.Array], views: Views
     ) -> tuple[Outputs, PyTree]:
-        """What the teacher answers, without drop path. Here, and nowhere else, the gradient of its outputs is stopped."""
+        """The teacher's outputs, without drop path. This is the only place that stops their gradient."""
         if not self.requests("teacher"):
             return {}, batch_stats
         outputs, stats = self.forward(teacher, batch_stats, *crops, self.requests("teacher"), views=views, drop_path_noise=None)
