@@ -130,11 +130,9 @@ def network_row(network: Network, predictions: Predictions | None, *, baseline: 
 
 
 def columns(report: Mapping[str, Any]) -> dict[str, float]:
-    """Top-1 accuracy in percent of a report's networks, for the rows of an ablation."""
-    rows = [result for result in report["results"] if not result["baseline"]]
-    return {
-        f"{report['protocol'].replace('_', ' ')} top-1": 100 * result["scores"]["top1"] for result in rows if "top1" in result["scores"]
-    }
+    """Top-1 accuracy in percent of the first row of a report's network, for the rows of an ablation."""
+    rows = [result for result in report["results"] if not result["baseline"] and "top1" in result["scores"]]
+    return {f"{report['protocol'].replace('_', ' ')} top-1": 100 * result["scores"]["top1"] for result in rows[:1]}
 
 
 def publish(outcome: Outcome, workdir: Path, *, save_predictions: bool = False) -> None:
@@ -217,19 +215,20 @@ def _notes(outcome: Outcome) -> Iterator[str]:
         yield f"{count:,} test images: a top-1 accuracy of {100 * share:.1f} % has a standard error of {100 * error:.1f} points"
     for line in outcome.rows:
         words = [f"{key} {line.about[key]}" for key in ("checkpoint", "network", "step", "seed") if line.about.get(key) is not None]
-        if words and not (line.baseline and len(words) < 2):
+        if words and line.predictions is not None:
             yield f"{line.name}: {', '.join(words)}"
     yield from _verdicts(outcome.rows)
 
 
 def _verdicts(rows: Sequence[Row]) -> Iterator[str]:
-    """How many points each network is above the best baseline."""
-    baselines = [line for line in rows if line.baseline and "top1" in line.scores]
+    """How many points each network is above the best baseline. Rows without predictions, as of few images, are not compared."""
+    rows = [line for line in rows if line.predictions is not None]
+    baselines = [line for line in rows if line.baseline]
     if not baselines:
         return
     best = max(baselines, key=lambda line: line.scores["top1"])
     for line in rows:
-        if not line.baseline and "top1" in line.scores:
+        if not line.baseline:
             difference = 100 * (line.scores["top1"] - best.scores["top1"])
             yield f"{line.name}: {abs(difference):.1f} points {'above' if difference >= 0 else 'below'} the best baseline, {best.name}"
 

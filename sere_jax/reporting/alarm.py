@@ -8,7 +8,6 @@ from typing import NamedTuple
 _IN_A_ROW = 2  # logs that must agree: a single one may be chance
 _SAME = 0.003  # of the reference: how near the loss is to the teacher's entropy when every view is answered alike
 _CERTAIN = 0.07  # of the reference: a loss below this means that one prototype answers nearly all images (healthy runs: above 0.15)
-_UNIFORM = 0.99  # of the reference: an entropy at its upper end
 _LEARNED = 0.95  # of the reference: an entropy below this shows that the run had learned something
 _PATIENCE = 2000  # steps after which a run that has never learned anything counts as collapsed
 _FALLEN = 0.2  # of the highest effective rank so far
@@ -34,9 +33,9 @@ class CollapseAlarm:
 
     A distillation loss is the entropy of the teacher's assignments plus their divergence from the student's. Where all images get the
     same answer, both vanish or the entropy is ln K. The alarm is raised, two logs in a row, when the loss is below 7 % of ln K
-    (one prototype for everything), or when it is the entropy to within 0.3 % of ln K and that is above 99 % of ln K (the center
-    takes everything away). At the start entropies may be near ln K without a collapse: then the run must have been below 95 % of
-    it before, or have taken 2,000 steps.
+    (one prototype for everything), or when it is the entropy to within 0.3 % of ln K (every image gets the same distribution, often
+    because the center takes everything away). At the start both may be near ln K without a collapse: then the run must have been
+    below 95 % of it before, or have taken 2,000 steps.
 
     It is also raised when the effective rank of the features (`rank/rankme`) is below 1.5, or below a fifth of its highest value.
 
@@ -97,7 +96,5 @@ class CollapseAlarm:
             return ""
         assert self._started is not None
         late = signs.entropy in self._learned or step - self._started >= _PATIENCE
-        if entropy > _UNIFORM * reference and late:
-            center = f" ({signs.center} {values[signs.center]:.3g})" if signs.center in values else ""
-            return f"{about} of at most {reference:.3g}: without the center{center} nothing is left of the teacher's answers"
-        return ""
+        center = f", {signs.center} {values[signs.center]:.3g}" if signs.center in values else ""
+        return f"{about} of at most {reference:.3g}{center}: every image gets the same distribution" if late else ""

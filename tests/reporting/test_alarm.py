@@ -26,6 +26,11 @@ WITHOUT_CENTER = [
     *((0.3505, 0.2502), (0.1587, 0.1265), (0.0256, 0.0207), (0.0045, 0.0023)),
 ]
 
+TOO_FAST = [
+    *((2.2605, 1.3488), (5.3959, 5.0356), (2.8123, 2.6779), (1.1479, 0.9031), (3.8209, 3.6928)),
+    *((5.7962, 5.7893), (5.8154, 5.8063), (5.9452, 5.8891), (5.5190, 5.5030), (5.6281, 5.6233), (5.9888, 5.9851)),
+]
+
 
 def said(alarm: CollapseAlarm, pairs, first: int = 20, every: int = 20) -> list[tuple[int, str]]:
     """(step, line) of everything that the alarm says."""
@@ -46,7 +51,8 @@ def test_a_slow_start_near_the_uniform_answer_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("end", "cause"), [((0.01, 0.004), "one prototype for every image"), ((K + 0.001, K - 0.001), "without the center (center_norm 2)")]
+    ("end", "cause"),
+    [((0.01, 0.004), "one prototype for every image"), ((K + 0.001, K - 0.001), "center_norm 2: every image gets the same distribution")],
 )
 def test_both_collapses_are_told_within_200_steps(end, cause):
     alarm = CollapseAlarm(REFERENCES)
@@ -62,6 +68,12 @@ def test_a_run_without_centering_is_told_as_its_loss_falls():
     """(dino, teacher_entropy) of the quickstart with dino.center_momentum=1, every 20 steps from step 20."""
     lines = said(CollapseAlarm(REFERENCES), WITHOUT_CENTER)
     assert [step for step, _ in lines] == [120]
+
+
+def test_a_run_that_breaks_at_its_rate_is_told():
+    """The quickstart with optimizer.base_lr=1, every 20 steps: from step 120 on student and teacher say the same of every view."""
+    lines = said(CollapseAlarm(REFERENCES), TOO_FAST)
+    assert [step for step, line in lines if "COLLAPSE" in line] == [140, 200]
 
 
 def test_a_run_that_never_learns_is_told_after_2000_steps():

@@ -126,6 +126,9 @@ def test_few_shot_gives_mean_and_deviation_of_its_draws(folders, tmp_path):
     assert row["name"] == "colours, 2 shots" and len(row["draws"]) == 3
     assert row["scores"]["top1"] == pytest.approx(np.mean(row["draws"]))
     assert row["scores"]["deviation"] == pytest.approx(np.std(row["draws"], ddof=1))
+    # Fewer images are not compared with the baselines of all images, and an ablation's row shows the score of all.
+    assert len([note for note in report["notes"] if "the best baseline" in note]) == 1
+    assert protocols.protocol("logistic").columns(report) == {"logistic top-1": 100 * report["results"][4]["scores"]["top1"]}
     with pytest.raises(EvalError, match="shots: found 30, expected at most 20"):
         evaluated("logistic", folders, tmp_path, draws=1, shots=(30,), cs=(1.0,))
 
