@@ -17,7 +17,7 @@ from sere_jax.interop.tables import InteropError
 from sere_jax.interop.timm import NORM_EPS, Architecture
 
 # Attention heads and width of timm's plain ViTs, by the word for their size.
-_SIZES = {"tiny": (3, 192), "small": (6, 384), "base": (12, 768), "large": (16, 1024), "huge": (16, 1280)}
+SIZES = {"tiny": (3, 192), "small": (6, 384), "base": (12, 768), "large": (16, 1024), "huge": (16, 1280)}
 _PLAIN_VIT = r"(?:vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+(?:_(?:in21k|dino|mae|sam))?"
 _PLAIN_RESNET = r"(?:tv_|ssl_|swsl_|gluon_)?resnet\d+(?:_v1b)?"
 # Architectures that compute something else with tensors that look the same: activations, LayerNorm's epsilon, pooling without weights.
@@ -57,7 +57,7 @@ def stated(config: Mapping[str, Any], sizes: Architecture) -> Stated:
     mistakes = _architecture(name) + heads_of("model_args.num_heads", heads, sizes.width) + _argument_mistakes(arguments, rules)
     refuse(mistakes)
     plain = re.fullmatch(_PLAIN_VIT, name)
-    usual_heads, usual_width = _SIZES[plain[1]] if plain else (0, 0)
+    usual_heads, usual_width = SIZES[plain[1]] if plain else (0, 0)
     notes = (
         [] if plain or not name else [f"assumed      exact GELU and LayerNorm epsilon {NORM_EPS:g}: the architecture {name!r} is not known"]
     )

@@ -16,6 +16,7 @@ from sere_jax.writing import replacing
 ENDINGS = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 
 LEFT = "left"  # the metadata key for what was not read
+ARGUMENTS = "arguments"  # and that for the arguments of the program that wrote the file
 _ABOUT = "sere_jax"
 _WRAPPERS = ("state_dict", "model")  # dictionaries that hold one network; names inside them get no prefix
 _NOT_WEIGHTS = ("optimizer", "scaler", "fp16_scaler", "lr_scheduler", "amp")
@@ -28,9 +29,10 @@ class TorchFileError(ValueError):
 def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the tensors of a file by their path of names, `teacher.backbone.norm.weight`, and its metadata.
 
-    Metadata are what `write_torch` was given, and under `left` the names of what was not read.
+    Metadata are what `write_torch` was given; under `left` the names of what is not among the tensors; and under `arguments` the plain
+    values among the arguments of the program that wrote the file.
 
-    Names of nested dictionaries are joined by dots, except `state_dict` and `model`. Optimizers, numbers and arguments are not read.
+    Names of nested dictionaries are joined by dots, except `state_dict` and `model`. Optimizers and numbers are not read.
     Only data is read, never code (`weights_only`); `argparse.Namespace`, in which DINO and iBOT store their arguments, is allowed.
     Raises TorchFileError on anything else, with the reason.
     """
@@ -44,6 +46,7 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except Exception as error:  # a pickle of code, a truncated zip file, an HTML page: torch raises many types on those
         raise TorchFileError(" ".join(str(error).split())[:400] or type(error).__name__) from error
     about = content.pop(_ABOUT, {}) if isinstance(content, dict) else {}
+    arguments = _arguments(content) if isinstance(content, Mapping) else {}
     tensors: dict[str, np.ndarray] = {}
     left: list[str] = []
 
@@ -59,7 +62,15 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             left.append(name)
 
     walk(content, "")
-    return tensors, {**about, LEFT: left}
+    return tensors, {**about, LEFT: left, **({ARGUMENTS: arguments} if arguments else {})}
+
+
+def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The plain values of a file's `args`, and its `arch`."""
+    stored = content.get("args", {})
+    named = dict(stored) if isinstance(stored, Mapping) else vars(stored) if hasattr(stored, "__dict__") else {}
+    named |= {"arch": content["arch"]} if isinstance(content.get("arch"), str) else {}
+    return {str(key): value for key, value in named.items() if isinstance(value, str | int | float | bool)}
 
 
 def write_torch(path: Path, networks: Mapping[str, Tensors], about: Mapping[str, Any]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sere_jax.data.images.reading import BY_TYPE, ValueRange
-from sere_jax.interop import formats, hf_config, resnet, timm, timm_config
+from sere_jax.interop import formats, hf_config, resnet, timm, timm_config, training_args
 from sere_jax.interop.stated import CONFIG, PREPROCESSOR, Preparation, Stated, read_json
 from sere_jax.interop.tables import InteropError
+from sere_jax.interop.torch_file import ARGUMENTS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,6 +38,9 @@ def sizes_of_file(
         return layout, timm_config.check_resnet(config, layout) if config else []
     sizes = timm.architecture_of_params(params)
     stated = _stated(path, imported, recorded, sizes)
+    if not recorded and not stated.heads and (arguments := metadata.get(ARGUMENTS)):
+        told = training_args.stated(arguments, imported.format, imported.heads, sizes)
+        stated, imported = told._replace(norm_eps=stated.norm_eps, notes=(*stated.notes, *told.notes)), imported._replace(heads=0)
     if stated.heads:
         check_heads(heads, stated.heads, "which the file states")
     elif imported.heads:

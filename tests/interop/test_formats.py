@@ -194,7 +194,7 @@ def test_a_checkpoint_as_dino_saves_it(tmp_path, ending):
     path = tmp_path / f"checkpoint.{ending}"
     torch.save(saved, path)
     tensors, metadata = read_tensors(path)
-    assert metadata == {"left": ["optimizer", "epoch", "args"]}
+    assert metadata == {"left": ["optimizer", "epoch", "args"], "arguments": {"arch": "vit_small", "lr": 0.0005}}
     assert _equal(import_network(tensors).params, teacher)
     backbone = load_backbone(path, heads=3)
     assert backbone.about["network"] == "teacher"
