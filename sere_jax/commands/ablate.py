@@ -1,8 +1,8 @@
 """Run an ablation table of the paper on any images: python -m sere_jax ablate --table=8 --data=folder:PHOTOS --steps=300 --workdir=DIR
 
 It trains every row of the table as `train.py` would and evaluates each by the same protocols. After each row it prints and
-saves the table so far: what was measured here, beside the paper's figures, which come from other data and another protocol.
-The same command goes on where it was stopped. Finished rows are kept, and a row that several tables share is run once (DIR/rows).
+saves the table so far: the measurements, beside the paper's figures, which come from other data and another protocol.
+After a stop, the same command continues. Finished rows are not run again, and a row that several tables share is run once (DIR/rows).
 
 Exit code 0: the rows were run, or a signal stopped one of them, which was saved. 1: a row ended badly, as the table says, and the
 others were run. 2: the command cannot be carried out. 130: Ctrl-C outside of the training of a row.
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tables = _module(options.config)
         evaluations = [_protocol(spec) for spec in options.protocol or _default_protocols(options)]
         runs = [run for table in options.table for run in _runs(tables, table, options)]
-        _check(runs, evaluations, _vain(tables, options))
+        _check(runs, evaluations, _never_read(tables, options))
         failed = False
         for table in options.table:
             rows = [run for run in runs if run.table == table]
@@ -131,7 +131,7 @@ def _module(path: str) -> ModuleType:
 
 
 def _default_protocols(options: argparse.Namespace) -> list[str]:
-    """k-NN where there are labelled images, else retrieval; and the relation differences on views that are the same for all rows."""
+    """k-NN with labelled images, retrieval without, and relation differences on the same views for all rows."""
     images = options.evaluate or options.data
     near = "configs/eval/retrieval.py:baselines=false,tokens=('cls','patches'),source=" + images
     if options.gallery or options.query:
@@ -177,7 +177,7 @@ def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterat
 
 
 def _leave_unread(config: ConfigDict, changes: str) -> None:
-    """Give keys of `--set` that this row never reads their defaults again: other rows read them, or `_check` refuses them."""
+    """Reset the keys of `--set` that this row never reads to their defaults. `_check` refuses keys that no row reads."""
     values = flatten(config)
     ignored = unread.changed(values)
     config.update_from_flattened_dict({key: KEYS[key].default for key in said_keys(changes, values) if key in ignored})
@@ -190,12 +190,12 @@ def _shorten(config: ConfigDict, steps: int, whole: pretraining.Steps) -> None:
 
 
 def _key(config: ConfigDict) -> str:
-    """A name for what a run computes: the recipe, and a digest of all that is not mere running."""
+    """A name for what a run learns: its recipe, and a digest of all keys that change the result."""
     learning = {key: value for key, value in flatten(config).items() if key not in MACHINE_KEYS}
     return f"{config.recipe}-{hashlib.sha256(json.dumps(learning, sort_keys=True).encode()).hexdigest()[:10]}"
 
 
-def _vain(tables: ModuleType, options: argparse.Namespace) -> list[str]:
+def _never_read(tables: ModuleType, options: argparse.Namespace) -> list[str]:
     """The mistakes of keys in `--set` that no row of any table reads."""
     keys = said_keys(options.set, KEYS)
     for number, table in tables.TABLES.items() if keys else ():
@@ -207,9 +207,9 @@ def _vain(tables: ModuleType, options: argparse.Namespace) -> list[str]:
     return [f"--set: found {key}, which no row of any table reads" for key in keys]
 
 
-def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], vain: Sequence[str]) -> None:
-    """Every mistake of every row before the first is trained."""
-    lines = list(vain)
+def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], never_read: Sequence[str]) -> None:
+    """Raise ConfigError with the mistakes of all rows, before the first is trained."""
+    lines = list(never_read)
     for run in runs:
         mistakes = rules.mistakes(run.config, devices=jax.device_count(), processes=jax.process_count())
         lines += [f"table {run.table}, row {run.row}: {line}" for line in mistakes]
@@ -220,7 +220,7 @@ def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], vain: Sequenc
 
 
 def _measured(run: Run, evaluations: Sequence[ConfigDict]) -> Measured:
-    """Train the run unless that is done, evaluate it unless that is done."""
+    """Train and evaluate a run, as far as an earlier start has not done it."""
     length = pretraining.steps(run.config, len(open_source(run.config.data.source)))
     about = (run.row, run.seed, str(run.workdir), length.total, pretraining.effective_epochs(run.config, length))
     try:
@@ -250,7 +250,7 @@ def _report(run: Run, config: ConfigDict) -> Path:
 
 
 def _evaluated(run: Run, config: ConfigDict) -> dict[str, Any]:
-    """What a protocol wrote of this run; run now unless the same settings have been run before."""
+    """The report of a protocol on this run. The protocol runs unless it has run with the same settings before."""
     report = _report(run, config)
     if not report.is_file():
         network = evaluate.load(str(run.workdir))._replace(name=f"row {run.row}, seed {run.seed}")  # the directory's name is a digest

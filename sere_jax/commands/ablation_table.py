@@ -1,4 +1,4 @@
-"""One table of an ablation: what was measured here, and the paper's figures apart from it. Written by `ablate`."""
+"""One table of an ablation: the measurements, and the paper's figures beside them. Written by `ablate`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PaperTable(Protocol):
 
 
 class Measured(NamedTuple):
-    """What one run of a row came to; `error` says why there is nothing."""
+    """The measurements of one run of a row. `error` says why there are none."""
 
     row: str
     seed: int
@@ -44,26 +44,26 @@ class Measured(NamedTuple):
     error: str = ""
 
 
-def publish(table: PaperTable, number: int, found: Sequence[Measured], *, note: str, directory: Path, about: Mapping[str, Any]) -> None:
+def publish(table: PaperTable, number: int, runs: Sequence[Measured], *, note: str, directory: Path, about: Mapping[str, Any]) -> None:
     """Print the table, and write directory/tableN.json and tableN.md. `note` names the paper's own protocol."""
     if jax.process_index() != 0:
         return
-    rows = list(dict.fromkeys(one.row for one in found))
-    measures = list(dict.fromkeys(name for one in found for name in one.values))
+    rows = list(dict.fromkeys(run.row for run in runs))
+    measures = list(dict.fromkeys(name for run in runs for name in run.values))
     heads = ["row", "steps", "effective epochs", *measures, *(f"paper: {name}" for name in table.columns)]
-    cells = [_cells(table.rows[row], [one for one in found if one.row == row], measures) for row in rows]
+    cells = [_cells(table.rows[row], [run for run in runs if run.row == row], measures) for row in rows]
     title = f"Table {number}: {table.title}"
-    notes = [f"paper: {note}. Not comparable with the columns before.", *_errors(found)]
+    notes = [f"paper: {note}. Not comparable with the columns before.", *_errors(runs)]
     text = _markdown(title, heads, cells, [*notes, f"`{about['command']}`"])
     screen.stdout().print(text, markup=False, highlight=False, soft_wrap=True)  # wider than most screens: a table would lose columns
     with replacing(directory / f"table{number}.md") as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # the command may name files of any bytes
-    content = [_json(table.rows[row], row, table.columns, [one for one in found if one.row == row]) for row in rows]
+    content = [_json(table.rows[row], row, table.columns, [run for run in runs if run.row == row]) for row in rows]
     write(directory / f"table{number}.json", {"table": number, "title": table.title, "paper": note, **about, "rows": content})
 
 
 def _cells(row: PaperRow, runs: Sequence[Measured], measures: Sequence[str]) -> list[str]:
-    shown = [_spread([one.values[name] for one in runs if name in one.values], 3 if "ratio" in name else 1) for name in measures]
+    shown = [_spread([run.values[name] for run in runs if name in run.values], 3 if "ratio" in name else 1) for name in measures]
     return [runs[0].row, str(runs[0].steps), f"{runs[0].effective_epochs:.3g}", *shown, *(f"{value:g}" for value in row.paper)]
 
 
@@ -74,8 +74,8 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
 
 
-def _errors(found: Sequence[Measured]) -> list[str]:
-    return [f"{one.row}, seed {one.seed}: {one.error}" for one in found if one.error]
+def _errors(runs: Sequence[Measured]) -> list[str]:
+    return [f"{run.row}, seed {run.seed}: {run.error}" for run in runs if run.error]
 
 
 def _markdown(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
@@ -90,5 +90,5 @@ def _json(row: PaperRow, name: str, columns: Sequence[str], runs: Sequence[Measu
         "recipe": row.recipe,
         "changes": row.changes,
         "paper": dict(zip(columns, row.paper, strict=True)),
-        "runs": [{key: value for key, value in one._asdict().items() if key != "row"} for one in runs],
+        "runs": [{key: value for key, value in run._asdict().items() if key != "row"} for run in runs],
     }

@@ -1,6 +1,6 @@
-"""What makes a run the same run: what it learns from its config, the images, and the versions of the packages.
+"""The identity of a run: the keys of its config that change the result, its images, and the versions of the packages.
 
-Compared with the newest checkpoint at every start, and between the processes of a run, before anything is compiled.
+Every start compares it with the newest checkpoint, and between the processes of the run, before anything is compiled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.versions import versions
 from sere_jax.writing import replacing
 
-# What each process may decide for itself. The images are compared by their listings, since each machine may keep them elsewhere.
+# Keys that may differ between processes. Images are compared by their listings, because their paths may differ between machines.
 _OF_ONE_PROCESS = frozenset({"data.source", "data.workers", "data.prefetch"})
 _HEADING = "the processes of this run disagree, nothing was started"
 
@@ -39,7 +39,7 @@ class Data(NamedTuple):
     entries: bytes  # `Listing.entries`
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps of them."""
+        """The part of them that a checkpoint holds."""
         return {"data": {"source": self.source, "images": self.images, "digest": self.digest}}
 
 
@@ -73,7 +73,7 @@ def check_same_data(data: Data) -> None:
 
 
 def check_resumed(config: ConfigDict, data: Data, checkpoints: Checkpoints, directory: Path) -> list[str]:
-    """Compare a run with its newest checkpoint; lines on what may differ and does. All processes call it.
+    """Compare a run with its newest checkpoint, and return lines on allowed differences. All processes call it.
 
     Raises:
       ConfigError: the checkpoint is of another config, or of other images while `run.accept_changed_data` is False.
@@ -119,7 +119,7 @@ def _changed_data(
             yield f"data         moved from {before['source']} to {data.source}: the same {data.images:,} images"
         return
     path = _entries_path(directory, before["digest"])
-    names = listing.changes(path.read_bytes(), data.entries) if path.exists() else [f"{path}, which lists the images of then, is gone"]
+    names = listing.changes(path.read_bytes(), data.entries) if path.exists() else [f"{path}, which lists the earlier images, is missing"]
     if not config.run.accept_changed_data:
         found = f"data.source: found {data.images:,} images in {data.source!r}, expected the {before['images']:,} of step {step}"
         advice = "give the same images, another --workdir, or --config.run.accept_changed_data=True to go on with these"
@@ -129,9 +129,9 @@ def _changed_data(
 
 
 def _moved(config: ConfigDict, before: pretraining.Steps, now: pretraining.Steps, step: int) -> Iterator[str]:
-    """What another number of images moves at a step."""
+    """Lines on what another number of images changes at a step."""
     if before == now:
-        yield "data         the number of steps stays; from here on the order of the images is another"
+        yield "data         the number of steps is the same; from this step on the order of the images differs"
         return
     yield (
         f"data         steps an epoch {before.per_epoch:,} -> {now.per_epoch:,}, in all {before.total:,} -> {now.total:,}; "

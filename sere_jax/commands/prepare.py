@@ -1,9 +1,9 @@
 """Prepare a data set once: python -m sere_jax prepare --source=folder:DIR --output=OUT [--max_side=512 --quality=95]
 
 `--source=tfds:NAME[/CONFIG]:SPLIT` of a set that is not prepared runs TFDS's builder first, `--source=tfds:MODULE.py:SPLIT` a builder of
-your own. Without `--output` that is all: train from `tfds:NAME:SPLIT`.
-Writes ArrayRecord shards that `tfds:OUT:SPLIT` reads (and `tfds.builder_from_directory(OUT)`), without TensorFlow. Run again after an
-interruption, it goes on; the output depends on the source and the options alone. `--verify --output=OUT` reads all of it back.
+your own. Without `--output` nothing else happens: train from `tfds:NAME:SPLIT`.
+It writes ArrayRecord shards, which `tfds:OUT:SPLIT` and `tfds.builder_from_directory(OUT)` read without TensorFlow. After an
+interruption, the same command continues. The output depends only on the source and the options. `--verify --output=OUT` reads it back.
 Exit code 0: done; 1: too many images could not be read, or verification found something; 2: it could not begin.
 """
 
@@ -31,7 +31,7 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def prepare(layout: Layout, spec: str, directory: str, sizes: Sizes, *, per_shard: int, workers: int, track: Track) -> dict[str, Any]:
-    """Write what is not yet written; the manifest. Raises PrepareError."""
+    """Write the shards that are missing, and return the manifest. Raises PrepareError."""
     made_from = fingerprint(layout, spec, sizes, per_shard)
     output = Output(directory, made_from)
     if output.finished:
@@ -53,10 +53,13 @@ def prepare(layout: Layout, spec: str, directory: str, sizes: Sizes, *, per_shar
 def _finish(
     output: Output, layout: Layout, encoder: Encoder, notes: dict[str, list[dict[str, Any]]], made_from: dict[str, Any]
 ) -> dict[str, Any]:
-    if not any(note["records"] for found in notes.values() for note in found):
+    if not any(note["records"] for split_notes in notes.values() for note in split_notes):
         raise PrepareError(f"{made_from['source']}: not one image could be read")
-    left_out = [error for found in notes.values() for note in found for error in note["left_out"]]
-    splits = {split: [{key: value for key, value in note.items() if key != "left_out"} for note in found] for split, found in notes.items()}
+    left_out = [error for split_notes in notes.values() for note in split_notes for error in note["left_out"]]
+    splits = {
+        split: [{key: value for key, value in note.items() if key != "left_out"} for note in split_notes]
+        for split, split_notes in notes.items()
+    }
     write_info(output.directory, layout, encoder.features, splits)
     packages = ("opencv-python-headless", "pillow", "array_record", "tensorflow-datasets")
     versions = {package: importlib.metadata.version(package) for package in packages}
@@ -65,7 +68,7 @@ def _finish(
     return manifest
 
 
-def _tell(manifest: dict[str, Any], directory: str, max_bad_fraction: float) -> int:
+def _report(manifest: dict[str, Any], directory: str, max_bad_fraction: float) -> int:
     total = sum(shard["records"] for shards in manifest["splits"].values() for shard in shards)
     for split, shards in manifest["splits"].items():
         count, size = sum(shard["records"] for shard in shards), sum(shard["bytes"] for shard in shards)
@@ -131,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SourceError, PrepareError) as error:
         print(error, file=sys.stderr)
         return 2
-    return _tell(manifest, directory, flags.max_bad_fraction)
+    return _report(manifest, directory, flags.max_bad_fraction)
 
 
 def _run_builder(spec: str) -> int:

@@ -1,7 +1,7 @@
-"""What the values of a config must keep among each other: batch and devices, images and patches, sources and disks.
+"""Rules on several values of a config: batch and devices, images and patches, sources and disks.
 
-Each rule is (the keys it reads, a function of their values, the devices and the processes -> lines of mistakes); it is
-asked only where each of its values is right by itself.
+A rule is (the keys that it reads, a function of their values, the devices and the processes -> lines of mistakes). It is checked
+only where each of its values is right by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sere_jax.writing import place
 
 
 def batch_multiple(parts: int, devices: int, processes: int) -> int:
-    """What a batch must divide by: each device has as many images of each of its `parts`, each process as many of the whole."""
+    """A batch is a multiple of this: all devices get equal shares of each of its `parts`, and all processes equal shares of the whole."""
     return math.lcm(devices * parts, processes)
 
 
@@ -50,7 +50,7 @@ def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
 
 
 def _image_weight(v: Values, devices: int, processes: int) -> list[str]:
-    """Weights of self-relations that would give the image loss a negative weight (objectives.base.image_loss_weight)."""
+    """Refuse weights of self-relations that give the image loss a negative weight (objectives.base.image_loss_weight)."""
     recipe = RECIPES[v["recipe"]]
     names = [name for name, loss in (("alpha", "spatial"), ("beta", "channel")) if loss in recipe.relations]
     total, most = sum(v[f"relation.{name}"] for name in names), 2 + len(names)
@@ -67,7 +67,7 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
     if kind == "none":
         missing = [f"masking.kind: found 'none', expected block or random: {v['recipe']} learns from hidden patches"]
         return missing if "patch" in RECIPES[v["recipe"]].losses else []
-    if not learns:  # masks that nothing learns from are reported as unread
+    if not learns:  # `config.unread` reports masks that nothing learns from
         return []
     pairs = list(zip(v["masking.ratio"], v["masking.ratio_var"], strict=True))
     line = "masking.ratio: found " + " and ".join(f"{mean} -+ {var}" for mean, var in pairs) + " with masking.ratio_var"
@@ -85,7 +85,7 @@ def _masking(v: Values, devices: int, processes: int) -> list[str]:
 
 
 def _mae(v: Values, devices: int, processes: int) -> list[str]:
-    """MAE's encoder sees as many patches of every view: how many is a shape."""
+    """MAE's encoder sees the same number of patches of every view, because that number is a shape."""
     if "mae" not in RECIPES[v["recipe"]].losses or v["model.name"] == "resnet":
         return []
     if v["masking.kind"] != "random":
@@ -152,12 +152,12 @@ def _evaluation(v: Values, devices: int, processes: int) -> list[str]:
             lines.append(f"{key}: found '', expected a source, which {cadence or 'the other one'} needs")
     if cadence:
         lines += batch_of_processes("eval.batch_size", v["eval.batch_size"], processes)
-    # Asked of runs that evaluate nothing too: the checkpoint keeps these as the sizes to evaluate it with.
+    # Runs without evaluations are checked too: their checkpoints are evaluated with these sizes later.
     return lines + resize_before_crop("eval.", v["eval.size"] or max(v["views.global_size"], v["views.global_width"]), v["eval.resize"])
 
 
 def _best(v: Values, devices: int, processes: int) -> list[str]:
-    """The score by which the best checkpoint is kept is one of the k-NN evaluation's."""
+    """The best checkpoint is chosen by a score of the k-NN evaluation."""
     key, score = "run.keep_best", v["run.keep_best"]
     if not score:
         return []
@@ -170,14 +170,14 @@ def _best(v: Values, devices: int, processes: int) -> list[str]:
 
 
 def resize_before_crop(prefix: str, size: int, resize: int) -> list[str]:
-    """A crop of `size` pixels does not fit into an image whose shorter side is made smaller; 0: not said."""
+    """Refuse a crop of `size` pixels from an image whose shorter side is resized to fewer; 0 = no value."""
     if not 0 < resize < size:
         return []
     return [f"{prefix}resize: found {resize}, expected 0 or at least the {size} pixels of the crop that follows; nearest: {size}"]
 
 
 def batch_of_processes(key: str, size: int, processes: int) -> list[str]:
-    """Each process reads as many images of a batch of an evaluation; its devices may be of any number."""
+    """All processes read equal shares of an evaluation's batch, with any number of devices."""
     if size % processes == 0:
         return []
     return [f"{key}: found {size}, expected a multiple of the {processes} processes{multiples(size, processes)}"]
@@ -186,7 +186,7 @@ def batch_of_processes(key: str, size: int, processes: int) -> list[str]:
 _GRID = ("views.global_size", "views.global_width", "model.patch_size")
 _EVALUATION = ("run.eval_every_steps", "run.eval_every_epochs", "eval.gallery", "eval.query", "eval.size", "eval.resize", "eval.batch_size")
 
-# The keys that a rule reads, and the rule: (their values, devices, processes) -> lines.
+# (the keys that a rule reads, the rule)
 CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data.source",), _training_source),
     (("data.value_range",), _value_range),
@@ -206,7 +206,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 
 def source_mistakes(key: str, spec: str) -> list[str]:
-    """What is wrong with the text of a data source, and with the directory of a `folder:`."""
+    """The mistakes in the text of a data source, and in the paths that it names."""
     kind, colon, rest = spec.partition(":")
     if kind == "folder" and colon:
         return [] if _holds_a_file(rest) else [f"{key}: found {spec!r}, expected folder:DIR, {_directory(rest)}"]
@@ -216,21 +216,18 @@ def source_mistakes(key: str, spec: str) -> list[str]:
             return []
         return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
     if kind == "list":
-        known = place(rest).is_file()
-        return [] if known else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
+        return [] if place(rest).is_file() else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
     if kind == "mix" and colon:
         return _mixture(key, spec)
     if kind == "classes" and ":" in rest:
         file, _, inner = rest.partition(":")
-        known = place(file).is_file()
-        lines = [] if known else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
+        lines = [] if place(file).is_file() else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
         if inner.startswith("mix:"):
             return [*lines, f"{key}: found {spec!r}, expected classes:LIST:SOURCE, SOURCE no mixture; mix sources of classes instead"]
         return lines + source_mistakes(key, inner)
     if kind == "masks" and ":" in rest:
         maps, _, inner = rest.partition(":")
-        known = place(maps).is_dir()
-        lines = [] if known else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
+        lines = [] if place(maps).is_dir() else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
         return lines + source_mistakes(key, inner)
     if kind == "tfds" and colon:
         return _prepared_set(key, spec, rest)
@@ -240,7 +237,7 @@ def source_mistakes(key: str, spec: str) -> list[str]:
 
 
 def _prepared_set(key: str, spec: str, rest: str) -> list[str]:
-    """A set's name must have its form, and a directory must hold a prepared set; which splits there are is asked when it is opened."""
+    """Check the form of a set's name, or that a directory holds a prepared set. Its splits are checked when it is opened."""
     name, _, split = divide(rest)
     if name and split and is_directory(name):
         path = str(place(name))

@@ -99,7 +99,7 @@ def test_the_same_files_at_another_path_are_the_same_run(run, photos: Path, tmp_
 def test_a_listing_that_is_gone_is_told(run, photos: Path):
     shutil.rmtree(run[0] / "listings")
     _more(photos, 1)
-    with pytest.raises(ConfigError, match="found 25 images .*(?s:.)*which lists the images of then, is gone"):
+    with pytest.raises(ConfigError, match="found 25 images .*(?s:.)*which lists the earlier images, is missing"):
         _compare(_config(photos), run)
 
 

@@ -1,4 +1,4 @@
-"""The listing of a source as a file, to say later what has changed."""
+"""The listing of a source as compressed text, so that a later start can name the images that changed."""
 
 from __future__ import annotations
 

@@ -57,15 +57,15 @@ class MaskedSource(Source):
         return self._source.labels()
 
     def notes(self) -> tuple[str, ...]:
-        """Those of the images."""
+        """The notes on the images."""
         return self._source.notes()
 
     def left_out(self) -> Iterator[str]:
-        """Those of the images."""
+        """The files that lie among the images and are not read."""
         return self._source.left_out()
 
     def places(self) -> Iterator[tuple[str, int]]:
-        """Those of the images."""
+        """The places of the images."""
         return self._source.places()
 
     def listing(self) -> Iterator[Entry]:

@@ -52,11 +52,11 @@ class Mixture(Source):
         return example._replace(label=self._label(part, example.label), annotation=annotation)
 
     def notes(self) -> tuple[str, ...]:
-        """Those of all parts, each with the part's text."""
+        """The notes of all parts, each after its part's text."""
         return tuple(f"{part.spec}: {note}" for part in self._parts for note in part.notes())
 
     def left_out(self) -> Iterator[str]:
-        """Those of all parts."""
+        """The files of all parts."""
         return itertools.chain.from_iterable(part.left_out() for part in self._parts)
 
     def places(self) -> Iterator[tuple[str, int]]:

@@ -60,11 +60,11 @@ class ClassSubset(Source):
         return (places[index] for index in self._index)
 
     def notes(self) -> tuple[str, ...]:
-        """Those of the source."""
+        """The notes of the source."""
         return self._source.notes()
 
     def left_out(self) -> Iterator[str]:
-        """Those of the source."""
+        """The files of the source."""
         return self._source.left_out()
 
     def listing(self) -> Iterator[Entry]:
