@@ -12,8 +12,8 @@ from sere_jax.types import Array
 def smoothed_targets(labels: Int[Array, "b"], classes: int, smoothing: float = 0.0) -> Float[jax.Array, "b k"]:
     """Probabilities of the classes: smoothing / k for each, and 1 - smoothing more for the label. Source: Szegedy et al. 2016.
 
-    >>> smoothed_targets(jnp.array([1]), 4, 0.2).round(2).tolist()
-    [[0.05, 0.85, 0.05, 0.05]]
+    >>> [round(float(share), 2) for share in smoothed_targets(jnp.array([1]), 4, 0.2)[0]]
+    [0.05, 0.85, 0.05, 0.05]
     """
     return smoothing / classes + (1.0 - smoothing) * jax.nn.one_hot(labels, classes, dtype=jnp.float32)
 
