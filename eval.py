@@ -46,13 +46,15 @@ def main(mistakes: list[str]) -> int:
     from sere_jax import distributed
     from sere_jax.commands import evaluate
     from sere_jax.config import check as rules
+    from sere_jax.data.batches.maker import UnreadableData
     from sere_jax.data.sources.open import SourceError
     from sere_jax.evals import protocols
     from sere_jax.evals.network import EvalError
     from sere_jax.interop.files import FileError
     from sere_jax.interop.tables import InteropError
     from sere_jax.reporting import table
-    from sere_jax.train import checkpoint
+    from sere_jax.train import checkpoint, fit, meter
+    from sere_jax.train.lock import WorkdirError
     from sere_jax.writing import WriteError, writing_to
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -82,7 +84,17 @@ def main(mistakes: list[str]) -> int:
             networks.append(load(path))
         with writing_to(_WORKDIR.value) as workdir:
             evaluate.run(config, networks, workdir)
-    except (WriteError, EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError) as error:
+    except fit.Stopped as stopped:  # an evaluation that trains; the same command goes on
+        table.say(str(stopped))
+        return 0
+    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, checkpoint.UnwritableCheckpoint) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except distributed.OtherProcessError as error:
+        if jax.process_index() == 0:
+            print(error, file=sys.stderr)
+        return 2
+    except (WriteError, EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError, WorkdirError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

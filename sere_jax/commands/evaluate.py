@@ -20,6 +20,7 @@ from sere_jax.evals import protocols
 from sere_jax.evals.figures.first_batch import Feed
 from sere_jax.evals.network import Network
 from sere_jax.weights.backbone import load_backbone
+from sere_jax.weights.read import read_weights
 from sere_jax.writing import place
 
 
@@ -46,7 +47,14 @@ def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] 
         value_range=prepare.value_range,
         whole_patches=bool(found.module.heads),
         depth=found.module.depth if found.module.heads else 0,
+        module=found.module,
+        projection=functools.partial(_projection, path, network, heads, ignore),
     )
+
+
+def _projection(path: str, network: str, heads: int, ignore: Sequence[str]) -> dict[str, Any]:
+    """The first layer of the checkpoint's DINO head; {} where it holds none."""
+    return dict(read_weights(path, network=network, heads=heads, ignore=ignore).params.get("heads_dino", {}).get("mlp_0", {}))
 
 
 def distinct(networks: Sequence[Network]) -> list[Network]:

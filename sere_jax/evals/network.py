@@ -35,6 +35,9 @@ class Network(NamedTuple):
     about: dict[str, Any] = {}  # where it comes from (checkpoint, network, step): copied into the reports
     value_range: ValueRange = BY_TYPE  # of arrays and TIFF bands: values that become the levels 0 and 255
     whole_patches: bool = True  # a ViT sees whole patches only; False for a ResNet, which sees images of any size to their edge
+    module: Any = None  # the Linen module behind `apply`, for evaluations that train; None: it cannot be trained
+    # Makes {kernel, bias} of the first layer of the checkpoint's projection head, {} where it holds none.
+    projection: Callable[[], dict[str, Any]] | None = None
     depth: int = 0  # blocks of a ViT, whose tokens `apply` returns as `layers`; 0 for a ResNet, which has none
 
     @property
@@ -103,4 +106,4 @@ def untrained(network: Network, seed: int) -> Network:
     if network.init is None:
         raise EvalError(f"{network.name}: cannot make its random initialisation; expected a network with an init function")
     about = {"checkpoint": "random initialisation", "seed": seed}
-    return network._replace(name="random init", params=network.init(seed), about=about)
+    return network._replace(name="random init", params=network.init(seed), about=about, projection=None)

@@ -10,11 +10,15 @@ from sere_jax.config.rule import Rule
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.frozen import classification, probes, relations, retrieval
 from sere_jax.evals.protocol import Protocol
+from sere_jax.evals.trained import fine_tune
 
 PROTOCOLS: tuple[Protocol, ...] = (
     classification.PROTOCOL,
     probes.LOGISTIC,
     probes.LEAST_SQUARES,
+    fine_tune.FINE_TUNE,
+    fine_tune.SEMI,
+    fine_tune.TRANSFER,
     retrieval.PROTOCOL,
     relations.PROTOCOL,
     figures.PROTOCOL,

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageEnhance, ImageOps
 
 from sere_jax.data.annotations.transforms import RandomCrop
@@ -174,12 +174,14 @@ class AugmentedCrop:
     def __call__(
         self,
         image: UInt8[np.ndarray, "H W c"],
-        label_map: None,
+        label_map: UInt16[np.ndarray, "H W"] | None,
         rng: np.random.Generator,
         image_out: UInt8[np.ndarray, "S T c"],
-        map_out: None,
+        map_out: UInt16[np.ndarray, "S T"] | None,
     ) -> None:
-        """Write the augmented crop to `image_out`."""
+        """Write the augmented crop to `image_out`. Raises ValueError for a label map: it would not move with the image."""
+        if label_map is not None:
+            raise ValueError("AugmentedCrop: found a label map, expected images with classes alone")
         self.crop(image, None, rng, image_out, None)
         if self.rand_augment is not None:
             image_out[...] = self.rand_augment(image_out, rng)

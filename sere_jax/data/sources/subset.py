@@ -77,6 +77,31 @@ class ClassSubset(Source):
             yield entries[index]._replace(label=int(label))
 
 
+class Selection(Source):
+    """The examples of `source` at some positions, in their order, with their labels: a part of a data set that is held out, or the rest."""
+
+    def __init__(self, source: Source, positions: Int[np.ndarray, " n"]) -> None:
+        self.spec, self.classes = source.spec, source.classes
+        self.map_classes, self.object_classes = source.map_classes, source.object_classes
+        self._source, self._positions = source, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._positions[index])]
+
+    def places(self) -> Iterator[tuple[str, int]]:
+        """The places of the selected examples."""
+        places = list(self._source.places())
+        return (places[position] for position in self._positions)
+
+    def listing(self) -> Iterator[Entry]:
+        """The entries of the selected examples; of a source of packed files all entries."""
+        entries = list(self._source.listing())
+        return iter(entries) if len(entries) != len(self._source) else (entries[position] for position in self._positions)
+
+
 def _check(spec: str, file: str, wanted: tuple[str, ...], known: tuple[str, ...]) -> None:
     names = set(known)
     unknown = [name for name in wanted if name not in names]

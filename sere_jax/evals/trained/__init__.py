@@ -1,0 +1,1 @@
+"""Evaluations that train: one driver, and the protocols built on it."""

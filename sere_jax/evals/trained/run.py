@@ -1,0 +1,184 @@
+"""The driver of every evaluation that trains: a loss, an optimizer and batches in; the best and the last weights out.
+
+It is built on `train.update` and `train.fit`, as pre-training is. A training is resumed from its newest checkpoint, is evaluated every so
+many steps, and gives the same result on any number of devices and processes, to float tolerance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sere_jax import distributed, sharding
+from sere_jax.evals.features import to_host
+from sere_jax.evals.network import EvalError
+from sere_jax.reporting.progress import Progress
+from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.digest import digests
+from sere_jax.train.evaluations import Periodic
+from sere_jax.train.fit import fit
+from sere_jax.train.lock import locked
+from sere_jax.train.scores import Best
+from sere_jax.train.state import State
+from sere_jax.train.update import Loss, make_update
+from sere_jax.types import PyTree, Schedule
+
+Evaluate = Callable[[PyTree, PyTree], Iterable[tuple[str, float]]]  # parameters, running statistics -> (score, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training of an evaluation.
+
+    Attributes:
+      kind: stands in the checkpoints' description: linear, fine_tune, segmentation, detection.
+      loss, optimizer: as `train.update.make_update` takes them.
+      init: makes the parameters and running statistics to start from, as host arrays. Called only where there is no checkpoint.
+      batches: step -> this process's rows of the batches from that step on; every leaf has the examples on axis 0.
+      replaced: device batch -> True for rows that stand in for an unreadable example.
+      evaluate: yields scores; called every `every_steps` steps and after the last.
+      best: the score whose largest value names the best weights.
+      description: JSON-able; all that determines the training. It is saved with every checkpoint as its config.
+      references: by metric, the value when nothing is learned, for the display.
+      logged: schedules to log.
+    """
+
+    kind: str
+    loss: Loss
+    optimizer: optax.GradientTransformationExtraArgs
+    init: Callable[[], tuple[PyTree, PyTree]]
+    batches: Callable[[int], Iterator[Any]]
+    replaced: Callable[[Any], jax.Array]
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    evaluate: Evaluate
+    every_steps: int
+    best: str
+    description: Mapping[str, Any]
+    seed: int = 0
+    accumulate_steps: int = 1
+    log_every_steps: int = 10
+    references: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    logged: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
+
+
+class Weights(NamedTuple):
+    """Weights at one step, as host arrays."""
+
+    params: PyTree
+    running: PyTree  # running statistics
+    step: int
+
+
+class Trained(NamedTuple):
+    """What a training ends with."""
+
+    directory: Path  # of checkpoints, metrics.jsonl and tensorboard
+    best: Weights
+    last: Weights
+
+
+def place(workdir: Path, protocol: str, name: str, description: Mapping[str, Any]) -> Path:
+    """WORKDIR/eval/PROTOCOL/NAME-DIGEST, where the same training finds its checkpoints again and no other one does."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    return workdir / "eval" / protocol / f"{name}-{digest}"
+
+
+def weights_digest(params: PyTree) -> str:
+    """A digest of parameters: equal for the same numbers under the same names."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return hashlib.sha256(json.dumps(sorted(zip(leaves, digests(leaves), strict=True))).encode()).hexdigest()
+
+
+def check_batch(batch_size: int, accumulate_steps: int) -> None:
+    """Raise EvalError where a batch cannot be cut into micro-batches that all devices share."""
+    parts = accumulate_steps * jax.device_count()
+    if batch_size % parts:
+        near = max(1, batch_size // parts) * parts
+        raise EvalError(
+            f"batch_size: found {batch_size}, expected a multiple of {parts} = accumulate_steps {accumulate_steps} x "
+            f"{jax.device_count()} devices; nearest: {near}"
+        )
+
+
+def train(training: Training, directory: Path) -> Trained:
+    """Train to the end, going on from the newest checkpoint in `directory`; a finished training is only read.
+
+    Raises Stopped, WorkdirError and what else `train.fit.fit` raises.
+    """
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if jax.process_index() == 0:
+                stack.enter_context(locked(directory))
+        checkpoints = stack.enter_context(
+            Checkpoints(directory / "checkpoints", every_steps=training.every_steps, keep=1, best=Best(training.best))
+        )
+        progress = stack.enter_context(
+            Progress(
+                str(directory),
+                total_steps=training.total_steps,
+                steps_per_epoch=training.steps_per_epoch,
+                references=dict(training.references),
+            )
+        )
+        return _train(training, directory, checkpoints, progress)
+
+
+def _train(training: Training, directory: Path, checkpoints: Checkpoints, progress: Progress) -> Trained:
+    mesh = sharding.make_mesh()
+    everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    start = training.init()
+    shapes = jax.eval_shape(lambda: _state(training, *start))
+    abstract_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+    update = make_update(
+        loss=training.loss,
+        optimizer=training.optimizer,
+        accumulate_steps=training.accumulate_steps,
+        seed=training.seed,
+        logged=training.logged,
+    )
+
+    def evaluate(state: State, step: int) -> Iterable[tuple[str, float]]:
+        return training.evaluate(to_host(state.params), to_host(state.batch_stats))
+
+    last = fit(
+        init=lambda: jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x)), _state(training, *start)),
+        abstract_state=abstract_state,
+        compile_step=lambda: jax.jit(update, in_shardings=(everywhere, rows), out_shardings=(everywhere, everywhere), donate_argnums=0),
+        batches=training.batches,
+        put=lambda batch: sharding.to_global(batch, mesh),
+        total_steps=training.total_steps,
+        images_per_step=training.batch_size,
+        checkpoints=checkpoints,
+        config=training.description,
+        identity={"kind": training.kind},
+        progress=progress,
+        log_every_steps=training.log_every_steps,
+        evaluations=[Periodic(training.kind, training.every_steps, evaluate)],
+        replaced=training.replaced,
+    )
+    checkpoints.wait()
+    best = checkpoints.scores.best_step()
+    step = best[0] if best else training.total_steps
+    state = last if step == training.total_steps else checkpoints.restore(abstract_state, step)
+    return Trained(directory, _weights(state, step), _weights(last, training.total_steps))
+
+
+def _state(training: Training, params: PyTree, running: PyTree) -> State:
+    """The state of step 0."""
+    return State(jnp.int32(0), params, running, training.optimizer.init(params), jnp.int32(0), {})
+
+
+def _weights(state: State, step: int) -> Weights:
+    return Weights(to_host(state.params), to_host(state.batch_stats), step)
