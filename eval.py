@@ -1,7 +1,8 @@
 """Evaluate networks: python eval.py --config=configs/eval/PROTOCOL.py[:key=value,...] --checkpoint=A[,B...] --workdir=DIR
 
 A checkpoint is a run's workdir, its checkpoints directory, or an exported file. Tables go to the screen and to
-DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started. 130: Ctrl-C.
+DIR/eval/*.json, figures to DIR/figures. Evaluations that train are stopped by Ctrl-C after a step (exit code 0), and the same command resumes. Exit code 2: mistakes,
+all of which are listed and nothing was started. 1: a training ended because steps or images were bad. 130: Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 
 def _end(*_: object) -> None:
@@ -25,6 +27,9 @@ from absl import app, flags, logging
 
 from sere_jax.config import command_line
 from sere_jax.reporting import program
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _CONFIG = command_line.define_config(directory="configs/eval", keys="docs/evaluation.md (of views and photometry: docs/config.md)")
 flags.declare_key_flag("config")  # so that --help shows it
@@ -44,18 +49,8 @@ def main(mistakes: list[str]) -> int:
     import jax
 
     from sere_jax import distributed
-    from sere_jax.commands import evaluate
     from sere_jax.config import check as rules
-    from sere_jax.data.batches.maker import UnreadableData
-    from sere_jax.data.sources.open import SourceError
     from sere_jax.evals import protocols
-    from sere_jax.evals.network import EvalError
-    from sere_jax.interop.files import FileError
-    from sere_jax.interop.tables import InteropError
-    from sere_jax.reporting import table
-    from sere_jax.train import checkpoint, fit, meter
-    from sere_jax.train.lock import WorkdirError
-    from sere_jax.writing import WriteError, writing_to
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
@@ -76,6 +71,25 @@ def main(mistakes: list[str]) -> int:
             print(rules.refusal(mistakes), file=sys.stderr)
         return 2
     assert config is not None and _WORKDIR.value is not None  # both are required flags
+    return _evaluate(config)
+
+
+def _evaluate(config: ConfigDict) -> int:
+    """Load the networks and run the protocol; the exit code."""
+    import jax
+
+    from sere_jax import distributed
+    from sere_jax.commands import evaluate
+    from sere_jax.data.batches.maker import UnreadableData
+    from sere_jax.data.sources.open import SourceError
+    from sere_jax.evals.network import EvalError
+    from sere_jax.interop.files import FileError
+    from sere_jax.interop.tables import InteropError
+    from sere_jax.reporting import table
+    from sere_jax.train import checkpoint, fit, meter
+    from sere_jax.train.lock import WorkdirError
+    from sere_jax.writing import WriteError, writing_to
+
     try:
         load = functools.partial(evaluate.load, network=_NETWORK.value, heads=_HEADS.value, ignore=_IGNORE.value)
         networks = []

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.eval import finetune
 from sere_jax.commands import evaluate
 from sere_jax.evals.network import Network
-from sere_jax.evals.trained.fine_tune import Settings
+from sere_jax.evals.trained.settings import Settings
 from tests.evals import micro_network
 
 PLAIN = {

@@ -20,6 +20,7 @@ from sere_jax.evals import protocols
 from sere_jax.evals.network import EvalError, Network
 from sere_jax.evals.trained import fine_tune, layers, run
 from sere_jax.evals.trained.images import open_parts
+from sere_jax.evals.trained.model import Model
 from sere_jax.models.norm import join_statistics
 from sere_jax.models.resnet import ResNet
 from sere_jax.train.state import State
@@ -43,7 +44,7 @@ def batch(rng: np.random.Generator, count: int = 8) -> LabelledBatch:
 def test_three_steps_are_torchs(tmp_path):
     settings = micro_training.settings(tmp_path, smoothing=0.1, layer_decay=0.65, base_lr=0.032, epochs=TOTAL // PER_EPOCH)
     network = micro_training.network()
-    model = fine_tune.Model(network, settings, CLASSES)
+    model = Model(network, settings, CLASSES)
     params, running = model.init()
     params = jax.tree.map(jnp.asarray, params) | {
         "head": micro.random_like(params["head"], 4),
@@ -176,7 +177,7 @@ def test_a_training_that_is_broken_off_ends_as_one_that_is_not(tmp_path, photogr
 @pytest.mark.slow
 def test_eight_devices_train_as_one(tmp_path):
     settings = micro_training.settings(tmp_path, **DEVICE, accumulate_steps=2)
-    model = fine_tune.Model(micro_training.network(), settings, CLASSES)
+    model = Model(micro_training.network(), settings, CLASSES)
     params, running = model.init()
     optimizer = fine_tune.optimizer(settings, model, lambda step: jnp.float32(1e-3))
     update = micro.jit(make_update(loss=model.loss, optimizer=optimizer, accumulate_steps=2))
@@ -195,7 +196,7 @@ def test_a_resnet_is_fine_tuned_with_batch_statistics(tmp_path):
     network = micro_training.network()._replace(
         module=module, params=join_statistics(variables["params"], variables["batch_stats"]), depth=0, whole_patches=False, patch=8
     )
-    model = fine_tune.Model(network, micro_training.settings(tmp_path, drop_path=0.1), CLASSES)
+    model = Model(network, micro_training.settings(tmp_path, drop_path=0.1), CLASSES)
     params, running = model.init()
     assert set(params) == {"backbone", "head"} and set(running) == {"backbone"}
     one = batch(np.random.default_rng(0))
@@ -211,9 +212,9 @@ def test_a_resnet_is_fine_tuned_with_batch_statistics(tmp_path):
 def test_a_head_is_begun_from_the_projection_or_refused(tmp_path):
     settings = micro_training.settings(tmp_path, pool="cls", head_layer=1)
     with pytest.raises(EvalError, match="head_layer: found 1, and micro holds no projection head; expected 0"):
-        fine_tune.Model(micro_training.network()._replace(projection=dict), settings, CLASSES)
+        Model(micro_training.network()._replace(projection=dict), settings, CLASSES)
     layer = {"kernel": np.full((48, 7), 0.5, np.float32), "bias": np.ones(7, np.float32)}
-    params, _ = fine_tune.Model(micro_training.network()._replace(projection=lambda: layer), settings, CLASSES).init()
+    params, _ = Model(micro_training.network()._replace(projection=lambda: layer), settings, CLASSES).init()
     assert params["projection"]["kernel"] is layer["kernel"] and params["head"]["kernel"].shape == (7, CLASSES)
 
 
