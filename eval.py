@@ -1,8 +1,9 @@
 """Evaluate networks: python eval.py --config=configs/eval/PROTOCOL.py[:key=value,...] --checkpoint=A[,B...] --workdir=DIR
 
 A checkpoint is a run's workdir, its checkpoints directory, or an exported file. Tables go to the screen and to
-DIR/eval/*.json, figures to DIR/figures. Evaluations that train are stopped by Ctrl-C after a step (exit code 0), and the same command resumes. Exit code 2: mistakes,
-all of which are listed and nothing was started. 1: a training ended because steps or images were bad. 130: Ctrl-C.
+DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started. 1: a training
+ended because steps or images were bad. 130: Ctrl-C. An evaluation that trains is stopped by Ctrl-C after a step (exit code 0), and
+the same command resumes.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ def main(mistakes: list[str]) -> int:
             print(rules.refusal(mistakes), file=sys.stderr)
         return 2
     assert config is not None and _WORKDIR.value is not None  # both are required flags
-    return _evaluate(config)
+    return _evaluate(config, _WORKDIR.value)
 
 
-def _evaluate(config: ConfigDict) -> int:
+def _evaluate(config: ConfigDict, directory: str) -> int:
     """Load the networks and run the protocol; the exit code."""
     import jax
 
@@ -96,7 +97,7 @@ def _evaluate(config: ConfigDict) -> int:
         for path in _CHECKPOINT.value:
             table.say(f"reading {path}")
             networks.append(load(path))
-        with writing_to(_WORKDIR.value) as workdir:
+        with writing_to(directory) as workdir:
             evaluate.run(config, networks, workdir)
     except fit.Stopped as stopped:  # an evaluation that trains; the same command goes on
         table.say(str(stopped))
