@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,7 +204,10 @@ def _value(value: Any) -> str:
 
 def _notes(outcome: Outcome) -> Iterator[str]:
     """The protocol in one line, the images of each part, the precision of the scores, the origin of the weights."""
-    yield f"protocol {outcome.protocol}: " + ", ".join(f"{key}={_value(value)}" for key, value in outcome.settings.items())
+    protocol = ", ".join(f"{key}={_value(value)}" for key, value in outcome.settings.items())
+    yield textwrap.fill(
+        f"protocol {outcome.protocol}: {protocol}", 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
     for part, images in outcome.images.items():
         yield f"{part}: {images.read:,} images of {images.source}"
         if note := left_out_note(f"{part} images", images.left_out, images.read + len(images.left_out)):

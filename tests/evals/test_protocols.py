@@ -168,6 +168,8 @@ def test_knn_sources_that_do_not_fit_are_refused(tmp_path):
     for gallery, query, words in refused:
         with pytest.raises(EvalError, match=words):
             labelled.open_labelled(gallery, query)
+    with pytest.raises(EvalError, match=r"test: found 1 classes .* add it to train, or choose classes of test"):
+        labelled.open_labelled(two, three, ("train", "test"))
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(30, "28 or 32"), (2, "4")])

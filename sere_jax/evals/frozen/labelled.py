@@ -35,21 +35,23 @@ class LabelledPair(NamedTuple):
     images: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]  # see `image_numbers`
 
 
-def open_labelled(gallery: str, query: str) -> LabelledPair:
-    """Open both sources of a k-NN. The classes of the query set must be among those of the gallery.
+def open_labelled(gallery: str, query: str, keys: tuple[str, str] = ("gallery", "query")) -> LabelledPair:
+    """Open two labelled sources. The classes of the query set must be among those of the gallery.
+
+    `keys` are the names of their settings in messages: ("train", "test") where a classifier is fitted.
 
     Raises EvalError for a source without labels and for classes that only the query has; SourceError as `open_source` does.
     """
-    sources = _open("gallery", gallery), _open("query", query)
+    sources = _open(keys[0], gallery), _open(keys[1], query)
     names = [[nfc(name) for name in source.classes] for source in sources]
     classes = tuple(sorted(set(names[0])))
     if unknown := sorted(set(names[1]) - set(classes)):
         near = difflib.get_close_matches(unknown[0], classes, n=1)
         listed = ", ".join(unknown[:_LISTED]) + (", ..." if len(unknown) > _LISTED else "")
         raise EvalError(
-            f"query: found {len(unknown)} classes in {query!r} that {gallery!r} does not have ({listed}); expected some of the gallery's "
-            f"{len(classes)} classes{f', nearest to {unknown[0]}: {near[0]}' if near else ''}. An image of such a class can never be "
-            "recognised: add it to the gallery, or choose classes of the query with classes:LIST:SOURCE"
+            f"{keys[1]}: found {len(unknown)} classes in {query!r} that {gallery!r} does not have ({listed}); expected some of the "
+            f"{len(classes)} classes of {keys[0]}{f', nearest to {unknown[0]}: {near[0]}' if near else ''}. An image of such a class can "
+            f"never be recognised: add it to {keys[0]}, or choose classes of {keys[1]} with classes:LIST:SOURCE"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     tables = [np.array([numbers[name] for name in class_names], np.int32) for class_names in names]
@@ -58,7 +60,8 @@ def open_labelled(gallery: str, query: str) -> LabelledPair:
 
 def _open(key: str, spec: str) -> Source:
     if not spec:
-        raise EvalError(f"{key}: found nothing, expected bundled:{key}, folder:DIR or tfds:NAME:SPLIT")
+        bundled = "bundled:query" if key in ("query", "test") else "bundled:gallery"
+        raise EvalError(f"{key}: found nothing, expected {bundled}, folder:DIR or tfds:NAME:SPLIT")
     source = open_source(spec)
     if not source.classes:
         raise EvalError(

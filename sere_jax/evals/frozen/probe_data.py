@@ -114,8 +114,8 @@ def among(values: Mapping[str, Any], wrong: Collection[str], processes: int) -> 
 def open_sources(data: ProbeData) -> Sources:
     """Open all sources. Raises EvalError and SourceError as `open_labelled` does."""
     table.say(f"opening {', '.join(spec for spec in (data.train, data.validation, data.test) if spec)}")
-    pair = open_labelled(data.train, data.test)
-    return Sources(pair, open_labelled(data.train, data.validation) if data.validation else None)
+    pair = open_labelled(data.train, data.test, ("train", "test"))
+    return Sources(pair, open_labelled(data.train, data.validation, ("train", "validation")) if data.validation else None)
 
 
 def contestants(networks: Sequence[Network], sources: Sources, data: ProbeData, reading: ImageReading) -> Iterator[Contestant]:

@@ -48,13 +48,13 @@ def open_parts(train: str, validation: str, test: str, *, select: str, share: fl
 
     Raises EvalError for sources without labels, for classes that the training images lack, and where nothing can be held out.
     """
-    pair = open_labelled(train, test)
+    pair = open_labelled(train, test, ("train", "test"))
     training, tested = Part(train, pair.gallery, pair.gallery_numbers), Part(test, pair.query, pair.query_numbers)
     in_both = int(np.isin(pair.images[1], pair.images[0]).sum())
     if select == "test":
         return Parts(training, tested, tested, pair.classes, in_both)
     if select == "validation":
-        other = open_labelled(train, validation)
+        other = open_labelled(train, validation, ("train", "validation"))
         return Parts(training, Part(validation, other.query, other.query_numbers), tested, pair.classes, in_both)
     if not isinstance(pair.gallery, Labelled):
         raise EvalError(f"select: found split, and {train!r} does not know its labels beforehand; expected validation or test")
