@@ -71,7 +71,9 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._replaced.items():
             if not (self._several and number == signal.SIGTERM):  # that one is JAX's by now
-                signal.signal(number, handler)
+                # The program ends now. A scheduler's late signal must not turn its exit code into a failure.
+                late = self._ends_process and number != signal.SIGINT
+                signal.signal(number, signal.SIG_IGN if late else handler)
         self._replaced = {}
         if self._pipe is not None:
             signal.set_wakeup_fd(self._replaced_wakeup)

@@ -105,6 +105,20 @@ def test_a_signal_during_the_last_save_lets_the_run_finish(tmp_path: Path):
     assert_same_end(tmp_path, 12)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_signal_after_the_end_of_a_run_does_not_spoil_its_exit_code(name: str):
+    program = f"""
+import os, signal
+from sere_jax.train.signals import Signals
+with Signals(ends_process=True):
+    pass
+os.kill(os.getpid(), signal.{name})
+print("ended")
+"""
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "ended\n", "")
+
+
 @pytest.mark.slow
 def test_a_closed_terminal_and_a_closed_pipe_do_not_keep_the_run_from_saving(tmp_path: Path):
     """SIGHUP from a terminal that is gone; and `| tee log`, whose tee dies of the same Ctrl-C."""

@@ -3,10 +3,12 @@
 Most of a short run's time goes into imports and compilation. So half of the moments are drawn from all seconds of a run, and the other
 half from its steps: the signal is sent as soon as the drawn step is logged.
 
-Steps of this micro run take milliseconds, less than a signal's way on a busy machine. So steps are counted from the moment at which the
-process says that it caught the signal, by the times in metrics.jsonl.
+Steps of this micro run take milliseconds, and JAX looks for a signal once a second before the processes agree on a step. So the bound
+is in seconds: from the moment at which the process says that it caught the signal to the last step, by the times in metrics.jsonl. Where
+a save of that moment makes it longer, it is in steps.
 
-Each test prints a row: seed, signal, processes it went to, second, step logged when it was caught, step saved, seconds until both ended.
+Each test prints a row: seed, signal, processes it went to, second, step logged when it was caught, step saved, seconds from there to the
+last step, seconds until both ended.
 `pytest -m slow -s tests/train/test_signals_slow.py` shows them.
 """
 
@@ -30,8 +32,9 @@ from tests.processes import free_port
 STEPS = 120
 SETTINGS = DRIVER | {"data.batch_size": 4, "schedule.total_steps": STEPS, "run.checkpoint_every_steps": 10}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# Steps that may be done after the last logged one: the one under way, the one that all processes agree on, and one in the log's queue.
-MORE_STEPS = 4
+# Seconds from the signal to the last step: one until JAX looks, the rest for the agreement and the step on a busy machine.
+LATEST = 3.0
+MORE_STEPS = 4  # the one under way, the one that is agreed on, and one in the log's queue
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +81,15 @@ def _saved(workdir: Path) -> int:
     return max((int(path.name) for path in directory.iterdir() if path.name.isdigit()), default=0) if directory.exists() else 0
 
 
-def _logged_when_caught(workdir: Path, logs: str) -> int:
-    """The last step that was logged before the first process caught the signal; 0 where none says when."""
+def _around(workdir: Path, logs: str) -> tuple[int, float]:
+    """The last step logged before the first process caught the signal, and the seconds from there to the last step; 0 where none did."""
     times = re.findall(r"SIGTERM caught at ([-\dT:]+\.\d{6})", logs)
     path = workdir / "metrics.jsonl"
     if not times or not path.exists():
-        return 0
+        return 0, 0.0
     caught = min(datetime.datetime.fromisoformat(f"{text}+00:00").timestamp() for text in times)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return max((row["step"] for row in rows if row["time"] <= caught), default=0)
+    return max((row["step"] for row in rows if row["time"] <= caught), default=0), max(0.0, rows[-1]["time"] - caught)
 
 
 def _wait_for(step: int, workdir: Path, processes: list[subprocess.Popen]) -> None:
@@ -104,7 +107,7 @@ def test_a_signal_at_any_moment(tmp_path: Path, cache: dict[str, str], request: 
     processes, began = _start(workdir, cache), time.monotonic()
     time.sleep(seconds)
     if among_the_steps:
-        _wait_for(rng.randrange(1, STEPS - MORE_STEPS), workdir, processes)
+        _wait_for(rng.randrange(1, STEPS), workdir, processes)
     already, sent = max(_logged(workdir), default=0), time.monotonic()
     at = sent - began
     for rank in targets:
@@ -113,13 +116,15 @@ def test_a_signal_at_any_moment(tmp_path: Path, cache: dict[str, str], request: 
     codes = _codes(processes)
     ended, saved = time.monotonic() - sent, _saved(workdir)
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(tmp_path.glob("*.log")))
-    logged = max(already, _logged_when_caught(workdir, "\n".join(path.read_text() for path in tmp_path.glob("*.log"))))
+    caught, late = _around(workdir, "\n".join(path.read_text() for path in tmp_path.glob("*.log")))
+    logged = max(already, caught)
     print(
-        f"\n{seed:>4}  {number.name:<8} to {targets!s:<7} at {at:5.1f} s  logged {logged:>3}  saved {saved:>3}  ended after {ended:5.1f} s"
+        f"\n{seed:>4}  {number.name:<8} to {targets!s:<7} at {at:5.1f} s  logged {logged:>3}  saved {saved:>3}  "
+        f"last step after {late:4.2f} s  ended after {ended:5.1f} s"
     )
     assert codes == [0, 0], logs
     assert logged or not among_the_steps, logs
-    assert saved == STEPS or saved <= logged + MORE_STEPS, logs
+    assert late <= LATEST or saved <= logged + MORE_STEPS, logs
     assert saved >= logged, logs  # nothing that was done is lost
     assert _codes(_start(workdir, cache)) == [0, 0], logs
     assert _saved(workdir) == STEPS and _logged(workdir) == list(range(1, STEPS + 1))
