@@ -43,6 +43,15 @@ class Restored(NamedTuple):
     step: int
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which leaves preemption to `train.signals`."""
+
+    def reached_preemption(self, step: int) -> bool:
+        # Orbax would ask JAX with the training step, in each save. JAX compares one number for equality, and `Signals.reached` counts
+        # its own calls: a signal during a save would be agreed on for a number that never comes.
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, to write and to resume from. Use it in a `with`; every process makes one and calls it alike.
 
@@ -94,9 +103,9 @@ class Checkpoints:
                 self.close()
 
     @functools.cached_property
-    def _manager(self) -> ocp.CheckpointManager:
+    def _manager(self) -> _Manager:
         options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=AnyPreservationPolicy(self._policies))
-        return ocp.CheckpointManager(self.directory, options=options)
+        return _Manager(self.directory, options=options)
 
     def newest(self) -> int | None:
         """The newest step whose description is sound, or None where there never was a checkpoint.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from sere_jax import sharding
 from sere_jax.train import checkpoint
@@ -113,6 +114,14 @@ def test_cadence_and_what_is_kept(tmp_path: Path):
     checkpoints.close()
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 8, 10, 11]
     assert checkpoints.newest() == 11
+
+
+def test_saving_takes_no_part_in_the_agreement_on_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """JAX compares the numbers of all callers for equality; only `Signals.reached` may give it some."""
+    asked: list[int] = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda number: bool(asked.append(number)))
+    saved(tmp_path, make_state(), 1, 2)
+    assert not asked
 
 
 def test_the_config_comes_back(tmp_path: Path):
