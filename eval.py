@@ -50,6 +50,7 @@ def main(mistakes: list[str]) -> int:
     import jax
 
     from sere_jax import distributed
+    from sere_jax.commands import compiled
     from sere_jax.config import check as rules
     from sere_jax.evals import protocols
 
@@ -62,6 +63,7 @@ def main(mistakes: list[str]) -> int:
     except distributed.DistributedError as error:
         print(rules.refusal([*mistakes, str(error)]), file=sys.stderr)
         return 2
+    compiled.keep_compiled()
     mistakes += rules.workdir_mistakes(_WORKDIR.value, rules.sources(config) if config is not None else None)
     if config is not None:
         mistakes += protocols.mistakes(config, processes=jax.process_count())

@@ -35,7 +35,7 @@ def main(mistakes: list[str]) -> int:
     import jax
 
     from sere_jax import distributed
-    from sere_jax.commands import in_loop, pretrain
+    from sere_jax.commands import compiled, in_loop, pretrain
     from sere_jax.config import check as rules
     from sere_jax.data.batches.maker import UnreadableData
     from sere_jax.data.sources.open import SourceError
@@ -52,6 +52,7 @@ def main(mistakes: list[str]) -> int:
         print(rules.refusal([*mistakes, str(error)]), file=sys.stderr)
         return 2
     try:
+        compiled.keep_compiled()
         _SIGNALS.join(jax.process_count(), interruptible=True)
         _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
         assert _WORKDIR.value is not None  # a required flag

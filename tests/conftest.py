@@ -14,6 +14,10 @@ _FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimizatio
 _given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([_given, *(flag for flag in _FLAGS if flag.split("=")[0] not in _given)]).strip()
 
+# The programs keep compiled code in the user's cache directory. Tests, and the processes that they start, leave it alone.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 import hypothesis
 
 from tests.deviations import deviation, pytest_addoption, pytest_terminal_summary  # noqa: F401  # pytest finds them here

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from sere_jax.build import pretraining
 from sere_jax.commands import ablation_table, evaluate, pretrain
 from sere_jax.commands.ablation_table import Measured
+from sere_jax.commands.compiled import keep_compiled
 from sere_jax.config import check as rules
 from sere_jax.config import command_line, lengths, unread
 from sere_jax.config.arguments import said_keys
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it opens
     options = _parser().parse_args(argv)
+    keep_compiled()
     try:
         tables = _module(options.config)
         evaluations = [_protocol(spec) for spec in options.protocol or _default_protocols(options)]

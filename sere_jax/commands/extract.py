@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from sere_jax.commands.compiled import keep_compiled
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
@@ -259,6 +260,7 @@ def _whole_numbers(name: str, texts: Sequence[str]) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(argv)
+    keep_compiled()
     try:
         native = options.size == "native"
         layers = _whole_numbers("layers", [text for text in options.layers.split(",") if text])

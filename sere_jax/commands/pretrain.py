@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from sere_jax import distributed, sharding
 from sere_jax.build import pretraining
-from sere_jax.commands import identity
+from sere_jax.commands import compiled, identity
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
 from sere_jax.config.launch import Launch, fitted
@@ -190,6 +190,7 @@ def describe(config: ConfigDict, length: pretraining.Steps, source: Source, mesh
     yield f"parameters   {_count(params):,}, of these backbone {_count(params['backbone']):,}; teacher {_teacher(state)}"
     if (every := _cadence(config, length, "eval")) and config.eval.gallery and config.eval.query:
         yield f"evaluation   every {every:,} steps: k-NN of {config.eval.query} by {config.eval.gallery}"
+    yield f"compiled     code is {compiled.where()}"
 
 
 def _ending(checkpoints: Checkpoints, length: pretraining.Steps) -> Iterator[str]:

@@ -61,7 +61,8 @@ def fit(
       compile_step: makes the train step (state, device batch) -> (state, scalar metrics), which may donate the state.
         `metrics['bad_step']` is 1 where it left the parameters alone because something was not finite. Called once, after
         the state is restored, and only where there are steps to take.
-      batches: step -> the host batches from that step on (the batch of step `start + 1` comes first). Taken in a thread.
+      batches: step -> the host batches from that step on (the batch of step `start + 1` comes first). Taken in a thread, the
+        first while the step is compiled.
       put: host batch -> device batch, one ahead of the step.
       images_per_step: of all processes together.
       checkpoints: where to resume from and save to; None = nowhere. The caller closes it.
@@ -83,10 +84,12 @@ def fit(
             checkpoints.wait()  # a run of no steps: what an evaluation of the random initialisation reads
         progress.note(f"nothing to train: the checkpoint is of step {start}, the run ends at {total_steps}")
         return state
-    train_step = compile_step()
-    meter = Meter(start, images_per_step, progress, limits or Limits(), int(getattr(state, "bad_steps", 0)))
-    saver = _Saver(checkpoints, {"config": config, "identity": identity}, progress, meter)
-    with listening(signals) as signals, Feed(batches(start), put, total_steps - start) as feed:
+    with contextlib.ExitStack() as stack:
+        feed = stack.enter_context(Feed(batches(start), put, total_steps - start))  # reads and decodes while the step is compiled
+        train_step = compile_step()
+        signals = stack.enter_context(listening(signals))
+        meter = Meter(start, images_per_step, progress, limits or Limits(), int(getattr(state, "bad_steps", 0)))
+        saver = _Saver(checkpoints, {"config": config, "identity": identity}, progress, meter)
         if signals.begin():
             saver.stop(start, total_steps, state, signals)
         for step in range(start + 1, total_steps + 1):
