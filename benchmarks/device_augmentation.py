@@ -26,7 +26,7 @@ import rich.table
 
 from sere_jax import sharding
 from sere_jax.build import pretraining
-from sere_jax.commands import pretrain
+from sere_jax.commands import pretrain, step_costs
 from sere_jax.types import Views
 
 
@@ -104,7 +104,7 @@ def estimate(path: str, topology: str, images: int) -> None:
         config.model.depth = blocks
         length = pretraining.Steps(1000, 100_000)
         state = pretrain.state_parts(config, length, mesh).abstract_state
-        steps.append(_counted(pretrain.compile_step(config, length, mesh, state)))
+        steps.append(_counted(step_costs.compile_step(config, length, mesh, state)))
     step = tuple(one + (depth - 1) * (two - one) for one, two in zip(*steps, strict=True))
     table = rich.table.Table("a chip", "GFLOP", "GB moved", "ms at peak", title=f"{path}, {images} images a chip, {topology}, bfloat16")
     times = [max(value / peak for value, peak in zip(cost, peaks, strict=True)) for cost in (own, step)]

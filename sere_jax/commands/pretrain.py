@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from sere_jax import distributed, sharding
 from sere_jax.build import pretraining
 from sere_jax.commands import compiled, identity
+from sere_jax.commands.step_costs import Compilation
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
 from sere_jax.config.launch import Launch, fitted
@@ -35,6 +36,7 @@ from sere_jax.train.meter import Limits
 from sere_jax.train.scores import Best
 from sere_jax.train.signals import Signals
 from sere_jax.train.state import State
+from sere_jax.train.tracing import TracedSteps
 from sere_jax.types import PyTree, Views
 from sere_jax.weights import warm_start
 from sere_jax.weights.warm_start import WarmStart
@@ -110,17 +112,16 @@ def _train(
             signals.say = progress.note
         mesh = sharding.make_mesh(config.run.fsdp)
         parts = state_parts(config, length, mesh)
-        facts = describe(config, length, source, mesh, parts.abstract_state)
-        for line in (*facts, *changed, *(start.report if start else ())):
-            progress.note(line)
+        _note(progress, (*describe(config, length, source, mesh, parts.abstract_state), *changed, *(start.report if start else ())))
+        compilation = Compilation(config, length, mesh, parts.abstract_state, progress)
         state = fit(
             init=lambda: warm_start.begin(parts.init(), start) if start else parts.init(),
             abstract_state=parts.abstract_state,
-            compile_step=functools.partial(_compile_and_tell, config, length, mesh, parts.abstract_state, progress),
+            compile_step=compilation.step,
             batches=functools.partial(_batches, config, source, length),
             put=functools.partial(sharding.to_global, mesh=mesh),
             total_steps=length.total,
-            images_per_step=config.data.batch_size,
+            work=compilation.work,
             checkpoints=checkpoints,
             config=config.to_dict(),
             identity=data.saved(),
@@ -130,11 +131,16 @@ def _train(
             replaced=lambda views: views.replaced,
             limits=Limits(config.run.max_bad_steps, config.run.max_bad_share, config.data.max_bad_fraction),
             signals=signals,
+            traced=_traced(config, directory),
         )
         checkpoints.close()
-        for line in _ending(checkpoints, length):
-            progress.note(line)
+        _note(progress, _ending(checkpoints, length))
     return state
+
+
+def _note(progress: Progress, lines: Iterable[str]) -> None:
+    for line in lines:
+        progress.note(line)
 
 
 class StateParts(NamedTuple):
@@ -150,29 +156,6 @@ def state_parts(config: ConfigDict, length: pretraining.Steps, mesh: Mesh) -> St
     shardings = sharding.state_shardings(shapes, mesh)
     abstract_state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return StateParts(abstract_state, jax.jit(lambda: pretraining.init_state(config, length), out_shardings=shardings))
-
-
-def compile_step(config: ConfigDict, length: pretraining.Steps, mesh: Mesh, abstract_state: State) -> jax.stages.Compiled:
-    """Compile the train step (state, views) -> (state, metrics): batch over all devices, metrics everywhere; it donates the state."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    rows = sharding.batch_sharding(mesh)
-    views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), pretraining.abstract_views(config))
-    step = jax.jit(
-        pretraining.train_step(config, length, mesh),
-        in_shardings=(shardings, rows),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
-    return step.lower(abstract_state, views).compile()
-
-
-def _compile_and_tell(
-    config: ConfigDict, length: pretraining.Steps, mesh: Mesh, abstract_state: State, progress: Progress
-) -> jax.stages.Compiled:
-    with progress.busy("compiling"):
-        step = compile_step(config, length, mesh, abstract_state)
-    progress.note(f"memory       {_memory(step)}")
-    return step
 
 
 def describe(config: ConfigDict, length: pretraining.Steps, source: Source, mesh: Mesh, state: State) -> Iterator[str]:
@@ -218,6 +201,11 @@ def _checkpoints(config: ConfigDict, length: pretraining.Steps, directory: Path)
     )
 
 
+def _traced(config: ConfigDict, directory: Path) -> TracedSteps:
+    first, count = config.run.profile_steps
+    return TracedSteps(first, count, directory / "trace")
+
+
 def _periodic(config: ConfigDict, length: pretraining.Steps, evaluations: Mapping[str, Evaluation]) -> list[Periodic]:
     every = _cadence(config, length, "eval")
     return [Periodic(name, every, functools.partial(_evaluate, config, evaluation)) for name, evaluation in evaluations.items()]
@@ -229,15 +217,6 @@ def _count(params: PyTree) -> int:
 
 def _teacher(state: State) -> str:
     return f"{_count(state.method.teacher):,}" if state.method.teacher else "none"
-
-
-def _memory(step: jax.stages.Compiled) -> str:
-    """The compiler's own account of the step, a device."""
-    sizes = step.memory_analysis()
-    if sizes is None:
-        return "the compiler gives no estimate"
-    state, temporary = sizes.argument_size_in_bytes / 2**30, sizes.temp_size_in_bytes / 2**30
-    return f"about {state + temporary:.2f} GiB a device: state and batch {state:.2f}, temporaries {temporary:.2f}"
 
 
 def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Checkpoints) -> WarmStart | None:

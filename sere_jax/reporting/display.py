@@ -17,7 +17,8 @@ from sere_jax.reporting.kinds import kind_of, verdict_colour
 
 _TRACE = 24  # values in the small curve beside a loss
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_SPEED = ("speed/images_per_second", "speed/seconds_per_step", "speed/data_wait")
+_SPEED = ("speed/images_per_second", "speed/data_wait", "speed/mfu")  # what a line begins with
+_MACHINE = ("speed/", "memory/")  # the others of these are left out of plain lines
 _RANDOM = "/random"  # ends the name of a metric at random initialisation
 _QUIET = ("bad_steps", "data/replaced")  # left out of plain lines while they are 0
 
@@ -57,7 +58,7 @@ class Panel:
         """One plain line: step, speed, then each metric, with its value when nothing is learned in brackets."""
         words = [*self._place(step), *self._speed()]
         for name in self._order(values):
-            if name in _QUIET and not values[name]:
+            if name.startswith(_MACHINE) or (name in _QUIET and not values[name]):
                 continue
             reference = f" ({_number(self._references[name])})" if name in self._references else ""
             words.append(f"{name} {_number(values[name])}{reference}")
@@ -91,10 +92,11 @@ class Panel:
 
     def _speed(self) -> list[str]:
         last = [self._values[name][0] if name in self._values else math.nan for name in _SPEED]
-        images, _, wait = last
+        images, wait, mfu = last
         if math.isnan(images):
             return []
-        return [f"{images:,.0f} images/s" if images >= 10 else f"{images:.2f} images/s", f"waiting for data {wait:.0%}"]
+        words = [f"{images:,.0f} images/s" if images >= 10 else f"{images:.2f} images/s", f"waiting for data {wait:.0%}"]
+        return words if math.isnan(mfu) else [*words, f"MFU {mfu:.1%}"]
 
     def _seconds_left(self) -> float | None:
         """Estimated from the mean speed since the first step, including evaluations and saving, which will happen again."""

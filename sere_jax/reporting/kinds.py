@@ -26,7 +26,7 @@ KINDS = (
     Kind("norm", ("*norm",), "blue", "neither"),
     Kind("share", ("*_share",), "blue", "neither"),
     Kind("schedule", ("learning_rate", "weight_decay", "ema_momentum"), "yellow", "neither"),
-    Kind("speed", ("speed/*",), "white", "neither"),
+    Kind("speed", ("speed/*", "memory/*"), "white", "neither"),
     Kind("loss", ("loss", "dino", "patch", "patch_masked", "aligned", "spatial*", "channel*", "batch", "mocov3", "mae"), "cyan", "below"),
 )
 UNKNOWN = Kind("unknown", ("*",), "white", "neither")

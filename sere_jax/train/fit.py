@@ -14,9 +14,10 @@ import jax
 
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Evaluations, Periodic
-from sere_jax.train.meter import Limits, Meter, Metrics, Reporter
+from sere_jax.train.meter import Limits, Meter, Metrics, Reporter, Work
 from sere_jax.train.prefetch import Feed
 from sere_jax.train.signals import Signals, listening
+from sere_jax.train.tracing import TracedSteps, Tracer
 
 PyTree = Any
 Batch = Any
@@ -35,7 +36,7 @@ def fit(
     batches: Callable[[int], Iterator[Batch]],
     put: Callable[[Batch], Batch],
     total_steps: int,
-    images_per_step: int,
+    work: Callable[[], Work],
     checkpoints: Checkpoints | None,
     config: Mapping[str, Any],
     progress: Reporter,
@@ -45,12 +46,13 @@ def fit(
     replaced: Callable[[Batch], jax.Array] | None = None,
     limits: Limits | None = None,
     signals: Signals | None = None,
+    traced: TracedSteps | None = None,
 ) -> PyTree:
     """Train from the newest checkpoint, or from the start, to `total_steps`; return the final state, which is saved.
 
     Every `log_every_steps` it logs each metric's mean over the steps since the last log; bad steps are left out. `bad_steps` counts
-    all since the run began, `data/replaced` the unreadable images since this start. `speed/images_per_second`,
-    `speed/seconds_per_step` and `speed/data_wait` are of the same steps. `speed/data_wait` is the share of time in which the
+    all since the run began, `data/replaced` the unreadable images since this start. Speeds (`meter.Work`), `speed/seconds_per_step`
+    with its percentiles and `speed/data_wait` are of the same steps. `speed/data_wait` is the share of time in which the
     device waited for a batch. Compilation, evaluations and saving are not in these times.
 
     Evaluations of the restored step that a signal cut short are done first. A run that is finished compiles nothing.
@@ -64,12 +66,13 @@ def fit(
       batches: step -> the host batches from that step on (the batch of step `start + 1` comes first). Taken in a thread, the
         first while the step is compiled.
       put: host batch -> device batch, one ahead of the step.
-      images_per_step: of all processes together.
+      work: what a step computes; called after `compile_step`.
       checkpoints: where to resume from and save to; None = nowhere. The caller closes it.
       config, identity: JSON-able, saved with the state.
       replaced: device batch -> a boolean for each of its images, True where it stands in for an unreadable one.
       limits: how many bad steps and images are borne; None = the defaults.
       signals: the program's, which listen since its start; None = listen from here to the end.
+      traced: steps that JAX's profiler records.
 
     Raises:
       Stopped: SIGTERM or SIGINT came; the step was finished and saved. With several processes, all at the same step.
@@ -86,26 +89,32 @@ def fit(
         return state
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(Feed(batches(start), put, total_steps - start))  # reads and decodes while the step is compiled
-        train_step = compile_step()
-        signals = stack.enter_context(listening(signals))
-        meter = Meter(start, images_per_step, progress, limits or Limits(), int(getattr(state, "bad_steps", 0)))
+        train_step, signals = compile_step(), stack.enter_context(listening(signals))
+        meter = Meter(start, work(), progress, limits or Limits(), int(getattr(state, "bad_steps", 0)))
         saver = _Saver(checkpoints, {"config": config, "identity": identity}, progress, meter)
+        tracer = stack.enter_context(Tracer(traced, start, meter, progress))
         if signals.begin():
             saver.stop(start, total_steps, state, signals)
         for step in range(start + 1, total_steps + 1):
             if (batch := feed.take(meter, signals)) is None:
                 saver.stop(step - 1, total_steps, state, signals)
-            state, metrics = train_step(state, batch)
+            with tracer.step(step):
+                state, metrics = train_step(state, batch)
             meter.add(step, metrics, replaced(batch) if replaced else None, due=step % log_every_steps == 0 or step == total_steps)
-            stopping = signals.reached()
-            if not stopping and (due := evaluating.due(step)):
-                meter.wait(keep_last=True)
-                with meter.paused():
-                    stopping = evaluating.run(due, state, step, signals, meter.emit)
-            if stopping:
+            if signals.reached() or _evaluate(evaluating, meter, state, step, signals):
                 saver.stop(step, total_steps, state, signals)
             saver.save(step, state, last=step == total_steps, best=evaluating.is_best(step))
     return state
+
+
+def _evaluate(evaluating: Evaluations, meter: Meter, state: PyTree, step: int, signals: Signals) -> bool:
+    """Do the evaluations that are due after a step; whether a signal cut them short."""
+    due = evaluating.due(step)
+    if not due:
+        return False
+    meter.wait(keep_last=True)
+    with meter.paused():
+        return evaluating.run(due, state, step, signals, meter.emit)
 
 
 def _restore(checkpoints: Checkpoints | None, abstract_state: PyTree, init: Callable[[], PyTree], progress: Reporter) -> tuple[PyTree, int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -34,6 +35,33 @@ class Limits:
     bad_steps: int = 10
     bad_step_share: float = 0.01
     bad_image_share: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step computes, for the figures of its speed.
+
+    Attributes:
+      images: of all processes together.
+      operations: floating-point operations that the step needs; 0 = unknown.
+      peak: the most operations a second that all devices can do; 0 = unknown.
+      devices: over which the images are divided.
+    """
+
+    images: int
+    operations: float = 0.0
+    peak: float = 0.0
+    devices: int = 1
+
+    def speed(self, seconds: float) -> dict[str, float]:
+        """The metrics of a step of so many seconds. `speed/mfu` is the share of the peak that the needed operations are (MFU).
+
+        >>> Work(images=8, operations=6e9, peak=3e10, devices=2).speed(0.5)
+        {'speed/images_per_second': 16.0, 'speed/images_per_second_per_device': 8.0, 'speed/mfu': 0.4}
+        """
+        rate = self.images / seconds
+        speed = {"speed/images_per_second": rate, "speed/images_per_second_per_device": rate / self.devices}
+        return speed | ({"speed/mfu": self.operations / seconds / self.peak} if self.operations and self.peak else {})
 
 
 class TooManyBadSteps(RuntimeError):
@@ -67,13 +95,13 @@ class Reporter(Protocol):
 class Meter:
     """Means of metrics over the steps since the last log, summed on the device, and the clock of the same steps."""
 
-    def __init__(self, start: int, images_per_step: int, progress: Reporter, limits: Limits, bad_steps: int) -> None:
-        self._start, self._images_per_step, self._progress, self._limits = start, images_per_step, progress, limits
+    def __init__(self, start: int, work: Work, progress: Reporter, limits: Limits, bad_steps: int) -> None:
+        self._start, self._work, self._progress, self._limits = start, work, progress, limits
         self._bad_steps, self._bad_in_a_row, self._replaced = bad_steps, 0, 0
         self._sums: Any = None
         self._pending: collections.deque[tuple[int, jax.Array, Any]] = collections.deque()
         self._held: tuple[int, dict[str, float]] | None = None
-        self.data_wait = 0.0
+        self._began = self._last_done = 0.0
         self._restart_clock()
 
     def add(self, step: int, metrics: Metrics, replaced: jax.Array | None, due: bool) -> None:
@@ -116,15 +144,21 @@ class Meter:
         try:
             yield
         finally:
-            self._began += time.perf_counter() - began
+            pause = time.perf_counter() - began
+            self._began, self._last_done = self._began + pause, self._last_done + pause
 
     def _restart_clock(self) -> None:
-        self._began, self._steps, self.data_wait = time.perf_counter(), 0, 0.0
+        self._began = self._last_done = time.perf_counter()
+        self._steps, self.data_wait = 0, 0.0
+        self._step_seconds: list[float] = []
 
     def _finish_oldest(self, hold: bool = False) -> None:
         step, bad, sums = self._pending.popleft()
         self._bad_steps += int(bad)
         self._steps += 1
+        now = time.perf_counter()
+        self._step_seconds.append(now - self._last_done)
+        self._last_done = now
         self._progress.advance(step)
         if sums is not None:
             values = self._values(sums)
@@ -159,19 +193,45 @@ class Meter:
             values["data/replaced"] = float(self._replaced)
         seconds = time.perf_counter() - self._began
         if self._steps > 0:
+            values |= self._work.speed(seconds / self._steps)
             values["speed/seconds_per_step"] = seconds / self._steps
-            values["speed/images_per_second"] = self._steps * self._images_per_step / seconds
+            values |= percentiles(self._step_seconds[-self._steps :])
             values["speed/data_wait"] = min(1.0, self.data_wait / seconds)
         self._restart_clock()
-        return values
+        return values | peak_memory()
 
     def _check_images(self, step: int) -> None:
-        seen = (step - self._start) * self._images_per_step
+        seen = (step - self._start) * self._work.images
         if self._replaced > self._limits.bad_image_share * max(seen, _FEWEST_IMAGES):
             raise TooManyBadImages(
                 f"{self._replaced} of {seen} images since this start were unreadable; data.max_bad_fraction allows "
                 f"{self._limits.bad_image_share:g}. Look for the files that the log names, or raise the limit."
             )
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """The median and the 95th percentile of the steps' times, as metrics: a slow step now and then moves the second alone.
+
+    >>> percentiles([0.2] * 19 + [0.9])
+    {'speed/seconds_p50': 0.2, 'speed/seconds_p95': 0.2}
+    >>> percentiles([0.2] * 9 + [0.9])
+    {'speed/seconds_p50': 0.2, 'speed/seconds_p95': 0.9}
+    """
+    ordered, count = sorted(seconds), len(seconds)
+    return {f"speed/seconds_p{share}": ordered[-(-share * count // 100) - 1] for share in (50, 95)}
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory in use since the start, GiB, as metrics: of this process, and of its fullest device where the device tells it."""
+    devices = [stats.get("peak_bytes_in_use", 0) for device in jax.local_devices() if (stats := device.memory_stats())]
+    memory = {"memory/device_peak_gib": max(devices) / 2**30} if devices else {}
+    if sys.platform != "win32":
+        import resource
+
+        # In KiB, on macOS in bytes.
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        memory["memory/host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return memory
 
 
 @jax.jit

@@ -60,11 +60,12 @@ def test_plain_lines_tell_the_losses_beside_their_references():
         report.advance(1)
         report.advance(2)
         speed = {"speed/images_per_second": 212.4, "speed/data_wait": 0.031, "speed/seconds_per_step": 0.1}
+        speed |= {"speed/mfu": 0.4321, "speed/seconds_p95": 0.2, "memory/host_peak_gib": 1.5}
         report.write(2, {"teacher_entropy": 6.5, "spatial": 4.98765, "dino": 9.5, "bad_steps": 0.0, "knn/top1": 0.25, **speed})
         report.write(4, {"dino": float("nan"), "bad_steps": 2.0})
         report.note("saved [not markup]")
     first, second, third = shown(screen).splitlines()
-    assert "step 2/100  epoch 0.20/10  0:00:0" in first and "left  212 images/s  waiting for data 3%" in first
+    assert "step 2/100  epoch 0.20/10  0:00:0" in first and "left  212 images/s  waiting for data 3%  MFU 43.2%  " in first
     assert first.endswith("dino 9.5000 (11.0904)  spatial 4.9877 (5.1299)  teacher_entropy 6.5000  knn/top1 0.2500")
     assert "dino nan (11.0904)  bad_steps 2" in second and third.endswith("saved [not markup]")
 

@@ -253,20 +253,6 @@ def test_batches_are_made_one_ahead_and_no_further():
     assert done == [1, 2, 3, 4] and made == [1, 2, 3, 4]
 
 
-def test_the_first_batch_is_made_while_the_step_is_compiled():
-    made = threading.Event()
-
-    def first(start: int) -> Iterator[Any]:
-        made.set()
-        yield from toy_run.batches(start)
-
-    def compile_step() -> Any:
-        assert made.wait(20), "nothing is read before the step is compiled"
-        return toy_run.pieces()["compile_step"]()
-
-    run(None, 2, feed=first, compile_step=compile_step)
-
-
 def test_waiting_for_data_is_the_time_the_device_is_idle():
     slow_data, quick_data = Listener(), Listener()
     run(None, 20, slow_data, feed=lambda start: toy_run.batches(start, delay=0.03), log_every_steps=10)

@@ -32,6 +32,7 @@ from sere_jax.reporting.progress import Progress
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import Stopped, fit
+from sere_jax.train.meter import Work
 
 ROWS = 16
 
@@ -94,7 +95,7 @@ def pieces(fsdp: int = 1) -> dict[str, Any]:
         "abstract_state": jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, cut),
         "compile_step": lambda: step,
         "put": lambda batch: sharding.to_global(batch, mesh),
-        "images_per_step": ROWS,
+        "work": lambda: Work(ROWS),
         "config": {"toy": True},
         "replaced": lambda batch: batch.replaced,
     }

@@ -68,6 +68,11 @@ _RUN = {
     "max_bad_share": Key(0.01, SHARE, "Share of such steps in all, of at least 1000, above which the run ends."),
     "strict_restore": Key(False, BOOL, "A damaged or renamed checkpoint ends the start, instead of being set aside for an older one."),
     "accept_changed_data": Key(False, BOOL, "A run goes on with other images than before; false = they are an error."),
+    "profile_steps": Key(
+        (0, 0),
+        Rule(int, low=0, length=2),
+        "START,COUNT: steps whose trace goes to WORKDIR/trace; START 0 = soon after each start; 0,0 = none.",
+    ),
     "fsdp": Key(1, count(1), "Devices over which one copy of the state is split; 1 = each device holds a copy."),
 }
 

@@ -28,6 +28,7 @@ from sere_jax.train.digest import digests
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import fit
 from sere_jax.train.lock import locked
+from sere_jax.train.meter import Work
 from sere_jax.train.scores import Best
 from sere_jax.train.state import State
 from sere_jax.train.update import Loss, make_update
@@ -159,7 +160,7 @@ def _train(training: Training, directory: Path, checkpoints: Checkpoints, progre
         batches=training.batches,
         put=lambda batch: sharding.to_global(batch, mesh),
         total_steps=training.total_steps,
-        images_per_step=training.batch_size,
+        work=lambda: Work(training.batch_size, devices=mesh.size),
         checkpoints=checkpoints,
         config=training.description,
         identity={"kind": training.kind},
