@@ -33,12 +33,16 @@ def class_rows(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Iterat
 
 def write_confusion(workdir: Path, stem: str, counts: Int[np.ndarray, "c c"], classes: Sequence[str], title: str) -> None:
     """Write eval/STEM-classes.csv, eval/STEM-confusion.csv and figures/STEM.png, from images by class (row) and prediction (column)."""
-    _write_csv(workdir / "eval" / f"{stem}-classes.csv", list(class_rows(counts, classes)))
-    lines = [["", *classes], *([name, *values] for name, values in zip(classes, counts.tolist(), strict=True))]
-    _write_csv(workdir / "eval" / f"{stem}-confusion.csv", lines)
+    write_csv(workdir / "eval" / f"{stem}-classes.csv", list(class_rows(counts, classes)))
+    write_csv(workdir / "eval" / f"{stem}-confusion.csv", confusion_lines(counts, classes))
     path = workdir / "figures" / f"{stem}.png"
     figure.draw(path, counts, classes, title)
     table.say(f"written: {path}")
+
+
+def confusion_lines(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> list[list[Any]]:
+    """A confusion matrix with the names of the classes above and beside it."""
+    return [["", *classes], *([name, *values] for name, values in zip(classes, counts.tolist(), strict=True))]
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -56,7 +60,8 @@ def write_scalars(directory: Path, step: int, values: Mapping[str, float]) -> No
     events.close()
 
 
-def _write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+def write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+    """Write lines of cells as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     with replacing(path) as temporary:  # names of folders may hold bytes that are not UTF-8

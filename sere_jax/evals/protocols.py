@@ -8,7 +8,7 @@ from sere_jax.config.check import check
 from sere_jax.config.names import flatten, nearest
 from sere_jax.config.rule import Rule
 from sere_jax.evals.figures import protocol as figures
-from sere_jax.evals.frozen import classification, probes, relations, retrieval
+from sere_jax.evals.frozen import classification, patches, probes, relations, retrieval
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import fine_tune
 
@@ -16,6 +16,8 @@ PROTOCOLS: tuple[Protocol, ...] = (
     classification.PROTOCOL,
     probes.LOGISTIC,
     probes.LEAST_SQUARES,
+    patches.PATCH_KNN,
+    patches.PATCH_LOGISTIC,
     fine_tune.FINE_TUNE,
     fine_tune.SEMI,
     fine_tune.TRANSFER,
