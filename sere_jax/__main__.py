@@ -17,6 +17,7 @@ COMMANDS = {
     "ablate": ("ablate", "run the rows of one of the papers' ablation tables on any images"),
     "prepare": ("prepare", "turn a data set into ArrayRecord shards that TFDS reads"),
     "check": ("data_check", "read and decode every image of a source once, and list what fails"),
+    "aot": ("aot", "compile a config's step for a TPU slice or fake devices: memory, collectives, what bounds it"),
     "bench": ("data_bench", "measure what reading, decoding and cropping cost, stage by stage"),
 }
 

@@ -6,6 +6,7 @@ are sharded over `fsdp` only. All computations are `jax.jit` with `NamedSharding
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,8 +19,8 @@ PyTree = Any
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """The mesh ('data', 'fsdp') over all devices of all processes, the devices of process 0 first.
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh ('data', 'fsdp') over all devices of all processes, or over those given; the devices of process 0 first.
 
     `jax.make_mesh` may interleave the devices of several hosts to suit the network. Here the order must be that of the
     processes, because random numbers depend on the row of an example in the global batch. The `fsdp` groups, which
@@ -28,7 +29,7 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     Raises:
       ValueError: `fsdp` does not divide the number of devices.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
     count = len(devices)
     if fsdp < 1 or count % fsdp:
         divisors = [size for size in range(1, count + 1) if count % size == 0]

@@ -1,0 +1,100 @@
+"""`python -m sere_jax aot` on fake devices of this process, and for TPU slices where libtpu is installed (slow)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sere_jax.commands import aot, chips, hlo
+from tests.commands.test_pretrain import DRIVER
+
+GIB = 2**30
+
+
+def _overrides(keys: dict[str, Any]) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in keys.items()]
+
+
+def test_a_report_of_fake_devices(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Every number of the report is there, and what travels is what data parallelism needs."""
+    command = ["--config=configs/quickstart.py", "--topology=cpu:8", f"--json={tmp_path / 'report.json'}", *_overrides(DRIVER)]
+    assert aot.main(command) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["devices"] == 8 and report["images"] == 2 and report["operations"] > 1e5 and report["traffic"] > 1e5
+    assert set(report["memory"]) == {"parameters", "teacher", "optimizer", "statistics", "batch", "temporaries"}
+    assert {(one["kind"], one["axis"]) for one in report["collectives"]} == {("all-reduce", "data")}
+    carried = {one["carries"] for one in report["collectives"]}
+    assert {"gradients of backbone/blocks", "gradients of heads_dino/mlp_0"} <= carried
+    printed = capsys.readouterr().out
+    assert "memory of a device" in printed and "gradients of backbone/blocks" in printed and "8 devices, 2 images each" in printed
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5x:2x2", "expected cpu:N, or a TPU's"),
+        ("cpu:x", "expected cpu:N with N"),
+        ("cpu:99", "expected at most cpu:8"),
+        ("v5e", "v5e:2x2"),
+    ],
+)
+def test_topologies_that_cannot_be(topology: str, message: str, capsys: pytest.CaptureFixture):
+    assert aot.main(["--config=configs/quickstart.py", f"--topology={topology}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_mistakes_of_the_command_line_are_listed(capsys: pytest.CaptureFixture):
+    assert aot.main(["--topolgy=cpu:8", "--config=configs/quickstart.py", "--config.run.fsdp=3"]) == 2
+    assert "--topolgy: unknown flag; nearest: --topology" in capsys.readouterr().err
+    assert aot.main(["--config=configs/quickstart.py", "--config.run.fsdp=3"]) == 2
+    assert "run.fsdp: found 3" in capsys.readouterr().err
+
+
+def test_the_largest_batch_and_the_bound():
+    chip = chips.Chip(("x",), operations=1e12, memory=10 * GIB, bandwidth=1e9, links=1e9)
+    whole, half = (
+        aot.Report(8, images, 1.0, {"parameters": GIB, "temporaries": images * GIB // 8}, 5e11, 2e9, [_sum(4e9)]) for images in (16, 8)
+    )
+    assert aot.largest_batch(chip, whole, half) == int((9.5 - 1) * 8)
+    assert whole.least_seconds(chip) == pytest.approx({"arithmetic": 0.5, "memory": 2.0, "links": 7.0})
+
+
+def _sum(size: float) -> hlo.Collective:
+    return hlo.Collective("all-reduce", hlo.Array("f32", (int(size) // 4,)), 1, 8, "data", "")
+
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (requirements-aot.txt)")
+SCANNED = {"model.scan_blocks": True, "model.remat": "dots"}
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("config", ["dino_sere_vits16", "ibot_sere_vits16"])
+def test_a_pod_of_256_chips(config: str, tmp_path: Path):
+    command = [f"--config=configs/{config}.py", "--topology=v5e:16x16", "--images_per_device=64", "--nofits", f"--json={tmp_path / 'r'}"]
+    assert aot.main([*command, *_overrides(SCANNED)]) == 0
+    report = json.loads((tmp_path / "r").read_text())
+    assert report["devices"] == 256 and sum(report["memory"].values()) <= 5 * GIB
+    assert {one["kind"] for one in report["collectives"]} == {"all-reduce"}
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_split_vit_l_keeps_an_eighth(tmp_path: Path):
+    """Parameters, teacher and optimizer: an eighth of the whole, and the small leaves that every chip holds."""
+    command = [
+        "--config=configs/dino_sere_vits16.py",
+        "--topology=v5e:4x4",
+        "--images_per_device=8",
+        "--nofits",
+        f"--json={tmp_path / 'r'}",
+    ]
+    assert aot.main([*command, *_overrides(SCANNED | {"model.variant": "vitl", "run.fsdp": 8})]) == 0
+    memory = json.loads((tmp_path / "r").read_text())["memory"]
+    whole = 4 * 400e6  # some 303 million in the backbone, and the heads
+    for kind, copies in (("parameters", 1), ("teacher", 1), ("optimizer", 2)):
+        assert memory[kind] < 1.1 * copies * whole / 8, kind
