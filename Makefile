@@ -1,5 +1,6 @@
 # make demo        install, pre-train a small ViT on the bundled photographs, evaluate, draw, export (about 10 minutes on 2 cores)
 # make demo-seeds  the same for three seeds: mean and spread of the table
+# make accelerator numeric tests, the step's speed and a training on this machine's GPU or TPU, in one table
 # make test        install the test requirements and run the suite
 # make test-slow   the long tests
 # make lint        ruff (format and rules) and mypy
@@ -16,7 +17,7 @@ RUN_STAMP := $(VENV)/.installed-run-$(VERSION)
 TEST_STAMP := $(VENV)/.installed-test-$(VERSION)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-seeds test test-slow lint format clean
+.PHONY: demo demo-seeds accelerator test test-slow lint format clean
 .DELETE_ON_ERROR:
 
 define make_venv
@@ -45,6 +46,10 @@ demo: $(RUN_STAMP)
 
 demo-seeds: $(RUN_STAMP)
 	$(BIN)/python benchmarks/demo_seeds.py
+
+# With the machine's own Python where it has a JAX for its accelerator: make accelerator BIN=$$(dirname $$(which python))
+accelerator:
+	$(BIN)/python benchmarks/accelerator.py $(ARGUMENTS)
 
 test: $(TEST_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile

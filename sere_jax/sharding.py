@@ -1,7 +1,8 @@
 """The device mesh, the sharding of the state and of batches, and global arrays from host batches.
 
 There is one mesh with two axes, `data` and `fsdp`. A batch is sharded over both; parameters, teacher and optimizer moments
-are sharded over `fsdp` only. All computations are `jax.jit` with `NamedSharding`, and the compiler inserts the collectives.
+are sharded over `fsdp` only. All computations are `jax.jit` with `NamedSharding`, and the compiler inserts
+the collectives, but for those of gradients (`train.crossing`) and of BatchNorms (`ops.normalise`).
 """
 
 from __future__ import annotations

@@ -77,10 +77,13 @@ class VisibleTokens(NamedTuple):
 
 
 class PrototypeOutput(NamedTuple):
-    """What a prototype head answers. The loss makes the logits `bottleneck @ prototypes.T`, so that it can chunk them."""
+    """What a prototype head answers. The loss makes the logits `bottleneck @ prototypes.T`, so that it can chunk them.
+
+    On several devices the student's prototypes have an axis in front: r copies, one for each device's share of the batch's rows.
+    """
 
     bottleneck: Float[Array, "*tokens e"]  # L2-normalised, float32
-    prototypes: Float[Array, "k e"]  # weight-normalised rows, float32
+    prototypes: Float[Array, "*r k e"]  # weight-normalised rows, float32
 
 
 Outputs = dict[Request, Any]  # Request -> PrototypeOutput, or the features of a relation head [b, v, h, w, d]

@@ -23,7 +23,7 @@ from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.models.network import Alignment, Network
 from sere_jax.ops.photometric import PhotometryParams
-from sere_jax.sharding import replicated
+from sere_jax.train.crossing import Crossing
 from sere_jax.train.forward import Augment, make_augment, make_drop_path_noise, make_forward
 from sere_jax.train.state import PretrainMethod, State, without
 from sere_jax.train.step import PretrainStep
@@ -148,10 +148,11 @@ def augment(config: ConfigDict) -> Augment:
 
 
 def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> PretrainStep:
-    """The pure train step of the config, not yet compiled. With a `mesh`, split parameters are gathered before the networks run."""
+    """The pure train step of the config, not yet compiled. With a `mesh` of several devices each runs the networks on its own rows."""
     rules = optimizer_schedules(config, length)
+    crossing = Crossing(mesh, jnp.dtype(config.optimizer.grad_dtype)) if mesh is not None and mesh.size > 1 else None
     return PretrainStep(
-        forward=make_forward(network(config), moves_from=optimizer_rules(config, length).moves_from, gathered=replicated(mesh) if mesh else None),
+        forward=make_forward(network(config), moves_from=optimizer_rules(config, length).moves_from, crossing=crossing),
         objective=objective(config, length),
         optimizer=optimizer(config, length),
         augment=augment(config),
@@ -159,6 +160,7 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> P
         ema_momentum=rules.ema_momentum,
         ema_timing=recipe(config).ema_timing,
         accumulate_steps=config.optimizer.accumulate_steps,
+        crossing=crossing,
         seed=config.seed,
         logged={"learning_rate": rules.learning_rate, "weight_decay": rules.weight_decay},
     )

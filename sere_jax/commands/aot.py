@@ -1,19 +1,13 @@
 """Compile a config's train step for devices that are not here: python -m sere_jax aot --config=FILE --topology=v5e:16x16
 
 Prints, for one device: memory by kind, the arithmetic, every collective with its bytes and what it carries, the least time by
-arithmetic, memory and links, and how many images would fit.
-
---topology           v5e:16x16, v5p:2x2x2, v6e:4x4 ... (needs `pip install -r requirements-aot.txt`, and no TPU); cpu:8 = fake devices
---images_per_device  images of a device; 0 (the default) = data.batch_size of the config over all devices
---fits               compile once more, with half the images, and estimate the largest batch (default; --nofits leaves it out)
---json               write the report to this file as well
-
-All keys of the config can be changed, as in train.py: --config.run.fsdp=8, --config.model.scan_blocks=True --config.model.remat=dots.
-Exit code 2: the command line or the config has mistakes, or the topology cannot be compiled for.
+arithmetic, memory and links, and how many images would fit. Exit code 2: the command line or the config has mistakes, or the topology
+cannot be compiled for.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -41,6 +35,7 @@ from sere_jax.writing import place, replacing, writing_to
 # A run of ImageNet's length. The step is the same for any, but for the constants of its schedules.
 _IMAGES = 1_281_167
 _USABLE = 0.95  # of a chip's memory; the rest is the runtime's and fragments
+_CONTROL = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "shard_map"}  # in the paths of sources
 
 
 class TopologyError(ValueError):
@@ -149,13 +144,11 @@ def carries(collective: hlo.Collective) -> str:
     >>> carries(hlo.Collective("all-reduce", hlo.Array("f32", (2,)), 1, 8, "data", path))
     'gradients of heads_dino/mlp_0'
     """
-    parts = [part.rpartition(".")[2] for part in collective.source.split("/")]
-    start = next((i for i, part in enumerate(parts) if part == "backbone" or part.startswith("heads_")), None)
+    parts = [part.rpartition(".")[2] for part in collective.source.split("/")[:-1]]  # the last one is the operation
+    modules = [re.sub(r"^blocks_\d+$", "blocks", part) for part in parts if not part.startswith("_") and part not in _CONTROL]
+    start = next((i for i, part in enumerate(modules) if part == "backbone" or part.startswith("heads_")), None)
     kind = "gradients" if "transpose(" in collective.source else "values"
-    if start is None:
-        return f"{kind} of the loss and the update"
-    names = [re.sub(r"^blocks_\d+$", "blocks", part) for part in parts[start : start + 2] if part.isidentifier()]
-    return f"{kind} of {'/'.join(names)}"
+    return f"{kind} of {'the loss and the update' if start is None else '/'.join(dict.fromkeys(modules[start : start + 2]))}"
 
 
 def show(title: str, report: Report, chip: Chip | None, half: Report | None) -> None:
@@ -182,47 +175,57 @@ def show(title: str, report: Report, chip: Chip | None, half: Report | None) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    values = flags.FlagValues()
-    command_line.define_config(values)
-    flags.DEFINE_string("topology", "cpu:8", "devices", flag_values=values)
-    flags.DEFINE_integer("images_per_device", 0, "images", lower_bound=0, flag_values=values)
-    flags.DEFINE_bool("fits", True, "estimate the largest batch", flag_values=values)
-    flags.DEFINE_string("json", "", "file", flag_values=values)
-    mistakes = command_line.parse(["aot", *arguments], required=("config",), flag_values=values)
+    options = _parser().parse_args(argv)
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # with libtpu installed JAX would look for a TPU
     try:
-        if mistakes:
-            raise rules.refusal(mistakes)
-        return _run(values)
+        return _run(_config(options.config), options)
     except (TopologyError, rules.ConfigError) as error:
         print(f"aot: {error}", file=sys.stderr)
         return 2
 
 
-def _run(values: flags.FlagValues) -> int:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sere_jax aot", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", required=True, metavar="FILE.py[:key=value,...]", help="as for train.py; keys of docs/config.md")
+    parser.add_argument(
+        "--topology", default="cpu:8", help="v5e:16x16, v5p:2x2x1, ... (needs requirements-aot.txt, no TPU); cpu:N = fake devices"
+    )
+    parser.add_argument(
+        "--images_per_device", type=int, default=0, help="images of a device; 0 = data.batch_size over all devices (default)"
+    )
+    parser.add_argument(
+        "--fits", action=argparse.BooleanOptionalAction, default=True, help="compile half the images too, and estimate the largest batch"
+    )
+    parser.add_argument("--json", default="", metavar="FILE", help="write the report here")
+    return parser
+
+
+def _config(spec: str) -> ConfigDict:
+    values = flags.FlagValues()
+    command_line.define_config(values)
+    if mistakes := command_line.parse(["aot", f"--config={spec}"], required=("config",), flag_values=values):
+        raise rules.refusal(mistakes)
     config: Any = values["config"].value
-    topology: Any = values["topology"].value
-    described = devices(topology)
-    each = values["images_per_device"].value
     config.data.source = config.data.source or "bundled"  # no image is read
-    config.data.batch_size = each * len(described) if each else config.data.batch_size
+    return config
+
+
+def _run(config: ConfigDict, options: argparse.Namespace) -> int:
+    described = devices(options.topology)
+    if options.images_per_device:
+        config.data.batch_size = options.images_per_device * len(described)
     rules.validate(config, devices=len(described), processes=1)
     mesh = sharding.make_mesh(config.run.fsdp, described)
     report = compiled_report(config, mesh)
-    chip = chips.chip(topology.partition(":")[0])
-    half = None
-    if values["fits"].value and chip is not None and report.images % 2 == 0:
+    chip, half = chips.chip(options.topology.partition(":")[0]), None
+    if options.fits and chip is not None and report.images % 2 == 0:
         smaller = ConfigDict(config.to_dict())
         smaller.data.batch_size //= 2
         half = compiled_report(smaller, mesh)
-    show(f"{config.recipe}, {topology}", report, chip, half)
-    if values["json"].value:
-        _write(values["json"].value, report, chip)
+    show(f"{config.recipe}, {options.topology}", report, chip, half)
+    if options.json:
+        _write(options.json, report, chip)
     return 0
 
 

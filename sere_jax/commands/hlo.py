@@ -256,7 +256,7 @@ def _moved(program: Program, computation: Computation, instruction: Instruction)
 def _taken(fusion: Computation, parameter: Instruction, whole: int) -> int:
     """The bytes that a fusion takes of an operand: slices where it only slices it, nothing where it only writes into it."""
     users = [one for one in fusion.values() if parameter.name in one.operands]
-    if users and all(one.opcode == "dynamic-slice" for one in users):
+    if users and all(one.opcode == "dynamic-slice" and one.operands[0] == parameter.name for one in users):
         return sum(one.size for one in users)
     if users and all(one.opcode == "dynamic-update-slice" and one.operands[0] == parameter.name for one in users):
         return 0

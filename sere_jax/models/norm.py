@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from sere_jax.ops.normalise import standardise
+from sere_jax.ops.normalise import mesh_axes, standardise
 from sere_jax.types import PyTree
 
 STATISTICS = ("mean", "var")
@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
             normal = (x.astype(jnp.float32) - running_mean.value) * jax.lax.rsqrt(running_var.value + self.epsilon)
         else:
             normal, mean, var = standardise(x, self.epsilon)
-            count = x.size // d
+            count = x.size // d * jax.lax.axis_size(mesh_axes()) if mesh_axes() else x.size // d
             if not self.is_initializing():
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from sere_jax.losses.distillation import distillation_loss, entropy, teacher_probabilities, update_center
 from sere_jax.objectives.base import Applied
@@ -50,7 +51,10 @@ def zero_center(prototypes: int) -> PyTree:
 
 
 def logits(output: PrototypeOutput) -> jax.Array:
-    """Prototype logits in float32: bottleneck @ prototypes.T."""
+    """Prototype logits in float32: bottleneck @ prototypes.T. Where each device has a copy of the prototypes, its rows take that one."""
+    if output.prototypes.ndim == 3:
+        rows = rearrange(output.bottleneck, "(r b) ... e -> r b ... e", r=output.prototypes.shape[0])
+        return rearrange(jnp.einsum("rb...e,rke->rb...k", rows, output.prototypes, precision="highest"), "r b ... k -> (r b) ... k")
     return jnp.einsum("...e,ke->...k", output.bottleneck, output.prototypes, precision="highest")
 
 

@@ -26,11 +26,21 @@ def unit_length(x: Float[jax.Array, "*batch d"]) -> Float[jax.Array, "*batch d"]
 def standardise(x: Float[jax.Array, "*batch d"], epsilon: float = 1e-5) -> Standardised:
     """(x - mean) / sqrt(var + epsilon) over all axes but the last: BatchNorm without affine.
 
-    Under `jax.jit` over a sharded batch the statistics are those of the global batch.
+    The statistics are those of the global batch: under `jax.jit` over a sharded batch, and inside `jax.shard_map`.
     """
     x = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
+    mean = _mean(x)
     centered = x - mean
-    var = jnp.mean(jnp.square(centered), axes)
+    var = _mean(jnp.square(centered))
     return Standardised(centered * jax.lax.rsqrt(var + epsilon), mean, var)
+
+
+def _mean(x: Float[jax.Array, "*batch d"]) -> Float[jax.Array, "d"]:
+    """The mean over all axes but the last, and over the devices that each have rows of their own."""
+    of_device = jnp.mean(x, tuple(range(x.ndim - 1)))
+    return jax.lax.pmean(of_device, mesh_axes()) if mesh_axes() else of_device
+
+
+def mesh_axes() -> tuple[str, ...]:
+    """The mesh axes over which the surrounding `jax.shard_map` cuts; () outside of one."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)

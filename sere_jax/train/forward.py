@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from sere_jax.ops import photometric
 from sere_jax.ops.photometric import PhotometryParams
+from sere_jax.train.crossing import Crossing
 from sere_jax.train.optim import at_once, stop_gradients
-from sere_jax.types import Outputs, PyTree, Request, Views
+from sere_jax.types import Outputs, PrototypeOutput, PyTree, Request, Views
 
 Noise = tuple[Float[jax.Array, "b v k 2"], Float[jax.Array, "b l k 2"]] | None
 Augment = Callable[[Views, jax.Array], tuple[jax.Array, jax.Array]]  # (views, one key an example) -> (global, local) float crops
@@ -38,11 +39,12 @@ class Forward(Protocol):
     ) -> tuple[Outputs, PyTree]: ...
 
 
-def make_forward(module: Any, *, moves_from: Callable[[str], int] = at_once, gathered: NamedSharding | None = None) -> Forward:
+def make_forward(module: Any, *, moves_from: Callable[[str], int] = at_once, crossing: Crossing | None = None) -> Forward:
     """The `Forward` of a Linen network. No gradient reaches the parameters that never move (`optim.Rules.moves_from`).
 
-    With a sharding in `gathered`, split parameters are gathered before the network runs. Otherwise the compiler may split
-    activations along their channels, and activations, heads and logits would travel between devices in every block.
+    With a `crossing` each device runs the network on its own rows, so that activations cannot travel; only the statistics of BatchNorms
+    are means over all devices. The student's parameters are then a copy for each device (`Crossing.spread`), and so are the prototypes in
+    its outputs, so that a loss's gradients of them stay on the device.
     """
 
     def forward(
@@ -55,16 +57,46 @@ def make_forward(module: Any, *, moves_from: Callable[[str], int] = at_once, gat
         views: Views,
         drop_path_noise: Noise,
     ) -> tuple[Outputs, PyTree]:
-        params = stop_gradients(params, moves_from)
-        whole = params if gathered is None else jax.lax.with_sharding_constraint(params, gathered)
-        variables = {"params": whole, "batch_stats": batch_stats}
-        outputs, updated = module.apply(
-            variables, global_views, local_views, requests, views=views, drop_path_noise=drop_path_noise, mutable=["batch_stats"]
-        )
-        # Heads that this side does not run keep their statistics.
-        return outputs, {**batch_stats, **updated.get("batch_stats", {})}
+        def run(
+            params: PyTree, batch_stats: PyTree, crops: tuple[jax.Array, jax.Array], views: Views, noise: Noise
+        ) -> tuple[Outputs, PyTree]:
+            variables = {"params": params, "batch_stats": batch_stats}
+            outputs, updated = module.apply(variables, *crops, requests, views=views, drop_path_noise=noise, mutable=["batch_stats"])
+            # Heads that this side does not run keep their statistics.
+            return outputs, {**batch_stats, **updated.get("batch_stats", {})}
+
+        run_it = run if crossing is None else _on_each_device(run, crossing, copies=requests[0].side == "student")
+        return run_it(stop_gradients(params, moves_from), batch_stats, (global_views, local_views), views, drop_path_noise)
 
     return forward
+
+
+def _on_each_device(
+    run: Callable[..., tuple[Outputs, PyTree]], crossing: Crossing, *, copies: bool
+) -> Callable[..., tuple[Outputs, PyTree]]:
+    """`run` on the rows of each device. With `copies`, parameters and prototypes have an axis 0 over the devices."""
+    rows, everywhere = crossing.over_all, PartitionSpec()
+    of_parameters = rows if copies else everywhere
+
+    def on_one(params: PyTree, batch_stats: PyTree, *batch: Any) -> tuple[Any, Any, PyTree]:
+        outputs, stats = run(jax.tree.map(lambda p: p[0], params) if copies else params, batch_stats, *batch)
+        prototypes = {request: output.prototypes for request, output in outputs.items() if isinstance(output, PrototypeOutput)}
+        examples = {request: output.bottleneck if request in prototypes else output for request, output in outputs.items()}
+        return examples, jax.tree.map(lambda p: p[None], prototypes) if copies else prototypes, stats
+
+    cut = jax.shard_map(
+        on_one,
+        mesh=crossing.mesh,
+        in_specs=(of_parameters, everywhere, rows, rows, rows),
+        out_specs=(rows, of_parameters, everywhere),
+        check_vma=False,  # means over the devices are the same everywhere, which cannot be inferred of Flax's variables
+    )
+
+    def joined(*arguments: Any) -> tuple[Outputs, PyTree]:
+        examples, prototypes, stats = cut(*arguments)
+        return examples | {request: PrototypeOutput(examples[request], rows) for request, rows in prototypes.items()}, stats
+
+    return joined
 
 
 def make_augment(global_kinds: Sequence[PhotometryParams], local_kind: PhotometryParams) -> Augment:

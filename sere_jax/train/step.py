@@ -15,6 +15,7 @@ import jax
 import optax
 
 from sere_jax.ops.keys import example_keys, split_uses
+from sere_jax.train.crossing import Crossing
 from sere_jax.train.forward import Augment, Forward, Noise
 from sere_jax.train.state import PretrainMethod, State
 from sere_jax.train.update import LossOutput, descend, keep_finite, mean_gradients, read
@@ -36,7 +37,8 @@ class PretrainStep:
     draws the student's drop path. Keys are folded from (seed, step, position of the example in the global batch).
 
     With `accumulate_steps` the batch is cut into as many micro-batches. Losses, gradients and the objective's statistics are
-    averaged; optimizer, teacher and the objective's state move once; running statistics move with every micro-batch.
+    averaged; optimizer, teacher and the objective's state move once; running statistics move with every micro-batch. With a `crossing`
+    (several devices) gradients are summed over the devices once a step; `forward` must have the same.
 
     `ema_timing`: the teacher follows the student `after` the update, `before` the step's forward passes (MoCo v3), or there is
     `none`. A step in which something is not finite is skipped (`update.keep_finite`). `logged` schedules are reported as metrics.
@@ -50,6 +52,7 @@ class PretrainStep:
     ema_momentum: Schedule
     ema_timing: Literal["after", "before", "none"] = "after"
     accumulate_steps: int = 1
+    crossing: Crossing | None = None
     seed: int = 0
     logged: Mapping[str, Schedule] = field(default_factory=dict)
 
@@ -63,7 +66,7 @@ class PretrainStep:
         loss = functools.partial(self.loss, method, state.step)
         running = Running(state.batch_stats, method.teacher_batch_stats)
 
-        gradients, output = mean_gradients(loss, state.params, running, views, keys, self.accumulate_steps)
+        gradients, output = mean_gradients(loss, state.params, running, views, keys, self.accumulate_steps, self.crossing)
         state = descend(state, gradients, self.optimizer)
         teacher = follow(method.teacher, state.params, momentum) if self.ema_timing == "after" else method.teacher
         objective = self.objective.update(method.objective, output.statistics)

@@ -15,6 +15,7 @@ import optax
 from einops import rearrange
 
 from sere_jax.ops.keys import example_keys
+from sere_jax.train.crossing import Crossing
 from sere_jax.train.state import State
 from sere_jax.types import Metrics, PyTree, Schedule
 
@@ -69,12 +70,22 @@ def make_update(
 
 
 def mean_gradients(
-    loss: Loss, params: PyTree, running: PyTree, batch: PyTree, keys: jax.Array, accumulate_steps: int
+    loss: Loss,
+    params: PyTree,
+    running: PyTree,
+    batch: PyTree,
+    keys: jax.Array,
+    accumulate_steps: int,
+    crossing: Crossing | None = None,
 ) -> tuple[PyTree, LossOutput]:
     """The gradient of the loss, averaged over `accumulate_steps` micro-batches of equal size; their outputs alike.
 
-    The loss's value is added to the metrics as `loss`. Running statistics pass from one micro-batch to the next.
+    The loss's value is added to the metrics as `loss`. Running statistics pass from one micro-batch to the next. With a `crossing` the
+    loss gets a copy of the parameters for each device, and the sum over the devices is taken once, after the last micro-batch.
     """
+    if crossing is not None:
+        total, output = mean_gradients(loss, crossing.spread(params), running, batch, keys, accumulate_steps)
+        return crossing.sum(total), output
 
     def micro_step(running: PyTree, total: PyTree, batch: PyTree, keys: jax.Array) -> tuple[PyTree, LossOutput]:
         (value, output), gradients = jax.value_and_grad(loss, has_aux=True)(params, running, batch, keys)

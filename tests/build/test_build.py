@@ -13,6 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sere_jax.build import pretraining
+from sere_jax.commands import hlo
 from sere_jax import sharding
 from sere_jax.train.state import State
 from sere_jax.types import Metrics
@@ -222,10 +223,34 @@ def test_data_parallel_exchanges_sums_only():
     assert sum("64" in re.findall(r"\d+", shape) and "48" not in shape for shape in found["all-reduce"]) == 0  # K-wide logits
 
 
+def _crossing_bytes(step: Any) -> int:
+    exchanged = hlo.collectives(hlo.parse(step.as_text()), {"data": 8, "fsdp": 1})
+    assert all(one.kind == "all-reduce" and one.array.dtype == "f32" and one.group == 8 for one in exchanged)
+    return sum(one.bytes for one in exchanged)
+
+
+def _needed_bytes(state: State) -> tuple[int, int]:
+    """Bytes of the gradients, and of what crosses beside them: BatchNorm's means and variances, forward in both networks and backward in
+    the student; the teacher's mean bottleneck for the center; the metrics."""
+    size = lambda tree: 4 * sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    statistics = 2 * size(state.batch_stats) + size(state.method.teacher_batch_stats)
+    return size(state.params), statistics + 4 * (16 + 50)
+
+
+def test_each_gradient_crosses_once():
+    """Global and local crops share parameters; their gradients are added on the device. Read from the compiled program."""
+    step, state, _ = _on_eight(1)
+    gradients, beside = _needed_bytes(state)
+    assert gradients <= _crossing_bytes(step) <= 1.1 * (gradients + beside)
+
+
 @pytest.mark.slow
-def test_micro_batches_are_cut_without_moving_rows():
+def test_micro_batches_are_cut_without_moving_rows_and_cross_once():
+    """BatchNorm is over a micro-batch, so its statistics cross with each; gradients after the last."""
     step, state, place = _on_eight(1, accumulate_steps=2)
     assert set(_collectives(step.as_text())) == {"all-reduce"}
+    gradients, beside = _needed_bytes(state)
+    assert _crossing_bytes(step) <= 1.1 * (gradients + 2 * beside)
     assert np.isfinite(float(step(state, place(0))[1]["loss"]))
 
 

@@ -39,6 +39,7 @@ _OPTIMIZER = {
     "freeze_backbone_epochs": Key(0, count(), "Epochs in which the backbone does not move: new heads warm up on weights of init_from."),
     "decay_bias": Key(False, BOOL, "Biases are decayed, as in the authors' iBOT + SERE code."),
     "decay_scale": Key(False, BOOL, "Scales of normalisation layers are decayed; with decay_bias, everything is (MoCo v3)."),
+    "grad_dtype": Key("float32", choice("float32", "bfloat16"), "Type in which gradients are summed over several devices."),
     "accumulate_steps": Key(1, count(1), "Micro-batches of a batch, which are run one after the other for one update."),
 }
 
