@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sere_jax.build import pretraining
-from sere_jax.commands import hlo
+from sere_jax.commands import aot, hlo
 from sere_jax import sharding
 from sere_jax.train.state import State
 from sere_jax.types import Metrics
@@ -242,6 +242,9 @@ def test_each_gradient_crosses_once():
     step, state, _ = _on_eight(1)
     gradients, beside = _needed_bytes(state)
     assert gradients <= _crossing_bytes(step) <= 1.1 * (gradients + beside)
+    rows = aot.summary(hlo.collectives(hlo.parse(step.as_text()), {"data": 8, "fsdp": 1}))
+    # 2 blocks of 12 squares and 13 vectors of the width, one of them the branches' biases; in MB
+    assert rows[0] == ["gradients of backbone/blocks", "all-reduce", "f32", "data", "24", f"{4 * 2 * (12 * 48**2 + 13 * 48) / 1e6:,.3f}"]
 
 
 @pytest.mark.slow

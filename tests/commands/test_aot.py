@@ -19,6 +19,7 @@ def _argument(keys: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in keys.items() if not isinstance(value, tuple))
 
 
+@pytest.mark.slow  # it compiles a step; tests/build/test_build.py reads one that is compiled anyway
 def test_a_report_of_fake_devices(tmp_path: Path, capsys: pytest.CaptureFixture):
     """Every number of the report is there, and what travels is what data parallelism needs."""
     command = [f"--config=configs/quickstart.py:{_argument(DRIVER)}", "--topology=cpu:8", f"--json={tmp_path / 'report.json'}"]
@@ -61,6 +62,25 @@ def test_the_largest_batch_and_the_bound():
     )
     assert aot.largest_batch(chip, whole, half) == int((9.5 - 1) * 8)
     assert whole.least_seconds(chip) == pytest.approx({"arithmetic": 0.5, "memory": 2.0, "links": 7.0})
+
+
+def test_the_tables_of_a_report(capsys: pytest.CaptureFixture):
+    """Memory by kind, alike collectives on one line, the largest first, and the bound."""
+    paths = ("backbone/blocks_3/mlp/fc1/dot_general", "backbone/blocks_7/mlp/fc1/dot_general", "heads_dino/mlp_0/dot_general")
+    ones = [
+        hlo.Collective("all-reduce", hlo.Array("f32", (250_000,)), 1, 8, "data", f"jit(step)/transpose(jvp(Network))/{path}")
+        for path in paths
+    ]
+    report = aot.Report(8, 16, 3.0, {"parameters": GIB, "temporaries": 3 * GIB}, 32e9, 2e9, ones)
+    assert aot.summary(ones) == [
+        ["gradients of backbone/blocks", "all-reduce", "f32", "data", "2", "2.000"],
+        ["gradients of heads_dino/mlp_0", "all-reduce", "f32", "data", "1", "1.000"],
+    ]
+    aot.show("a step", report, chips.chip("v5e"), report._replace(images=8, memory={"parameters": GIB, "temporaries": 2 * GIB}))
+    printed = capsys.readouterr().out
+    assert "8 devices, 16 images each" in printed and "2.0 GFLOP an image" in printed
+    assert "bound by memory, 6,552 images/s a chip at most" in printed  # 16 images in 2 GB / 819 GB/s
+    assert f"about {int((0.95 * 16 - 4) * 8) + 16} images a chip fit" in printed
 
 
 def _sum(size: float) -> hlo.Collective:
