@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from sere_jax.models.init import block_init, cls_init, patch_init
 from sere_jax.ops.positions import sincos_positions
+from sere_jax.ops.products import attend, attention_weights, computed_once, dense_product, gelu
 from sere_jax.ops.resize import resize_position_embedding
 from sere_jax.types import Features
 
@@ -60,7 +61,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a fused qkv projection; the softmax is float32."""
+    """Multi-head self-attention with a fused qkv projection; the softmax is float32. The weights are returned beside the result."""
 
     heads: int
     dtype: Any
@@ -70,12 +71,12 @@ class Attention(nn.Module):
     def __call__(self, x: Float[jax.Array, "b n d"]) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b m n n"]]:
         d = x.shape[-1]
         init = block_init(self.init_rule, d)
-        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init.first, name="qkv")(x)
+        qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init.first, dot_general=dense_product, name="qkv")(x)
         q, k, v = rearrange(qkv, "b n (three m e) -> three b m n e", three=3, m=self.heads)
-        logits = jnp.einsum("bmqe,bmke->bmqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * (d // self.heads) ** -0.5, axis=-1)
-        mixed = rearrange(jnp.einsum("bmqk,bmke->bmqe", weights.astype(self.dtype), v), "b m n e -> b n (m e)")
-        return nn.Dense(d, dtype=self.dtype, kernel_init=init.second, name="proj")(mixed), weights
+        mixed = rearrange(attend(q, k, v), "b m n e -> b n (m e)")
+        project = nn.Dense(d, dtype=self.dtype, kernel_init=init.second, dot_general=dense_product, name="proj")
+        # Computed a second time only where somebody reads them; `attend` keeps its own for its backward pass.
+        return project(mixed), attention_weights(q, k)
 
 
 class Mlp(nn.Module):
@@ -88,8 +89,8 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
         d = x.shape[-1]
         init = block_init(self.init_rule, d).second
-        hidden = nn.Dense(4 * d, dtype=self.dtype, kernel_init=init, name="fc1")(x)
-        return nn.Dense(d, dtype=self.dtype, kernel_init=init, name="fc2")(nn.gelu(hidden, approximate=False))
+        hidden = nn.Dense(4 * d, dtype=self.dtype, kernel_init=init, dot_general=dense_product, name="fc1")(x)
+        return nn.Dense(d, dtype=self.dtype, kernel_init=init, dot_general=dense_product, name="fc2")(gelu(hidden))
 
 
 class Block(nn.Module):
@@ -105,10 +106,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"], keep: Float[jax.Array, "b 2"] | None) -> tuple[Any, Any]:
-        normed = _layer_norm("norm1", self.norm_eps)(x).astype(self.dtype)
+        normed = computed_once(_layer_norm("norm1", self.norm_eps)(computed_once(x))).astype(self.dtype)
         attended, attention = Attention(self.heads, self.dtype, self.init_rule, name="attn")(normed)
         x = x + _scaled(attended, keep, 0)
-        normed = _layer_norm("norm2", self.norm_eps)(x).astype(self.dtype)
+        normed = computed_once(_layer_norm("norm2", self.norm_eps)(computed_once(x))).astype(self.dtype)
         x = x + _scaled(Mlp(self.dtype, self.init_rule, name="mlp")(normed), keep, 1)
         return x, attention
 

@@ -128,8 +128,9 @@ def channel(temperatures: Temperatures, requests: tuple[Request, ...], *, width:
 
     def loss(outputs: Outputs, views: Views, step: jax.Array) -> tuple[jax.Array, Metrics]:
         targets = relation_targets(relation(outputs[requests[1]]), temperatures.teacher)
-        # Targets [b, v, d, d] reversed over v: each student view meets the other global view.
-        global_sum = 2 * cross_entropy(targets[:, ::-1], relation(outputs[requests[0]]))
+        student = relation(outputs[requests[0]])
+        # Each student view meets the other global view. Reversing the targets would copy them.
+        global_sum = cross_entropy(targets[:, 0], student[:, 1]) + cross_entropy(targets[:, 1], student[:, 0])
         local_sum = None
         if local_count:
             # The cross-entropy is linear in its targets: a local crop meets the sum of both teachers' at once.
