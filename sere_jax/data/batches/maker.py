@@ -106,7 +106,7 @@ class BatchMaker(Generic[BatchT]):
     def read(self, position: int) -> tuple[Any, int, bool]:
         """What the row reads at a position (valid until the next call), its index in the source, and whether it is a replacement.
 
-        A replacement is drawn from the whole source (of a mixture from the same part) by hash(seed, position), as often as needed,
+        A replacement is drawn from the whole source (or from the same part of a mixture) by hash(seed, position), as often as needed,
         REPLACEMENTS times at most. Raises UnreadableData after that.
         """
         index = example_index(self.seed, position, self.examples, self.batch_size)

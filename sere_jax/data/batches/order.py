@@ -33,7 +33,7 @@ class Shares(NamedTuple):
 
     @property
     def examples(self) -> int:
-        """Of all parts together: the length of an epoch is counted in these."""
+        """Examples of all parts together, which the length of an epoch is counted in."""
         return sum(self.sizes)
 
 
@@ -53,7 +53,7 @@ def steps_per_epoch(examples: int | Shares, batch_size: int) -> int:
 def example_index(seed: int, position: int, examples: int | Shares, batch_size: int) -> int:
     """The example at a position: every epoch of floor(N / B) * B positions is a prefix of its own permutation of N.
 
-    Of a mixture each epoch holds the parts in proportion to their weights, shuffled; each part goes through its own examples lap
+    An epoch of a mixture holds the parts in proportion to their weights, shuffled; each part goes through its own examples lap
     by lap, every lap in its own order, and resumes in the next epoch where it stopped. Raises ValueError where an
     epoch is too short to hold one example of each part.
     """
@@ -65,7 +65,7 @@ def example_index(seed: int, position: int, examples: int | Shares, batch_size: 
 
 
 def replacement_index(rng: np.random.Generator, index: int, examples: int | Shares) -> int:
-    """Any example in place of the one at `index`; of a mixture one of the same part, so that the shares stay."""
+    """Any example in place of the one at `index`; a mixture replaces it within the same part, so that the shares stay."""
     if not isinstance(examples, Shares):
         return int(rng.integers(examples))
     first = 0

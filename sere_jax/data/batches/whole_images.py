@@ -118,7 +118,7 @@ def _empty_batch(rows: int, size: int, channels: int) -> EvalBatch:
 def resize_and_centre_crop(image: UInt8[np.ndarray, "H W c"], resize: int, size: int) -> UInt8[np.ndarray, "S S c"]:
     """torchvision's Resize(resize, bicubic) and CenterCrop(size): the longer side is floored, the crop's corner rounded.
 
-    Of an image that is more than 8 times as long as wide only the crop is made: the whole would take gigabytes for 1 x 4000 pixels. Some of
+    An image more than 8 times as long as wide is resized inside its crop alone: the whole of 1 x 4000 pixels would take gigabytes. Some of
     its levels may differ by one, and by a few where an overshoot is clipped.
     """
     height, width = image.shape[:2]
