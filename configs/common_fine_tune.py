@@ -23,6 +23,7 @@ def fine_tuning(protocol: str) -> ConfigDict:
             "min_lr": 1e-6,
             "batch_size": 512,
             "accumulate_steps": 1,  # micro-batches of a step
+            "repeats": 1,  # how often an image is shown in a row, in other augmentations; an epoch keeps its length
             "weight_decay": 0.05,
             "layer_decay": 0.65,  # factor of the rate from a layer to the one before
             "drop_path": 0.1,

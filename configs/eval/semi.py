@@ -7,7 +7,8 @@ Launch    python eval.py --config=configs/eval/semi.py:train=tfds:imagenet2012_s
 Cost      1000 epochs of the listed images at 224 pixels, and as much for the row of the random initialisation.
 Expected  DINO 52.1 (1 %), 70.0 (10 %) -> DINO + SERE 55.9, 71.5 top-1; hoped for, not measured with this code.
 
-Not done: iBOT shows each image three times an epoch, in other augmentations. Its rate is 1e-5 throughout, since its lowest is 1e-5 too.
+The rate is 1e-5 throughout, since iBOT's lowest is 1e-5 too. Each image is shown three times in a row (repeated augmentation), and an
+epoch holds a third of the images.
 A file that holds the backbone alone needs head_layer=0.
 """
 
@@ -31,6 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "min_lr": 1e-5,
             "batch_size": 1024,
             "layer_decay": 1.0,
+            "repeats": 3,
             "eval_every_epochs": 10,
         }
     )

@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "min_lr": 1e-5,
             "batch_size": 768,
             "layer_decay": 1.0,
+            "repeats": 3,
             "eval_every_epochs": 10,
         }
     )

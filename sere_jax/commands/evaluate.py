@@ -35,7 +35,8 @@ def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] 
     about = {"checkpoint": path, **{key: found.about.get(key) for key in ("network", "step", "config")}}
     prepare = found.preprocess
     whole = place(path).resolve()
-    name = whole.parent.name if whole.name == "checkpoints" else whole.stem
+    run = whole.parent if whole.parent.name == "checkpoints" else whole  # of one step: the directory of the steps
+    name = run.parent.name if run.name == "checkpoints" else run.stem
     sizes = (prepare.size, prepare.resize, found.module.patch_size, prepare.mean, prepare.std)
     return Network(
         name,

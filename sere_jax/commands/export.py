@@ -20,6 +20,8 @@ import numpy as np
 
 from sere_jax.commands.export_description import configuration, describe, preprocessor
 from sere_jax.interop import hf
+from sere_jax.interop.classifier import PARTS as CLASSIFIER
+from sere_jax.interop.classifier import to_timm_classifier
 from sere_jax.interop.dino import Layout, to_dino
 from sere_jax.interop.files import FileError, write_json, write_tensors
 from sere_jax.interop.relation import MODULES
@@ -35,7 +37,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 _FULL = ("dino", "ibot", "sere")  # layouts of whole checkpoints, which may be `.pth`
 _BOTH = (*_FULL, "npz")  # layouts that can hold both networks
-_HEADS = {"dino": ("heads_dino",), "ibot": ("heads_dino",), "sere": ("heads_dino", *MODULES)}  # heads that a layout holds; npz: all
+_HEADS = {
+    "timm": CLASSIFIER,
+    "dino": ("heads_dino",),
+    "ibot": ("heads_dino",),
+    "sere": ("heads_dino", *MODULES),
+}  # heads that a layout holds; npz: all
 _NO_MASK_TOKEN = ("timm", "dino", "hf_vit")
 _ENDINGS = {"timm": (".safetensors",), "hf_vit": ("",), "npz": (".npz",)} | dict.fromkeys(_FULL, (".safetensors", ".pth"))
 # DistributedDataParallel, which wraps the student, prefixes its names; the loaders of these methods expect it.
@@ -73,7 +80,8 @@ def export(
       layout: timm (the backbone by timm's names), dino, ibot, sere (`backbone.*`, `head.*`, see `to_dino`), hf_vit (of Hugging
         Face's transformers), npz (our own names and shapes).
       network: teacher | student; "": the one that the recipe evaluates; both: in dino, ibot, sere and npz, under `student` and `teacher`.
-      with_heads: also write heads: DINO's for dino and ibot, the relation heads too for sere, all of them for npz.
+      with_heads: also write heads: DINO's for dino and ibot, the relation heads too for sere, all of them for npz, the classifier of
+        a fine-tuned network for timm.
 
     Raises CheckpointError, FileError and InteropError, as `load_backbone` does; InteropError on arguments that do not fit.
 
@@ -97,7 +105,7 @@ def export(
     places = _places(output, layout)
     with writing_to(places[0].parent):
         _write(places[0], tensors, description, both=network == "both")
-        write_json(places[1], configuration(sides[0].architecture, layout, description))
+        write_json(places[1], configuration(sides[0], layout, description, with_classifier=with_heads and layout == "timm"))
         write_json(places[2], preprocessor(sides[0].preprocess))
     numbers = sum(tensor.size for named in tensors.values() for tensor in named.values())
     return Exported(*places, numbers, (*sides[0].about.get("report", ()), *lost))
@@ -113,7 +121,7 @@ def _check(output: Path, layout: str, network: str, with_heads: bool, dtype: str
     if output.suffix not in endings:
         expected = "a directory" if endings == ("",) else f"a name that ends in {' or '.join(endings)}"
         mistakes.append(f"output: found {output.name!r}, expected {expected} for the format {layout}")
-    if with_heads and layout in ("timm", "hf_vit"):
+    if with_heads and layout == "hf_vit":
         mistakes.append(f"with_heads: the {layout} layout has no heads, expected the format dino, ibot, sere or npz")
     if network == "both" and layout not in _BOTH:
         mistakes.append(f"network: the {layout} layout holds one network, expected teacher or student, or the format {', '.join(_BOTH)}")
@@ -126,6 +134,10 @@ def _lost(sides: list[Weights], layout: str, with_heads: bool) -> list[str]:
     if layout == "npz":
         return []
     names = [name for weights in sides for name in weights.params if with_heads and name not in ("backbone", *_HEADS.get(layout, ()))]
+    if layout == "timm" and not with_heads:
+        names += [f"{', '.join(part for part in CLASSIFIER if part in sides[0].params)} (with_heads=True writes the classifier)"] * (
+            "head" in sides[0].params
+        )
     masked = [weights.about["network"] for weights in sides if "mask_token" in weights.params["backbone"]]
     if layout in _NO_MASK_TOKEN and masked:
         names.insert(0, "mask_token")
@@ -149,7 +161,7 @@ def _typed(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
 def _tensors(weights: Weights, layout: str, with_heads: bool) -> dict[str, np.ndarray]:
     backbone = weights.params["backbone"]
     if layout == "timm":
-        return to_their_names(backbone, weights.batch_stats)
+        return to_timm_classifier(weights.params, weights.batch_stats) if with_heads else to_their_names(backbone, weights.batch_stats)
     if layout == "hf_vit":
         return hf.to_hf(backbone)
     if layout in _FULL:
@@ -187,7 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", default="timm", choices=FORMATS, help="names and layout of the tensors (default: timm)")
     parser.add_argument("--network", default="", choices=("teacher", "student", "both"), help="default: the one that the recipe evaluates")
     parser.add_argument("--step", type=int, help="default: the newest")
-    parser.add_argument("--with_heads", action="store_true", help="also write heads (dino, ibot: DINO's; sere, npz: all)")
+    parser.add_argument(
+        "--with_heads",
+        action="store_true",
+        help="also write heads (dino, ibot: DINO's; sere, npz: all; timm: the classifier of a fine-tuned network)",
+    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="type of the weights (default: float32)")
     parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not state them")
     parser.add_argument("--image_size", type=int, default=0, help="pixels a side to resize the position embedding to; default: it stays")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sere_jax.interop import hf_config
+from sere_jax.interop.classifier import timm_arguments
 from sere_jax.interop.resnet import Sizes
 from sere_jax.interop.timm import Architecture
 from sere_jax.weights.beside import Preprocess
@@ -41,7 +42,7 @@ def _licence(about: dict[str, Any]) -> str:
         return about["licence"]
     if about.get("format"):
         return f"Weights of others, read from {Path(about['source']).name}. Whoever trained them sets their terms."
-    start = about["config"].get("init_from", "")
+    start = about["config"].get("init_from", "") or about.get("started_from", "")
     return LICENCE if not start else f"{LICENCE} Training started from {start}, whose terms apply too."
 
 
@@ -52,11 +53,19 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def configuration(sizes: Architecture | Sizes, layout: str, description: dict[str, Any]) -> dict[str, Any]:
-    """The content of the `config.json` of a layout: transformers' own for hf_vit, else the description with timm's arguments."""
+def configuration(weights: Weights, layout: str, description: dict[str, Any], *, with_classifier: bool) -> dict[str, Any]:
+    """The content of the `config.json` of a layout: transformers' own for hf_vit, else the description with timm's arguments.
+
+    With a classifier the names of its classes stand beside them, in the order of its outputs.
+    """
+    sizes = weights.architecture
     if layout == "hf_vit" and isinstance(sizes, Architecture):
         return hf_config.configuration(sizes) | {"sere_jax": description}
-    return description | {"timm": _timm_arguments(sizes)}
+    timm = _timm_arguments(sizes)
+    if not with_classifier:
+        return description | {"timm": timm}
+    arguments = timm["arguments"] | timm_arguments(weights.params)
+    return description | {"timm": timm | {"arguments": arguments}, "label_names": list(weights.about["classes"])}
 
 
 def _timm_arguments(sizes: Architecture | Sizes) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
 from sere_jax.data.sources.example import Entry, Example, Source
 from sere_jax.data.sources.open import SourceError, open_source
+from sere_jax.evals import overlap
 from sere_jax.evals.feature_files import FORMATS, Shards, escaped, missing_package
 from sere_jax.evals.network import size_mistake
 from sere_jax.interop.files import FileError
@@ -133,8 +134,7 @@ def extract(
     compute = _compute(backbone, tokens, wanted, jax.local_device_count() if not native else 1)
     try:
         with Shards(output, rows_per_file, layout, dtype, about) as shards:
-            for batch in track(batches, "extracting", count):
-                features = compute(batch.images)
+            for batch, features in overlap.computed(track(batches, "extracting", count), lambda batch: compute(batch.images)):
                 for row in np.flatnonzero(batch.valid):
                     facts = _facts(named.names[int(batch.index[row])], int(batch.labels[row]), batch.images.shape, patch)
                     shards.add(facts, {key: value[row] for key, value in features.items()})
@@ -202,7 +202,7 @@ def _native(source: _Named, patch: int, reading: ImageReading) -> Iterator[EvalB
 
 
 def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...], devices: int) -> Any:
-    """A function from uint8 images [b, H, W, c], split over the local devices, to NumPy arrays by column."""
+    """A function from uint8 images [b, H, W, c], split over the local devices, to arrays by column, which it does not wait for."""
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
     copies, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(backbone.params, copies)
@@ -219,10 +219,7 @@ def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...],
         wanted = {name: columns[name] for name in tokens} | {f"layer_{i}": x for i, x in zip(layers, features.layers, strict=True)}
         return {name: jnp.asarray(value, jnp.float32) for name, value in wanted.items()}
 
-    def compute(images: np.ndarray) -> dict[str, np.ndarray]:
-        return jax.tree.map(np.asarray, run(params, jax.device_put(images, split)))
-
-    return compute
+    return lambda images: run(params, jax.device_put(images, split))
 
 
 def _parser() -> argparse.ArgumentParser:

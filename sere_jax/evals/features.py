@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, UInt8
 
+from sere_jax.evals import overlap
 from sere_jax.evals.network import EvalError
 from sere_jax.types import Features, PyTree
 
@@ -81,13 +82,16 @@ class Extractor:
         self._embed = jax.jit(embed, in_shardings=(self._copies, self._split), out_shardings=self._split)
 
     def __call__(self, params: PyTree, batches: Iterable[Any]) -> Extracted:
-        """Extract the features of an iterator of `EvalBatch`. Raises EvalError if no image can be read."""
+        """Extract the features of an iterator of `EvalBatch`, which is advanced in a thread. Raises EvalError if no image can be read."""
         params = jax.device_put(to_host(params), self._copies)
         rows: list[dict[str, np.ndarray]] = []
-        for batch in batches:
+
+        def embed(batch: Any) -> dict[str, jax.Array]:
             images = _pad(np.asarray(batch.images), jax.local_device_count())
-            pooled = self._embed(params, jax.device_put(images, self._split))
-            row = {f"features/{kind}": np.asarray(value)[: len(batch.valid)] for kind, value in pooled.items()}
+            return self._embed(params, jax.device_put(images, self._split))
+
+        for batch, pooled in overlap.computed(batches, embed):
+            row = {f"features/{kind}": value[: len(batch.valid)] for kind, value in pooled.items()}
             rows.append(row | {"labels": batch.labels, "index": batch.index, "valid": batch.valid})
         return collect(rows, self.tokens)
 

@@ -10,10 +10,11 @@ from sere_jax.config.rule import Rule
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.frozen import classification, patches, probes, relations, retrieval
 from sere_jax.evals.protocol import Protocol
-from sere_jax.evals.trained import fine_tune
+from sere_jax.evals.trained import fine_tune, linear
 
 PROTOCOLS: tuple[Protocol, ...] = (
     classification.PROTOCOL,
+    linear.PROTOCOL,
     probes.LOGISTIC,
     probes.LEAST_SQUARES,
     patches.PATCH_KNN,

@@ -43,9 +43,11 @@ def patch(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cente
         # Linear: the mean logits are the mean bottleneck's logits, so no logits of all patches are made.
         everything = PrototypeOutput(rearrange(teacher.bottleneck, "b v h w e -> b (v h w) e"), teacher.prototypes)
         loss = jnp.mean(per_view)
+        hidden_views = jnp.any(counted, axis=-1)
         metrics = {
             "patch": loss,
-            "patch_masked": _mean_where(jnp.any(counted, axis=-1), per_view),
+            "patch_masked": _mean_where(hidden_views, per_view),
+            "patch_entropy": _mean_where(hidden_views, _entropy_of_views(targets, counted)),
             "masked_share": jnp.sum(counted) / (b * v * h * w),
             "patch_center_norm": jnp.linalg.norm(state["center"]),
         }
@@ -55,7 +57,7 @@ def patch(*, prototypes: int, student_temp: float, teacher_temp: Schedule, cente
         return {"center": update_center(state["center"], statistics["mean_logits"], center_momentum)}
 
     # `patch` has no reference: views without hidden patches count as 0, and their number is random.
-    references = {"patch_masked": math.log(prototypes)}
+    references = {"patch_masked": math.log(prototypes), "patch_entropy": math.log(prototypes)}
     return Objective(PATCH_REQUESTS, functools.partial(zero_center, prototypes), apply, update, references)
 
 
@@ -92,6 +94,12 @@ def _indices(views: Views) -> Array:
     if views.mask_indices is None:
         raise ValueError("the patch loss needs masks; the views have no mask_indices")
     return views.mask_indices
+
+
+def _entropy_of_views(targets: jax.Array, counted: jax.Array) -> jax.Array:
+    """Mean Shannon entropy of each view's counted tokens [b, v]; 0 for a view without any."""
+    tokens = -jnp.sum(jax.scipy.special.xlogy(targets, targets), axis=-1)
+    return jnp.sum(jnp.where(counted, tokens, 0.0), axis=-1) / jnp.maximum(jnp.sum(counted, axis=-1), 1)
 
 
 def _mean_where(counted: jax.Array, values: jax.Array) -> jax.Array:

@@ -20,10 +20,12 @@ class _Signs(NamedTuple):
     loss: str
     entropy: str
     center: str
+    share: str = ""  # of tokens that the loss is of; where it is 0, loss and entropy are 0 and say nothing
 
 
 _LOSSES = (
     _Signs("dino", "teacher_entropy", "center_norm"),
+    _Signs("patch_masked", "patch_entropy", "patch_center_norm", "masked_share"),
     _Signs("aligned", "aligned_entropy", "aligned_center_norm"),
 )
 
@@ -31,8 +33,9 @@ _LOSSES = (
 class CollapseAlarm:
     """Watches the metrics of a run. `watch` returns what is to be said; `active` are the causes that hold now, for a display.
 
-    A distillation loss is the entropy of the teacher's assignments plus their divergence from the student's. Where all images get the
-    same answer, both vanish or the entropy is ln K. The alarm is raised, two logs in a row, when the loss is below 7 % of ln K
+    It judges the losses of cls tokens, of iBOT's hidden patches and of DINO+'s aligned patches. A distillation loss is the
+    entropy of the teacher's assignments plus their divergence from the student's. Where all images get the same
+    answer, both vanish or the entropy is ln K. The alarm is raised, two logs in a row, when the loss is below 7 % of ln K
     (one prototype for everything), or when it is the entropy to within 0.3 % of ln K (every image gets the same distribution, often
     because the center takes everything away). At the start both may be near ln K without a collapse: then the run must have been
     below 95 % of it before, or have taken 2,000 steps.
@@ -73,7 +76,7 @@ class CollapseAlarm:
         """(metric, cause, or '' where it looks healthy) for every sign among the values."""
         for signs in _LOSSES:
             reference = self._references.get(signs.entropy)
-            if reference and signs.loss in values and signs.entropy in values:
+            if reference and signs.loss in values and signs.entropy in values and values.get(signs.share, 1.0) > 0:
                 yield signs.entropy, self._of_loss(step, signs, values, reference)
         if "rank/rankme" in values:
             rank = values["rank/rankme"]

@@ -19,6 +19,7 @@ from sere_jax.interop.torch_file import LEFT
 from sere_jax.models.resnet import ResNet
 from sere_jax.ops.resize import bicubic_matrix
 from sere_jax.train.checkpoint import CheckpointError, holds, read_config, read_state
+from sere_jax.weights import fine_tuned
 from sere_jax.weights.beside import Preprocess, check_heads, preprocess_of_file, sizes_of_file
 from sere_jax.writing import place
 
@@ -95,6 +96,8 @@ def networks_of(source: str | Path) -> tuple[str, ...]:
     path = _path_of(source)
     if not path.is_dir():
         return formats.networks_in(read_tensors(path)[0])
+    if fine_tuned.kind(path, None) == fine_tuned.KIND:
+        return ()
     return tuple(network for network, (field, _) in NETWORKS.items() if holds(path, field))
 
 
@@ -135,6 +138,11 @@ def preprocess(config: ConfigDict) -> Preprocess:
 
 
 def _from_checkpoint(path: Path, choice: _Choice) -> Weights:
+    kind = fine_tuned.kind(path, choice.step)
+    if kind == fine_tuned.KIND:
+        return _from_fine_tuned(path, choice)
+    if kind != "pretrain":
+        raise CheckpointError(f"{path}: found a checkpoint of the protocol {kind}, which holds no backbone; expected the one it evaluated")
     config = completed(read_config(path, choice.step))
     network = choice.network or pretraining.recipe(config).eval_network
     field, statistics = NETWORKS[network]
@@ -152,6 +160,17 @@ def _from_checkpoint(path: Path, choice: _Choice) -> Weights:
     about = {"network": network, "step": step, "config": config.to_dict()}
     report = [f"left         {name}" for name in left] + _unmatched([*flatten(part(state, field))], choice.ignore)
     return Weights(params, batch_stats, sizes, preprocess(config), about | ({"report": report} if report else {}))
+
+
+def _from_fine_tuned(path: Path, choice: _Choice) -> Weights:
+    if choice.network:
+        raise InteropError(f"network: found {choice.network!r}, expected none: a fine-tuned checkpoint holds one")
+    weights = Weights(*fine_tuned.read(path, choice.step))
+    sizes = weights.architecture
+    check_heads(choice.heads, 0 if isinstance(sizes, resnet.Sizes) else sizes.heads, "which the checkpoint states")
+    params, left = _without_ignored(weights.params, choice.ignore)
+    report = [*weights.about["report"], *(f"left         {name}" for name in left), *_unmatched([*flatten(weights.params)], choice.ignore)]
+    return weights._replace(params=params, about=weights.about | {"report": report})
 
 
 def _without_ignored(tree: Mapping[str, Any], patterns: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:

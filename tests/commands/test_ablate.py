@@ -35,6 +35,8 @@ def command(tmp_path_factory) -> list[str]:
         f"--set={MICRO}",
         f"--workdir={work}",
         f"--protocol={near}",
+        "--protocol=configs/eval/logistic.py:bundled,cs=(1.0,),max_steps=10",
+        "--protocol=configs/eval/linear.py:bundled,cached=True,blocks=(1,),rates=(0.1,)",
         f"--protocol=configs/eval/relations.py:{views},spatial_temperatures=(1.0,),channel_temperatures=(1.0,)",
     ]
 
@@ -45,7 +47,7 @@ def _work(command: list[str]) -> Path:
 
 @pytest.mark.slow
 def test_a_table_as_a_user_runs_it(command, capsys):
-    """Two rows, one of them without training; k-NN and relation differences of both."""
+    """Two rows, one of them without training; k-NN, linear classifiers and relation differences of both."""
     assert ablate.main(["--table=8", "--rows=none,image_channel", *command]) == 0
     work = _work(command)
     table = json.loads((work / "table8.json").read_text())
@@ -53,6 +55,7 @@ def test_a_table_as_a_user_runs_it(command, capsys):
     assert [row["runs"][0]["steps"] for row in table["rows"]] == [0, 2]
     values = [row["runs"][0]["values"] for row in table["rows"]]
     names = {"k-NN top-1, cls", "k-NN top-1, mean patch", "spatial relation ratio", "channel relation ratio"}
+    names |= {"logistic top-1", "linear top-1"}
     assert all(value.keys() == names for value in values)
     text = (work / "table8.md").read_text()
     assert text in capsys.readouterr().out and "| paper: VOC mIoU |" in text and "python -m sere_jax ablate --table=8" in text

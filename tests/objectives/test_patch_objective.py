@@ -56,6 +56,11 @@ def test_masked_patches_meet_the_teachers_of_the_same_view():
     # Two of six views have nothing hidden: they count as 0 in the loss and not at all here.
     np.testing.assert_allclose(metrics["patch_masked"], expected * 6 / 4, rtol=1e-5)
     np.testing.assert_allclose(metrics["masked_share"], masks.mean(), rtol=1e-6)
+    assigned = np.exp((flat[0].astype(np.float64) - center) / 0.07)
+    assigned /= assigned.sum(-1, keepdims=True)
+    entropies = -(assigned * np.log(assigned)).sum(-1)
+    each = [entropies[b, v][masks[b, v]].mean() for b, v in np.ndindex(BATCH, 2) if masks[b, v].any()]
+    np.testing.assert_allclose(metrics["patch_entropy"], np.mean(each), rtol=1e-5)
     after = oracle.next_center(center, list(flat[0].reshape(-1, K)), 0.8)
     np.testing.assert_allclose(method.update(state, statistics)["center"][0], after, atol=1e-6)
 

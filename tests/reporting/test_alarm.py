@@ -64,6 +64,18 @@ def test_both_collapses_are_told_within_200_steps(end, cause):
     assert said(alarm, [HEALTHY[0]], first=2000) == [(2000, "step 2,000: teacher_entropy has left the collapse")] and not alarm.active
 
 
+def test_patches_that_all_get_the_same_answer_are_told_while_cls_tokens_are_healthy():
+    alarm = CollapseAlarm({**REFERENCES, "patch_masked": K, "patch_entropy": K})
+    cls = {"dino": HEALTHY[0][0], "teacher_entropy": HEALTHY[0][1]}
+    healthy = cls | {"patch_masked": 5.1, "patch_entropy": 4.6, "masked_share": 0.15}
+    nothing_hidden = cls | {"patch_masked": 0.0, "patch_entropy": 0.0, "masked_share": 0.0}
+    uniform = cls | {"patch_masked": 6.2380, "patch_entropy": 6.2379, "masked_share": 0.15, "patch_center_norm": 0.5}
+    quiet = [alarm.watch(20 * step, values) for step, values in enumerate([healthy, healthy, nothing_hidden, nothing_hidden, uniform])]
+    assert not any(quiet)
+    (line,) = alarm.watch(100, uniform)
+    assert line.startswith("COLLAPSE at step 100: patch_masked is 6.24 and patch_entropy 6.24") and "patch_center_norm 0.5" in line
+
+
 def test_a_run_without_centering_is_told_as_its_loss_falls():
     """(dino, teacher_entropy) of the quickstart with dino.center_momentum=1, every 20 steps from step 20."""
     lines = said(CollapseAlarm(REFERENCES), WITHOUT_CENTER)

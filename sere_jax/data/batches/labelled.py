@@ -100,11 +100,13 @@ def labelled_batches(
     workers: int = 0,
     prefetch: int = 2,
     reading: ImageReading = DEFAULT_READING,
+    repeats: int = 1,
 ) -> Iterator[LabelledBatch]:
     """This process's rows of the global batches of steps start_step .. total_steps - 1, as `train_batches` makes them.
 
     The rows of step k are a function of (source, transform, seed, k), whatever the number of workers and processes. An example whose
-    image or label map cannot be read is replaced and logged once. Raises ValueError where the source has neither classes nor, with
+    image or label map cannot be read is replaced and logged once. `repeats` copies of an example follow each other, each with its own
+    random numbers. Raises ValueError where the source has neither classes nor, with
     `maps`, label maps, or where the batch does not fit the processes or the source; UnreadableData while iterating.
     """
     if maps and source.map_classes is None:
@@ -112,5 +114,5 @@ def labelled_batches(
     if not maps and not source.classes:
         raise ValueError(f"{source.spec!r} has no classes; expected a folder with a sub-folder a class, or another source with labels")
     rows = rows_of_process(batch_size, process_index, process_count)
-    maker = BatchMaker(source, LabelledRow(transform, reading, maps), seed, batch_size, rows.start, len(rows))
+    maker = BatchMaker(source, LabelledRow(transform, reading, maps), seed, batch_size, rows.start, len(rows), repeats)
     return batches_of_steps(maker, start_step, total_steps, workers=workers, prefetch=prefetch)

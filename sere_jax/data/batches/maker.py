@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sere_jax.data.batches.order import Shares, Stream, example_index, position_rng, replacement_index
+from sere_jax.data.batches.order import Shares, Stream, example_index, position_rng, repeated_position, replacement_index
 from sere_jax.data.sources.example import BadImage, Example, Source
 from sere_jax.data.sources.mixture import Mixture
 
@@ -82,6 +82,7 @@ class BatchMaker(Generic[BatchT]):
     batch_size: int
     first_row: int
     rows: int
+    repeats: int = 1  # how often in a row an example is shown
     _reported: set[int] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +110,8 @@ class BatchMaker(Generic[BatchT]):
         A replacement is drawn from the whole source (or from the same part of a mixture) by hash(seed, position), as often as needed,
         REPLACEMENTS times at most. Raises UnreadableData after that.
         """
-        index = example_index(self.seed, position, self.examples, self.batch_size)
+        place = repeated_position(position, self.repeats, self.examples, self.batch_size)
+        index = example_index(self.seed, place, self.examples, self.batch_size)
         rng = None
         for attempt in range(REPLACEMENTS + 1):
             try:

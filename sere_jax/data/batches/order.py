@@ -64,6 +64,19 @@ def example_index(seed: int, position: int, examples: int | Shares, batch_size: 
     return int(_permutation(seed, epoch, examples)[place])
 
 
+def repeated_position(position: int, repeats: int, examples: int | Shares, batch_size: int) -> int:
+    """The position whose example a run takes that shows each example `repeats` times in a row, in other augmentations.
+
+    An epoch has as many positions as before, so it holds the first 1 / `repeats` of its permutation. Source: repeated augmentation
+    (Hoffer et al. 2020) as in DeiT.
+
+    >>> [repeated_position(position, 3, 10, 4) for position in range(10)]  # epochs of two batches of four
+    [0, 0, 0, 1, 1, 1, 2, 2, 8, 8]
+    """
+    length = steps_per_epoch(examples, batch_size) * batch_size
+    return position - position % length + position % length // repeats
+
+
 def replacement_index(rng: np.random.Generator, index: int, examples: int | Shares) -> int:
     """Any example in place of the one at `index`; a mixture replaces it within the same part, so that the shares stay."""
     if not isinstance(examples, Shares):

@@ -95,10 +95,7 @@ def extract(
     Raises EvalError for too many blocks, and where no image can be read.
     """
     check_blocks(network, (blocks,))
-    layers = tuple(range(network.depth - blocks, network.depth)) if network.depth else ()
-    of_blocks = functools.partial(network.apply, layers=layers, layers_norm="post")
-    apply: Callable[..., Features] = of_blocks if layers else _pooled(network.apply)
-    extractor = features.Extractor(apply, mean=network.mean, std=network.std, tokens=(features.BLOCKS,))
+    extractor = features.Extractor(of_blocks(network, blocks), mean=network.mean, std=network.std, tokens=(features.BLOCKS,))
 
     def compute() -> Part:
         extracted = extractor(network.params, images.read(sides, network.name))
@@ -108,6 +105,12 @@ def extract(
         return _numbered(compute(), numbers)
     facts = {"blocks": blocks, "sides": sides, "mean": network.mean, "std": network.std, "reading": repr(reading)}
     return _numbered(_stored(directory, _identity(network, source, facts), compute), numbers)
+
+
+def of_blocks(network: Network, blocks: int) -> Callable[[PyTree, jax.Array], Features]:
+    """The network with the tokens of its last blocks after the final norm as `layers`, which `features.pool` takes as `BLOCKS`."""
+    layers = tuple(range(network.depth - blocks, network.depth)) if network.depth else ()
+    return functools.partial(network.apply, layers=layers, layers_norm="post") if layers else _pooled(network.apply)
 
 
 def raw_pixels(images: ImageSet, sides: tuple[int, int], numbers: Int[np.ndarray, " c"] | None = None) -> Part:

@@ -33,7 +33,7 @@ from sere_jax.reporting.progress import track
 from sere_jax.types import Array
 
 RATES = tuple(float(f"{digit}e{power}") for power in range(-4, 1) for digit in range(1, 10))  # iBOT's 45
-_CHUNK = 4096  # rows of a prediction
+_LOGITS = 2**24  # of one prediction, all heads together; bounds its memory to 64 MiB
 Columns = Mapping[str, tuple[int, int]]  # kind of features -> first column, end
 
 
@@ -92,9 +92,9 @@ def train(
     batch = min(settings.batch_size, len(labels))
     rates = np.zeros(padded)
     rates[:count] = np.asarray(settings.rates) * batch / 256
-    start = _start(columns, padded, classes, settings.seed)
-    shardings: Any = {kind: Heads(kernels, biases) for kind in start}  # type: ignore[arg-type]  # shardings in the places of arrays
-    heads, momenta = jax.device_put(start, shardings), jax.device_put(jax.tree.map(np.zeros_like, start), shardings)
+    first = first_heads(columns, padded, classes, settings.seed)
+    shardings: Any = {kind: Heads(kernels, biases) for kind in first}  # type: ignore[arg-type]  # shardings in the places of arrays
+    heads, momenta = jax.device_put(first, shardings), jax.device_put(jax.tree.map(np.zeros_like, first), shardings)
     images, targets = jax.device_put(np.asarray(features, np.float32), everywhere), jax.device_put(labels.astype(np.int32), everywhere)
     run = functools.partial(_epoch, columns=tuple(columns.items()), momentum=settings.momentum, decay=settings.weight_decay)
     label = f"linear: {count * len(columns)} heads on {len(labels):,} images"
@@ -124,11 +124,12 @@ def accuracies(
     result = {}
     for kind, head in heads.items():
         correct = np.zeros(head.bias.shape[0])
-        for start in range(0, len(labels), _CHUNK):
-            part = _predict(head, jnp.asarray(features[start : start + _CHUNK, slice(*columns[kind])]))
+        rows = _rows(head)
+        for start in range(0, len(labels), rows):
+            part = predict(head, jnp.asarray(features[start : start + rows, slice(*columns[kind])]))
             usable = np.asarray(jnp.isfinite(part).all(axis=(0, 2)))
             predicted = np.asarray(jnp.argmax(part, axis=-1))
-            correct += np.where(usable, (predicted == labels[start : start + _CHUNK, None]).sum(axis=0), -np.inf)
+            correct += np.where(usable, (predicted == labels[start : start + rows, None]).sum(axis=0), -np.inf)
         result[kind] = [float(value) for value in np.maximum(correct, 0) / len(labels)]
     return result
 
@@ -146,11 +147,17 @@ def best_head(accuracy: Mapping[str, list[float]]) -> Head:
 def logits(heads: Mapping[str, Heads], features: Float[np.ndarray, "n D"], columns: Columns, head: Head) -> Float[np.ndarray, "n c"]:
     """The logits of one head."""
     one = Heads(heads[head.kind].kernel[:, head.rate : head.rate + 1], heads[head.kind].bias[head.rate : head.rate + 1])
-    parts = [features[start : start + _CHUNK, slice(*columns[head.kind])] for start in range(0, len(features), _CHUNK)]
-    return np.concatenate([np.asarray(_predict(one, jnp.asarray(part)))[:, 0] for part in parts])
+    rows = _rows(one)
+    parts = [features[start : start + rows, slice(*columns[head.kind])] for start in range(0, len(features), rows)]
+    return np.concatenate([np.asarray(predict(one, jnp.asarray(part)))[:, 0] for part in parts])
 
 
-def _start(columns: Columns, count: int, classes: int, seed: int) -> dict[str, Heads]:
+def _rows(head: Heads) -> int:
+    """How many images are predicted at a time."""
+    return max(1, _LOGITS // head.bias.size)
+
+
+def first_heads(columns: Columns, count: int, classes: int, seed: int) -> dict[str, Heads]:
     """The heads before training. All rates start from the same kernel, so that only the rate tells them apart."""
     result = {}
     for number, (kind, (first, end)) in enumerate(columns.items()):
@@ -160,7 +167,8 @@ def _start(columns: Columns, count: int, classes: int, seed: int) -> dict[str, H
 
 
 @jax.jit
-def _predict(head: Heads, features: jax.Array) -> jax.Array:
+def predict(head: Heads, features: Float[Array, "b d"]) -> Float[jax.Array, "b r c"]:
+    """The logits of all heads of one kind, in float32."""
     d, r, c = head.kernel.shape
     products = jnp.matmul(features, head.kernel.reshape(d, r * c), precision="highest")
     return products.reshape(-1, r, c) + head.bias
@@ -198,6 +206,6 @@ def _epoch(
 def _gradient(head: Heads, features: jax.Array, labels: jax.Array) -> Heads:
     """Gradient of the mean cross-entropy: (softmax(logits) - one-hot) / b, times the features."""
     b, (d, r, c) = len(labels), head.kernel.shape
-    error = (jax.nn.softmax(_predict(head, features), axis=-1) - jax.nn.one_hot(labels, c)[:, None]) / b
+    error = (jax.nn.softmax(predict(head, features), axis=-1) - jax.nn.one_hot(labels, c)[:, None]) / b
     kernel = jnp.matmul(features.T, error.reshape(b, r * c), precision="highest")
     return Heads(kernel.reshape(d, r, c), error.sum(axis=0))

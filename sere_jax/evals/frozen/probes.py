@@ -1,7 +1,8 @@
-"""Two protocols on cached features without augmentation: logistic regression, and least squares in closed form."""
+"""Classifiers on cached features without augmentation: logistic regression, least squares in closed form, and a grid of SGD's heads."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from jaxtyping import Float, Int
 from sere_jax.config.rule import Rule
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.evals import outcome
-from sere_jax.evals.frozen import least_squares, logistic, probe_data
+from sere_jax.evals.frozen import least_squares, linear_grid, logistic, probe_data
 from sere_jax.evals.frozen.least_squares import Linear
+from sere_jax.evals.frozen.linear_grid import GridSettings
 from sere_jax.evals.frozen.probe_data import Contestant, ProbeData, Scaled
 from sere_jax.evals.network import EvalError, Network
 from sere_jax.evals.outcome import Outcome, Predictions, Row
@@ -101,7 +103,7 @@ def run_logistic(networks: Sequence[Network], workdir: Path, settings: LogisticS
         for shots in settings.shots if settings.draws else ():
             yield _few_shot(one, shots, data, classes, settings)
 
-    _run("logistic", "logistic regression", networks, workdir, settings, fit, few)
+    run("logistic", "logistic regression", networks, workdir, settings, _data(settings), fit, few)
 
 
 def run_least_squares(networks: Sequence[Network], workdir: Path, settings: LeastSquaresSettings) -> None:
@@ -115,20 +117,48 @@ def run_least_squares(networks: Sequence[Network], workdir: Path, settings: Leas
         tried = {f"{value:g}": accuracy for value, accuracy in zip(settings.regularisers, best.accuracies, strict=True)}
         return Chosen(best.classifier, max(best.accuracies), {"regulariser": best.regulariser}, tried)
 
-    _run("least_squares", "least squares", networks, workdir, settings, fit, lambda *_: iter(()))
+    run("least_squares", "least squares", networks, workdir, settings, _data(settings), fit)
 
 
-def _run(
+def grid_fit(grid: GridSettings) -> Fit:
+    """The `Fit` of linear classifiers by SGD: one for each rate on the images that are not held out, the best rate again on all."""
+
+    def fit(data: Scaled, classes: int) -> Chosen:
+        columns = {"features": (0, data.train.shape[1])}
+        heads = linear_grid.train(data.train[data.fit], data.labels[data.fit], columns, classes=classes, settings=grid)
+        accuracies = linear_grid.accuracies(heads, data.select, data.select_labels, columns)["features"]
+        best = linear_grid.best_head({"features": accuracies}).rate
+        tried = {f"{rate:g}": accuracy for rate, accuracy in zip(grid.rates, accuracies, strict=True)}
+        one = Linear(np.asarray(heads["features"].kernel[:, best]), np.asarray(heads["features"].bias[best]))
+        if not data.all_fit:
+            alone = dataclasses.replace(grid, rates=(grid.rates[best],))
+            (head,) = linear_grid.train(data.train, data.labels, columns, classes=classes, settings=alone).values()
+            one = Linear(np.asarray(head.kernel[:, 0]), np.asarray(head.bias[0]))
+        return Chosen(one, accuracies[best], {"rate": grid.rates[best]}, tried)
+
+    return fit
+
+
+def _nothing_more(one: Contestant, chosen: Row, data: Scaled, classes: int) -> Iterator[Row]:
+    return iter(())
+
+
+def run(
     protocol: str,
     title: str,
     networks: Sequence[Network],
     workdir: Path,
     settings: Any,
+    data: ProbeData,
     fit: Fit,
-    more: Callable[[Contestant, Row, Scaled, int], Iterator[Row]],
+    more: Callable[[Contestant, Row, Scaled, int], Iterator[Row]] = _nothing_more,
 ) -> None:
-    """The rows of all contestants by `fit`, each followed by those of `more`."""
-    data = ProbeData(*(getattr(settings, name) for name in ProbeData._fields))
+    """Print and write the rows of all contestants by `fit`, each followed by those of `more`.
+
+    Args:
+      settings: with `reading`, `save_predictions`, and all that is shown as the protocol.
+      data: what of these concerns the features and the images.
+    """
     sources = probe_data.open_sources(data)
     classes = sources.pair.classes
     rows: list[Row] = []
@@ -143,6 +173,10 @@ def _run(
     shown["backend"] = settings.reading.backend
     report = Outcome(protocol, heading, shown, images, classes, rows, list(probe_data.notes(sources, data)))
     outcome.publish(report, workdir, save_predictions=settings.save_predictions)
+
+
+def _data(settings: LogisticSettings | LeastSquaresSettings) -> ProbeData:
+    return ProbeData(*(getattr(settings, name) for name in ProbeData._fields))
 
 
 def _row(one: Contestant, data: ProbeData, fit: Fit, classes: int) -> tuple[Row, Scaled]:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from sere_jax.data.annotations.rand_augment import AugmentedCrop, RandAugment
 from sere_jax.data.annotations.transforms import RandomCrop
 from sere_jax.evals import outcome
-from sere_jax.evals.network import EvalError, Network, shared_reading, untrained
+from sere_jax.evals.network import Network, shared_reading, untrained
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import layers, run
-from sere_jax.evals.trained.images import Parts, Predicted, Predictor, Whole, augmented_batches, open_parts, prefixed
+from sere_jax.evals.trained.images import Parts, Predicted, Predictor, Whole, augmented_batches, check_enough, notes, open_parts, prefixed
 from sere_jax.evals.trained.model import Model
 from sere_jax.evals.trained.settings import RULES, Settings, among
 from sere_jax.train import optim, schedules
@@ -36,8 +36,7 @@ def fine_tune(protocol: str, networks: Sequence[Network], workdir: Path, setting
     parts = open_parts(
         settings.train, settings.validation, settings.test, select=settings.select, share=settings.held_out, seed=settings.seed
     )
-    if len(parts.train.source) < settings.batch_size:
-        raise EvalError(f"batch_size: found {settings.batch_size}, expected at most the {len(parts.train.source)} training images")
+    check_enough(parts, settings.batch_size)
     random = [untrained(networks[0], settings.seed)] if settings.random_init else []
     rows: list[outcome.Row] = []
     images: dict[str, outcome.Images] = {}
@@ -52,7 +51,7 @@ def fine_tune(protocol: str, networks: Sequence[Network], workdir: Path, setting
             images,
             parts.classes,
             rows,
-            list(_notes(settings, parts)),
+            list(notes(parts, settings.select)),
         ),
         workdir,
         save_predictions=settings.save_predictions,
@@ -74,7 +73,7 @@ def _row(protocol: str, network: Network, workdir: Path, settings: Settings, par
         best.predictions,
         extra={f"last_{key}": value for key, value in _scores(last).items() if key != "per_class"},
         head={"epoch": trained.best.step // per_epoch},
-        about={**network.about, "training": str(trained.directory)},
+        about={**network.about, "training": str(trained.directory), "best_step": trained.best.step},
         baseline=network.name == "random init",
     )
     read = {"train": outcome.Images(settings.train, len(parts.train.source)), "test": best.images}
@@ -85,13 +84,6 @@ def _row(protocol: str, network: Network, workdir: Path, settings: Settings, par
 
 def _scores(predicted: Predicted) -> dict[str, float]:
     return outcome.score(predicted.predictions.logits, predicted.predictions.labels)
-
-
-def _notes(settings: Settings, parts: Parts) -> Iterator[str]:
-    if settings.select == "test":
-        yield "the best epoch was chosen on the test images (select=test): its scores are too good; those of the last epoch are not"
-    if parts.in_both:
-        yield f"{parts.in_both:,} of {len(parts.test.source):,} test images are training images too: the scores are too good"
 
 
 def optimizer(settings: Settings, model: Model, rate: Schedule) -> Any:
@@ -141,6 +133,7 @@ def _training(protocol: str, network: Network, settings: Settings, parts: Parts,
             total_steps=settings.epochs * per_epoch,
             workers=settings.workers,
             reading=settings.reading,
+            repeats=settings.repeats,
         ),
         replaced=lambda batch: batch.replaced,
         batch_size=settings.batch_size,
@@ -150,6 +143,7 @@ def _training(protocol: str, network: Network, settings: Settings, parts: Parts,
         every_steps=settings.eval_every_epochs * per_epoch,
         best="test/top1" if settings.select == "test" else "validation/top1",
         description=_description(network, settings, parts),
+        network=model.description(parts.classes),
         seed=settings.seed,
         accumulate_steps=settings.accumulate_steps,
         log_every_steps=settings.log_every_steps,
@@ -161,8 +155,7 @@ def _training(protocol: str, network: Network, settings: Settings, parts: Parts,
 def _description(network: Network, settings: Settings, parts: Parts) -> dict[str, Any]:
     """All that determines a training: the settings, the weights that it starts from, and the images."""
     learning = {key: value for key, value in settings._asdict().items() if key not in _RUNNING}
-    images = {name: part.source.fingerprint().digest for name, part in (("train", parts.train), ("choose", parts.choose))}
-    return {**learning, "reading": repr(settings.reading), "weights": run.weights_digest(network.params), "images": images}
+    return {**learning, "reading": repr(settings.reading), "weights": run.weights_digest(network.params), "images": parts.digests()}
 
 
 def _protocol(name: str) -> Protocol:

@@ -12,9 +12,11 @@ from jaxtyping import Int
 
 from sere_jax.data.annotations.transforms import Transform
 from sere_jax.data.batches.labelled import LabelledBatch, labelled_batches
+from sere_jax.data.batches.whole_images import EvalBatch
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.subset import Labelled, Selection
+from sere_jax.evals import overlap
 from sere_jax.evals.features import collect, normalise
 from sere_jax.evals.frozen.cached import held_out
 from sere_jax.evals.frozen.classification import image_set
@@ -41,6 +43,10 @@ class Parts(NamedTuple):
     test: Part
     classes: tuple[str, ...]
     in_both: int  # test images that are training images too
+
+    def digests(self) -> dict[str, str]:
+        """What tells the images that are trained on and chosen by from others."""
+        return {name: part.source.fingerprint().digest for name, part in (("train", self.train), ("choose", self.choose))}
 
 
 def open_parts(train: str, validation: str, test: str, *, select: str, share: float, seed: int) -> Parts:
@@ -71,8 +77,22 @@ def open_parts(train: str, validation: str, test: str, *, select: str, share: fl
     )
 
 
+def check_enough(parts: Parts, batch_size: int) -> None:
+    """Raise EvalError where the training images do not fill a batch."""
+    if len(parts.train.source) < batch_size:
+        raise EvalError(f"batch_size: found {batch_size}, expected at most the {len(parts.train.source)} training images")
+
+
+def notes(parts: Parts, select: str) -> Iterator[str]:
+    """Facts about the images that a reader of the scores needs."""
+    if select == "test":
+        yield "the best epoch was chosen on the test images (select=test): its scores are too good; those of the last epoch are not"
+    if parts.in_both:
+        yield f"{parts.in_both:,} of {len(parts.test.source):,} test images are training images too: the scores are too good"
+
+
 def augmented_batches(
-    part: Part, transform: Transform, *, seed: int, batch_size: int, total_steps: int, workers: int, reading: ImageReading
+    part: Part, transform: Transform, *, seed: int, batch_size: int, total_steps: int, workers: int, reading: ImageReading, repeats: int = 1
 ) -> Callable[[int], Iterator[LabelledBatch]]:
     """step -> this process's rows of the batches from that step on; labels are numbers of classes."""
 
@@ -89,6 +109,7 @@ def augmented_batches(
             process_count=jax.process_count(),
             workers=workers,
             reading=reading,
+            repeats=repeats,
         )
         return (batch._replace(labels=part.numbers[batch.labels]) for batch in made)
 
@@ -136,10 +157,13 @@ class Predictor:
         weights = jax.device_put((params, running), self._copies)
         images = image_set("images", part.source, batch_size=whole.batch_size, reading=whole.reading, workers=whole.workers)
         rows: list[dict[str, np.ndarray]] = []
-        for batch in images.batches(whole.size, whole.resize):
+
+        def predict(batch: EvalBatch) -> jax.Array:
             padded = np.pad(batch.images, ((0, -len(batch.images) % devices), (0, 0), (0, 0), (0, 0)))
-            logits = np.asarray(self._run(*weights, jax.device_put(padded, self._split)))[: len(batch.valid)]
-            rows.append({"features/logits": logits, "labels": batch.labels, "index": batch.index, "valid": batch.valid})
+            return self._run(*weights, jax.device_put(padded, self._split))
+
+        for batch, logits in overlap.computed(images.batches(whole.size, whole.resize), predict):
+            rows.append({"features/logits": logits[: len(batch.valid)], "labels": batch.labels, "index": batch.index, "valid": batch.valid})
         read = collect(rows, ("logits",))
         predictions = Predictions(read.features["logits"], part.numbers[read.labels], read.positions)
         return Predicted(predictions, Images(part.spec, len(read.labels), names(part.source, read.unreadable.tolist())))

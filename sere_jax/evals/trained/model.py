@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,11 @@ from sere_jax.ops.erasing import erase
 from sere_jax.ops.mixing import Mixing, mix
 from sere_jax.train.update import LossOutput
 from sere_jax.types import PyTree
+
+# What tells the sizes of a network -> the module's attribute that says it.
+_SHARED_SIZES = {"image_size": "image_size", "in_channels": "in_channels"}
+_VIT_SIZES = {name: name for name in ("width", "depth", "heads", "patch_size", "norm_eps")} | _SHARED_SIZES
+_RESNET_SIZES = {"width": "stem", "stages": "stages"} | _SHARED_SIZES
 
 
 class Model:
@@ -57,14 +63,28 @@ class Model:
         """The network's own weights under a fresh head; running statistics apart."""
         side = self.sides[0]
         images = jnp.zeros((1, side, side, self._network.channels))
-        fresh = jax.jit(self.evaluation.init)(jax.random.key(self._settings.seed), images)["params"]
+
+        def fresh(key: jax.Array) -> PyTree:
+            params = self.evaluation.init(key, images)["params"]
+            return {name: leaf for name, leaf in params.items() if name != "backbone"}  # the backbone's are not even drawn
+
         variables = split_statistics(self._network.params)
-        params = {name: jax.tree.map(np.asarray, leaf) for name, leaf in fresh.items() if name != "backbone"}
+        params = jax.tree.map(np.asarray, jax.jit(fresh)(jax.random.key(self._settings.seed)))
         params["backbone"] = jax.tree.map(np.asarray, variables["params"])
         if self._projection:
             params["projection"] = dict(self._projection)
         running = {"backbone": jax.tree.map(np.asarray, variables["batch_stats"])} if variables["batch_stats"] else {}
         return params, running
+
+    def description(self, classes: Sequence[str]) -> dict[str, Any]:
+        """What reading the trained weights needs: sizes of the network, preparation of its images, names of the classes, origin."""
+        network = self._network
+        names = _VIT_SIZES if self.depth else _RESNET_SIZES
+        sizes = {name: getattr(network.module, attribute) for name, attribute in names.items()}
+        size, resize = self.sides
+        prepare = {"size": size, "resize": resize, "mean": network.mean, "std": network.std, "value_range": network.value_range}
+        origin = network.about.get("checkpoint", "") if network.name != "random init" else ""
+        return {"architecture": sizes, "preprocess": prepare, "classes": list(classes), "started_from": origin}
 
     def logits(self, params: PyTree, running: PyTree, images: jax.Array) -> jax.Array:
         """Logits of normalised images, as evaluated."""

@@ -46,10 +46,13 @@ class Training:
       loss, optimizer: as `train.update.make_update` takes them.
       init: makes the parameters and running statistics to start from, as host arrays. Called only where there is no checkpoint.
       batches: step -> this process's rows of the batches from that step on; every leaf has the examples on axis 0.
+      prepare: device batch -> what `loss` and `replaced` take. It runs ahead of the update and outside of it: a frozen network's
+        features, so that its parameters are no part of the state.
       replaced: device batch -> True for rows that stand in for an unreadable example.
       evaluate: yields scores; called every `every_steps` steps and after the last.
       best: the score whose largest value names the best weights.
       description: JSON-able; all that determines the training. It is saved with every checkpoint as its config.
+      network: JSON-able; what reading the weights needs, saved with every checkpoint. The training does not depend on it.
       references: by metric, the value when nothing is learned, for the display.
       logged: schedules to log.
     """
@@ -68,8 +71,10 @@ class Training:
     best: str
     description: Mapping[str, Any]
     seed: int = 0
+    prepare: Callable[[Any], Any] = lambda batch: batch
     accumulate_steps: int = 1
     log_every_steps: int = 10
+    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     references: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logged: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
 
@@ -158,12 +163,12 @@ def _train(training: Training, directory: Path, checkpoints: Checkpoints, progre
         abstract_state=abstract_state,
         compile_step=lambda: jax.jit(update, in_shardings=(everywhere, rows), out_shardings=(everywhere, everywhere), donate_argnums=0),
         batches=training.batches,
-        put=lambda batch: sharding.to_global(batch, mesh),
+        put=lambda batch: training.prepare(sharding.to_global(batch, mesh)),
         total_steps=training.total_steps,
         work=lambda: Work(training.batch_size, devices=mesh.size),
         checkpoints=checkpoints,
         config=training.description,
-        identity={"kind": training.kind},
+        identity={"kind": training.kind, "network": training.network},
         progress=progress,
         log_every_steps=training.log_every_steps,
         evaluations=[Periodic(training.kind, training.every_steps, evaluate)],

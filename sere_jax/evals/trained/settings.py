@@ -31,6 +31,7 @@ class Settings(NamedTuple):
     min_lr: float
     batch_size: int
     accumulate_steps: int
+    repeats: int
     weight_decay: float
     layer_decay: float
     drop_path: float
@@ -72,6 +73,7 @@ RULES: Mapping[str, Rule] = {
     "min_lr": number(),
     "batch_size": Rule(int, low=1),
     "accumulate_steps": Rule(int, low=1),
+    "repeats": Rule(int, low=1),
     "weight_decay": number(),
     "layer_decay": number(0.0, 1.0, above=True),
     "drop_path": number(0.0, 0.9),

@@ -99,6 +99,18 @@ def test_processes_and_restarts_change_nothing(spec):
     same(batches(source, prefetch=0), run)
 
 
+def test_repeated_images_follow_each_other_in_other_crops(spec):
+    """Two batches of four an epoch, three copies: images A A A B, B B C C; the next epoch begins anew."""
+    inner = spec.split(":", 2)[2]
+    run = batches(open_source(inner), maps=False, repeats=3, total_steps=4)
+    order = np.concatenate([[example_index(3, epoch * 8 + place, 11, 4) for place in (0, 0, 0, 1, 1, 1, 2, 2)] for epoch in (0, 1)])
+    index, replaced = (np.concatenate([getattr(batch, name) for batch in run]) for name in ("index", "replaced"))
+    assert ((index == order) | replaced).all() and not replaced.all()
+    images = np.concatenate([batch.images for batch in run])
+    assert len({image.tobytes() for image in images}) == 16
+    same(batches(open_source(inner), maps=False, repeats=3, start_step=2, total_steps=4), run[2:])
+
+
 @pytest.mark.slow
 def test_workers_change_nothing(spec):
     source = open_source(spec)

@@ -47,9 +47,10 @@ def test_one_device_and_eight_find_the_same_classifier(path, monkeypatch):
     alone = dict(logistic.Solver(features, labels, classes=CLASSES).path((10.0, 0.01, 1.0)))
     test = data(500, seed=7)[0]
     for c, fit in path.items():
-        # Both end within 1e-6 of a zero gradient, at which the strictly convex objective leaves coefficients some 1e-4 of room.
-        np.testing.assert_allclose(alone[c].classifier.kernel, fit.classifier.kernel, atol=5e-4)
-        np.testing.assert_array_equal(alone[c].classifier(test).argmax(1), fit.classifier(test).argmax(1))
+        # The objective leaves coefficients some 1e-4 of room: only sums that are added in the same order end at the same place.
+        assert alone[c].steps == fit.steps
+        np.testing.assert_allclose(alone[c].classifier.kernel, fit.classifier.kernel, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(alone[c].classifier(test), fit.classifier(test), rtol=0, atol=1e-5)  # sums of twelve such terms
 
 
 def test_the_number_of_steps_is_bounded():

@@ -57,6 +57,9 @@ def evaluated(name, folders, directory, networks=None, **changes):
     values = {"train": folders[0], "test": folders[1], "batch_size": 16, **changes}
     if name == "logistic":
         values = {"cs": (0.01, 1.0), "max_steps": 30, "tolerance": 1e-3} | values
+    if name == "linear":
+        del values["batch_size"]
+        values = {"cached": True, "blocks": (1,), "pooling": ("cls",), "rates": (0.1, 10.0), "epochs": 20, "eval_batch_size": 16} | values
     config.update(values)
     assert protocols.mistakes(config) == []
     evaluate.run(config, networks or [network()], directory)
@@ -73,7 +76,7 @@ def small():
         yield
 
 
-@pytest.mark.parametrize("name", ["logistic", "least_squares"])
+@pytest.mark.parametrize("name", ["logistic", "least_squares", "linear"])
 def test_a_network_is_scored_beside_raw_pixels_and_its_random_initialisation(name, folders, tmp_path, capsys):
     report = evaluated(name, folders, tmp_path, save_predictions=True)
     pixels, random, colours = report["results"]

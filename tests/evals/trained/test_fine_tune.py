@@ -115,6 +115,9 @@ class MeanColour(nn.Module):
     """A backbone that compiles at once: the mean colour, times a matrix."""
 
     stages: tuple[int, ...] = ()
+    stem: int = 4
+    in_channels: int = 3
+    image_size: int = 16
     heads: int = 0
     dtype: Any = jnp.float32
     running_statistics: bool = False
