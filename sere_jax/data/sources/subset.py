@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
+from sere_jax.data.sources.example import Entry, Example, Fingerprint, Source, SourceError, nfc
 from sere_jax.data.sources.lists import read_names
 
 
@@ -100,6 +101,12 @@ class Selection(Source):
         """The entries of the selected examples; of a source of packed files all entries."""
         entries = list(self._source.listing())
         return iter(entries) if len(entries) != len(self._source) else (entries[position] for position in self._positions)
+
+    def fingerprint(self) -> Fingerprint:
+        """That of the entries and of the positions: two parts of packed files have the same entries."""
+        whole = super().fingerprint()
+        positions = np.ascontiguousarray(self._positions, np.int64).tobytes()
+        return Fingerprint(whole.count, hashlib.sha256(whole.digest.encode() + positions).hexdigest())
 
 
 def _check(spec: str, file: str, wanted: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 
 from sere_jax.config import cross
+from sere_jax.data.sources.example import Entry, Example, Source
 from sere_jax.data.sources.open import SourceError, open_source
+from sere_jax.data.sources.subset import Selection
 from tests.data.images.images import encode, gradient
 
 CLASSES = {"ant": 2, "bee": 3, "cow": 1, "doe": 2}
@@ -72,3 +75,24 @@ def test_the_config_is_refused_before_anything_opens(photos):
     assert cross.source_mistakes("data.source", spec) == []
     lines = cross.source_mistakes("data.source", f"classes:{photos / 'absent.txt'}:folder:{photos / 'nowhere'}")
     assert len(lines) == 2 and "LIST a file that exists" in lines[0] and "a directory that exists" in lines[1]
+
+
+class Packed(Source):
+    """Nine examples in one file, as a set of records has them: its listing has fewer entries than examples."""
+
+    spec, classes = "packed", ("a", "b")
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(f"{index}", b"", index % 2)
+
+    def listing(self):
+        yield Entry("part-0", 99, -1)
+
+
+def test_two_parts_of_packed_files_are_told_apart():
+    parts = [Selection(Packed(), np.array(positions)) for positions in ([0, 1, 2], [3, 4, 5], [0, 1, 2])]
+    digests = [part.fingerprint().digest for part in parts]
+    assert digests[0] == digests[2] != digests[1] and parts[0].fingerprint().count == 3
