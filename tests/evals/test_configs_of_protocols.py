@@ -59,7 +59,7 @@ def test_images_that_are_smaller_than_their_crop_and_batches_that_cannot_be_shar
 
 
 def test_a_config_of_training_is_no_evaluation():
-    names = "knn, logistic, least_squares, patch_knn, patch_logistic, finetune, semi, transfer, retrieval, relations, figures"
+    names = ", ".join(entry.name for entry in protocols.PROTOCOLS)
     assert protocols.mistakes(pretrain()) == [f"protocol: found None, expected one of {names}"]
     config = shipped("knn")
     config.protocol = "kn"
