@@ -253,9 +253,10 @@ def _grid(settings: Settings) -> GridSettings:
 
 def _among(values: Mapping[str, Any], wrong: Collection[str], processes: int) -> list[str]:
     """Mistakes of right values among each other."""
-    lines = probe_data.among({**values, "batch_size": values["eval_batch_size"]}, wrong, processes)
-    lines = [line.replace("batch_size:", "eval_batch_size:") for line in lines]
-    return lines + ([] if "batch_size" in wrong else batch_of_processes("batch_size", values["batch_size"], processes))
+    lines = probe_data.among(values, {*wrong, "batch_size"}, processes)
+    for key in {"batch_size", "eval_batch_size"} - set(wrong):
+        lines += batch_of_processes(key, values[key], processes)
+    return lines
 
 
 _SHARED = {key: rule for key, rule in probe_data.RULES.items() if key != "scaling"}
