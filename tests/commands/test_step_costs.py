@@ -23,6 +23,7 @@ class _Compiled:
         return None
 
 
+@pytest.mark.slow  # two steps are traced
 def test_what_remat_does_again_is_not_needed():
     """The count of a config with remat is that of the step without it, traced block by block."""
     config = micro.config({"model": {"remat": "dots"}}, recipe="dino")
