@@ -19,6 +19,8 @@ COMMANDS = {
     "check": ("data_check", "read and decode every image of a source once, and list what fails"),
     "aot": ("aot", "compile a config's step for a TPU slice or fake devices: memory, collectives, what bounds it"),
     "bench": ("data_bench", "measure what reading, decoding and cropping cost, stage by stage"),
+    "report": ("report", "write one HTML page of runs: settings, curves, evaluations, figures"),
+    "runs": ("runs", "list the runs below a directory: recipe, step, newest scores, state"),
 }
 
 

@@ -24,7 +24,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "views_of": "checkpoint",  # views and photometry of the first checkpoint's own training | config: those below
             "views": defaults.views,
             "photometry": defaults.photometry,
-            "tokens": ("pre", "post"),  # patch tokens before (raw) and after (normalised) the final LayerNorm
+            # Patch tokens before (raw) and after (normalised) the final LayerNorm; and raw ones, each channel standardised over all
+            # images, then ReLU: what the losses relate, without a relation head's learned scale. That needs a second pass.
+            "tokens": ("pre", "post", "standardised"),
             "spatial_temperatures": (1.0, 0.5),  # variants: the k-th of each ...
             "channel_temperatures": (1.0, 0.1),  # ... together
             "heads": 1,  # groups of channels with a spatial relation each

@@ -10,7 +10,7 @@ from sere_jax.config.rule import Rule
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.frozen import classification, patches, probes, relations, retrieval
 from sere_jax.evals.protocol import Protocol
-from sere_jax.evals.trained import fine_tune, linear
+from sere_jax.evals.trained import fine_tune, linear, segmentation
 
 PROTOCOLS: tuple[Protocol, ...] = (
     classification.PROTOCOL,
@@ -19,6 +19,9 @@ PROTOCOLS: tuple[Protocol, ...] = (
     probes.LEAST_SQUARES,
     patches.PATCH_KNN,
     patches.PATCH_LOGISTIC,
+    segmentation.LINEAR,
+    segmentation.UPERNET,
+    segmentation.IMAGENET_S,
     fine_tune.FINE_TUNE,
     fine_tune.SEMI,
     fine_tune.TRANSFER,

@@ -21,6 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with run/, photos/ and an empty elsewhere/."""
     root, config = tmp_path_factory.mktemp("anywhere"), micro.config()
     saved_run.checkpoint(root / "run", config, saved_run.state(config))
+    (root / "run" / "metrics.jsonl").write_text('{"step": 1, "time": 0.0, "loss": 2.0}\n')
     for name in ("photos", "elsewhere"):
         (root / name).mkdir()
     for number in range(2):
@@ -42,6 +43,7 @@ COMMANDS = {
     "extract": (["--checkpoint=../run", f"--data={_PHOTOS}", "--output=features", "--batch_size=2"], "features/features-00000.parquet"),
     "prepare": ([f"--source={_PHOTOS}", "--output=prepared", "--workers=1"], "prepared/manifest.json"),
     "check": ([f"--source={_PHOTOS}", "--json=check.json", "--workers=1"], "check.json"),
+    "report": (["--workdir=../run", "--output=page/report.html"], "page/report.html"),
     "bench": ([f"--source={_PHOTOS}", "--json=b.json", "--host_only", "--rounds=1", "--global_size=8", "--local_count=0"], "b.json"),
 }
 
@@ -60,5 +62,10 @@ def test_ablate_finds_its_tables_from_another_directory(command: Callable[[list[
     assert "--rows: found nothing, expected some of none, image" in capsys.readouterr().err
 
 
+def test_runs_looks_below_a_relative_directory(place: Path, command: Callable[[list[str]], int], capsys: pytest.CaptureFixture):
+    assert command(["runs", "."]) == 1
+    assert capsys.readouterr().err == f"{place / 'elsewhere'}: holds no runs (directories with config.json and metrics.jsonl)\n"
+
+
 def test_no_command_is_forgotten():
-    assert COMMANDS.keys() | {"ablate"} == front.COMMANDS.keys()
+    assert COMMANDS.keys() | {"ablate", "aot", "runs"} == front.COMMANDS.keys()

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import softmax
 from jaxtyping import Bool, Float
 
@@ -19,14 +20,23 @@ from sere_jax.losses.relation import channel_relation, spatial_relation
 from sere_jax.ops.geometry import Points, sample
 from sere_jax.types import Features
 
-Tokens = Literal["pre", "post"]
-TOKENS: tuple[Tokens, ...] = ("pre", "post")
+Tokens = Literal["pre", "post", "standardised"]
+TOKENS: tuple[Tokens, ...] = ("pre", "post", "standardised")
+
+
+class Standard(NamedTuple):
+    """Mean and inverse standard deviation of each channel of the raw tokens of a set of images."""
+
+    mean: Float[jax.Array, " d"]
+    scale: Float[jax.Array, " d"]
 
 
 class Variant(NamedTuple):
     """The tokens to relate, and the temperatures of the softmax over a row."""
 
-    tokens: Tokens = "post"  # before (raw) or after (normalised) the final LayerNorm
+    # Before (raw) or after (normalised) the final LayerNorm; or raw, each channel standardised over all images and then cut at 0: what the
+    # losses relate, without the learned scale of a relation head.
+    tokens: Tokens = "post"
     spatial_temperature: float = 1.0
     channel_temperature: float = 1.0
     heads: int = 1  # groups of channels with a spatial relation each; 1 is the paper's Eq. 2
@@ -34,7 +44,7 @@ class Variant(NamedTuple):
     @property
     def label(self) -> str:
         """Title of a table: 'normalised tokens, t = 0.5 / 0.1'."""
-        kind = {"pre": "raw", "post": "normalised"}[self.tokens]
+        kind = {"pre": "raw", "post": "normalised", "standardised": "standardised"}[self.tokens]
         return f"{kind} tokens, t = {self.spatial_temperature:g} / {self.channel_temperature:g}" + (
             f", {self.heads} heads" if self.heads > 1 else ""
         )
@@ -63,13 +73,47 @@ def differences(a: Float[jax.Array, "b *rows n"], b: Float[jax.Array, "b *rows n
     return Differences(row_distance(a, b), row_distance(a, jnp.roll(b, -1, axis=0)), uniform, valid, valid & jnp.roll(valid, -1))
 
 
-def compare_views(a: Features, b: Features, points_a: Points, points_b: Points, variant: Variant) -> dict[str, Differences]:
+def moments(features: Features) -> tuple[Float[jax.Array, " d"], Float[jax.Array, " d"]]:
+    """Sums over all raw tokens, and of their squares, by channel."""
+    tokens = jnp.asarray(features.patches_prenorm).astype(jnp.float32)
+    return jnp.sum(tokens, axis=(0, 1, 2)), jnp.sum(jnp.square(tokens), axis=(0, 1, 2))
+
+
+def standard(total: Float[np.ndarray, " d"], squares: Float[np.ndarray, " d"], count: int) -> Standard:
+    """From sums of `count` tokens; BatchNorm's epsilon of 1e-5 is added to the variance.
+
+    >>> found = standard(np.array([4.0]), np.array([10.0]), 2)  # of the tokens 1 and 3
+    >>> float(found.mean[0]), round(float(found.scale[0]), 4)
+    (2.0, 1.0)
+    """
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 0.0)
+    return Standard(jnp.asarray(mean, jnp.float32), jnp.asarray(1 / np.sqrt(variance + 1e-5), jnp.float32))
+
+
+def related_tokens(features: Features, tokens: Tokens, over: Standard | None = None) -> Float[jax.Array, "b h w d"]:
+    """The patch tokens of a variant. Raises ValueError for standardised ones without the statistics."""
+    if tokens == "post":
+        return jnp.asarray(features.patches)
+    raw = jnp.asarray(features.patches_prenorm)
+    if tokens == "pre":
+        return raw
+    if over is None:
+        raise ValueError("standardised tokens need the mean and deviation of the set")
+    return jax.nn.relu((raw.astype(jnp.float32) - over.mean) * over.scale)
+
+
+def compare_views(
+    a: Features, b: Features, points_a: Points, points_b: Points, variant: Variant, over: Standard | None = None
+) -> dict[str, Differences]:
     """Differences of the relations that the losses use, with softmax(R / temperature) over each row.
+
+    `over` are the statistics of the set, for standardised tokens.
 
     Spatial relations are taken on the overlap of the views of each image, channel relations on whole views. Sampling
     uses border padding, so that the edge of a view does not count as a difference.
     """
-    maps = [jnp.asarray(f.patches if variant.tokens == "post" else f.patches_prenorm) for f in (a, b)]
+    maps = [related_tokens(f, variant.tokens, over) for f in (a, b)]
     sampled = [sample(m, p, padding="border", impl="separable") for m, p in zip(maps, (points_a, points_b), strict=True)]
     spatial = [softmax(spatial_relation(s, heads=variant.heads) / variant.spatial_temperature) for s in sampled]
     flat = [m.reshape(m.shape[0], -1, m.shape[-1]) for m in maps]

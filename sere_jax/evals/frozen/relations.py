@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
-from sere_jax.evals.frozen.analysis import Differences, Tokens, Variant, compare_views
-from sere_jax.evals.frozen.views import VIEW_RULES, batch_count, compiled_look, pairs, view_keys, view_side
+from sere_jax.evals.frozen.analysis import TOKENS, Differences, Standard, Tokens, Variant, compare_views, moments, standard
+from sere_jax.evals.frozen.views import VIEW_RULES, Pairs, SeenPairs, batch_count, compiled_look, pairs, view_keys, view_side
 from sere_jax.evals.network import EvalError, Network, shared_reading, size_mistake, untrained
 from sere_jax.evals.pictures import LeftOut, left_out_note
 from sere_jax.evals.protocol import Protocol
@@ -105,7 +105,7 @@ class Measured(NamedTuple):
 
 
 def measure(network: Network, source: Source, settings: Settings) -> Measured:
-    """Measure all variants in one pass over the images.
+    """Measure all variants in one pass over the images, after one for the statistics of standardised tokens where these are wanted.
 
     Raises EvalError where heads or size do not suit the network, or fewer than two images can be read.
     """
@@ -114,30 +114,54 @@ def measure(network: Network, source: Source, settings: Settings) -> Measured:
     variants = settings.variants
 
     @jax.jit
-    def compare(params: Any, views: Any, boxes: Any, flips: Any, keys: Any) -> dict[str, dict[str, Differences]]:
+    def compare(over: Any, params: Any, views: Any, boxes: Any, flips: Any, keys: Any) -> dict[str, dict[str, Differences]]:
         seen = look(params, views, boxes, flips, keys)
-        return {variant.label: compare_views(seen.first, seen.second, *seen.points, variant) for variant in variants}
+        return {variant.label: compare_views(seen.first, seen.second, *seen.points, variant, over) for variant in variants}
 
-    size, left_out = settings.batch_size, LeftOut()
+    left_out = LeftOut()
+    over = _standard(network, source, settings, look) if "standardised" in settings.tokens else None
+    parts, images = [], 0
+    for pair, keys in _pairs(network, source, settings, left_out, "two views each"):
+        images += len(pair.positions)
+        if images < 2:
+            break
+        parts.append(jax.device_get(compare(over, network.params, pair.views, pair.boxes, pair.flips, keys)))
+    if images < 2:
+        tried = len(source) if not settings.images else min(len(source), settings.images)
+        raise EvalError(f"images: {images} of {tried} in {source.spec!r} can be read; expected at least 2")
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    summaries = {label: {kind: summarise(kinds[kind]) for kind in KINDS} for label, kinds in joined.items()}
+    return Measured(summaries, images, left_out)
+
+
+def _pairs(network: Network, source: Source, settings: Settings, left_out: LeftOut, what: str) -> Iterator[tuple[Pairs, jax.Array]]:
+    """Two views of each image in batches, with the keys of their colours."""
+    size = settings.batch_size
     positions = range(min(len(source), settings.images or len(source)))
     if len(positions) < 2 or size < 2:
         raise EvalError(f"images: found {len(positions)} in batches of {size}; expected at least 2, an image is compared with the next")
     recipe = dataclasses.replace(settings.views, local_count=0, global_size=view_side(network, settings.size))
     reading = shared_reading([network], settings.reading)
     batches = pairs(source, positions, recipe, seed=settings.seed, batch_size=size, left_out=left_out, reading=reading)
-    label = f"{network.name}: two views each of {len(positions):,} images in batches of {size}"
-    parts, images = [], 0
+    label = f"{network.name}: {what} of {len(positions):,} images in batches of {size}"
     for pair in track(batches, label, batch_count(len(positions), size)):
-        images += len(pair.positions)
-        if images < 2:
-            break
-        keys = view_keys(settings.seed, pair.positions)
-        parts.append(jax.device_get(compare(network.params, pair.views, pair.boxes, pair.flips, keys)))
-    if images < 2:
-        raise EvalError(f"images: {images} of {len(positions)} in {source.spec!r} can be read; expected at least 2")
-    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    summaries = {label: {kind: summarise(kinds[kind]) for kind in KINDS} for label, kinds in joined.items()}
-    return Measured(summaries, images, left_out)
+        yield pair, view_keys(settings.seed, pair.positions)
+
+
+def _standard(network: Network, source: Source, settings: Settings, look: Callable[..., SeenPairs]) -> Standard:
+    """Mean and deviation of each channel over the tokens of both views of all images; sums of batches are added in float64."""
+
+    @jax.jit
+    def sums(params: Any, views: Any, boxes: Any, flips: Any, keys: Any) -> Any:
+        seen = look(params, views, boxes, flips, keys)
+        return jax.tree.map(lambda *x: sum(x), *(moments(features) for features in (seen.first, seen.second)))
+
+    total, squares, count = np.float64(0), np.float64(0), 0
+    for pair, keys in _pairs(network, source, settings, LeftOut(), "statistics of two views each"):
+        one, squared = jax.device_get(sums(network.params, pair.views, pair.boxes, pair.flips, keys))
+        total, squares = total + one.astype(np.float64), squares + squared.astype(np.float64)
+        count += 2 * len(pair.positions) * (view_side(network, settings.size) // network.patch) ** 2
+    return standard(np.asarray(total), np.asarray(squares), max(count, 1))
 
 
 def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
@@ -153,12 +177,7 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     results = {network.name: measure(network, source, settings) for network in compared}
     first = next(iter(results.values()))
     notes = [_RATIO, *_notes(first, settings.source)]
-    for variant in variants:
-        _show(
-            variant,
-            {name: measured.variants[variant.label] for name, measured in results.items()},
-            notes if variant == variants[-1] else [],
-        )
+    _show(variants, results, notes)
     details = {
         "protocol": "relations",
         "source": settings.source,
@@ -174,7 +193,7 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
 _RULES: Mapping[str, Rule] = {
     **VIEW_RULES,
     "images": Rule(int, low=0),
-    "tokens": Rule(str, choices=("pre", "post"), length=0),
+    "tokens": Rule(str, choices=TOKENS, length=0),
     "spatial_temperatures": Rule(float, low=0.0, above=True, length=0),
     "channel_temperatures": Rule(float, low=0.0, above=True, length=0),
     "heads": Rule(int, low=1),
@@ -207,19 +226,21 @@ _RATIO = (
 )
 
 
-def _show(variant: Variant, summaries: dict[str, dict[str, Summary]], notes: Sequence[str]) -> None:
+def _show(variants: Sequence[Variant], results: dict[str, Measured], notes: Sequence[str]) -> None:
+    """All variants in one table, so that none is singled out, each beside its sharpness."""
     rows = []
-    for name, kinds in summaries.items():
-        cells = [name]
-        for kind in KINDS:
-            of_kind = kinds[kind]
-            cells += [
-                f"{of_kind.ratio:.3f} ±{of_kind.ratio_error:.3f}",
-                *(f"{value:.3f}" for value in (of_kind.same, of_kind.different, of_kind.uniform)),
-            ]
-        rows.append(cells)
+    for variant in variants:
+        for name, measured in results.items():
+            cells = [f"{variant.label}: {name}"]
+            for kind in KINDS:
+                of_kind = measured.variants[variant.label][kind]
+                cells += [
+                    f"{of_kind.ratio:.3f} ±{of_kind.ratio_error:.3f}",
+                    *(f"{value:.3f}" for value in (of_kind.same, of_kind.different, of_kind.uniform)),
+                ]
+            rows.append(cells)
     columns = ["", *(f"{kind}\n{name}" for kind in KINDS for name in ("ratio", "same", "different", "uniform"))]
-    table.show(f"Self-relation differences, {variant.label}", columns, rows, notes)
+    table.show("Self-relation differences", columns, rows, notes)
 
 
 def _listed(results: dict[str, Measured], networks: Sequence[Network]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ Files below the workdir, where NAME is the protocol and ROW the name of a networ
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,18 +52,21 @@ class Tally:
 
     def __init__(self, classes: int) -> None:
         self.counts: Int[np.ndarray, "c c"] = np.zeros((classes, classes), np.int64)
-        self._f: list[float] = []
-
-    @property
-    def images(self) -> int:
-        """Number of images."""
-        return len(self._f)
+        self._f, self.images = 0.0, 0  # sum over the images, and their number
 
     def add(self, truth: Int[np.ndarray, "H W"], predicted: Int[np.ndarray, "H W"]) -> None:
         """Count one image."""
         counts = scores.confusion(truth, predicted, len(self.counts))
         self.counts += counts
-        self._f.append(scores.f_measure(counts))
+        self._f += scores.f_measure(counts)
+        self.images += 1
+
+    def summed(self, add: Callable[[np.ndarray], np.ndarray]) -> Tally:
+        """The tally of the images of all processes; `add` sums an array over them."""
+        result = Tally(len(self.counts))
+        result.counts, numbers = add(self.counts), add(np.array([self._f, self.images]))
+        result._f, result.images = float(numbers[0]), int(numbers[1])
+        return result
 
     def scores(self, absent: Absent = "skip", objects: bool = False) -> dict[str, float]:
         """Shares in [0, 1]: `miou`, `macc`, `pixel_accuracy`.
@@ -73,7 +76,7 @@ class Tally:
         result = scores.score(self.counts, absent)
         if objects:
             binary = scores.binary(self.counts)
-            result |= {"f": float(np.mean(self._f)), "object_iou": binary.object_iou, "background_iou": binary.background_iou}
+            result |= {"f": self._f / max(self.images, 1), "object_iou": binary.object_iou, "background_iou": binary.background_iou}
             result |= {"mean_of_both_iou": binary.mean_iou, "f_of_all_pixels": binary.f}
         return result
 

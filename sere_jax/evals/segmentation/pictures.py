@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 
+from sere_jax.data.annotations.maps import Coding
 from sere_jax.evals.figures import canvas
 from sere_jax.evals.segmentation.images import MaskedPicture
 from sere_jax.evals.segmentation.labelling import NONE, Labelling
@@ -33,9 +34,9 @@ def palette() -> UInt8[np.ndarray, "256 3"]:
     return colours
 
 
-def encode_map(numbers: UInt16[np.ndarray, "H W"]) -> bytes:
-    """A label map as PNG: palette indices up to 255; RGB with red + 256 green, as ImageNet-S stores it, where a number is larger."""
-    if numbers.max(initial=0) < 256:
+def encode_map(numbers: UInt16[np.ndarray, "H W"], coding: Coding | None = None) -> bytes:
+    """A label map as PNG: palette indices, or RGB with red + 256 green (ImageNet-S). None takes the latter where a number is above 255."""
+    if coding == "index" or (coding is None and numbers.max(initial=0) < 256):
         picture = Image.fromarray(numbers.astype(np.uint8), "P")
         picture.putpalette(palette().tobytes())
     else:

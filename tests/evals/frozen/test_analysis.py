@@ -33,8 +33,13 @@ def test_equals_the_naive_statement(tokens, spatial_t, channel_t, heads):
     rng = np.random.default_rng(0)
     a, b = _features(rng), _features(rng)
     variant = analysis.Variant(tokens, spatial_t, channel_t, heads)
-    found = analysis.compare_views(a, b, *_points(BOXES_A, BOXES_B, FLIPS_A, FLIPS_B), variant)
+    sums = [np.add(*pair) for pair in zip(analysis.moments(a), analysis.moments(b), strict=True)]
+    over = analysis.standard(sums[0].astype(np.float64), sums[1].astype(np.float64), 2 * 3 * 16)
+    found = analysis.compare_views(a, b, *_points(BOXES_A, BOXES_B, FLIPS_A, FLIPS_B), variant, over)
     maps = [np.asarray(f.patches if tokens == "post" else f.patches_prenorm) for f in (a, b)]
+    if tokens == "standardised":
+        both = np.concatenate(maps).reshape(-1, 8).astype(np.float64)
+        maps = [np.maximum((m - both.mean(0)) / np.sqrt(both.var(0) + 1e-5), 0) for m in maps]
     spatial: list[list[np.ndarray]] = [[], []]
     for i in range(3):
         grids = oracle.overlap_grid(BOXES_A[i], FLIPS_A[i], BOXES_B[i], FLIPS_B[i], 5)
@@ -84,3 +89,22 @@ def test_known_distances():
     assert analysis.row_distance(identity, identity).item() == 0
     assert analysis.row_distance(identity, other).item() == 2
     assert analysis.row_distance(identity, jnp.full((1, 4, 4), 0.25)).item() == pytest.approx(1.5)
+
+
+def test_standardised_relations_do_not_see_the_scale_and_shift_of_a_channel():
+    """What a relation head's BatchNorm removes."""
+    rng = np.random.default_rng(2)
+    a, b = _features(rng), _features(rng)
+    scale, shift = jnp.asarray(rng.uniform(0.5, 5, 8), jnp.float32), jnp.asarray(rng.normal(size=8), jnp.float32)
+    moved = [f._replace(patches_prenorm=f.patches_prenorm * scale + shift) for f in (a, b)]
+    variant = analysis.Variant("standardised")
+    found = []
+    for first, second in ((a, b), moved):
+        sums = [np.add(*pair) for pair in zip(analysis.moments(first), analysis.moments(second), strict=True)]
+        over = analysis.standard(sums[0].astype(np.float64), sums[1].astype(np.float64), 96)
+        found.append(analysis.compare_views(first, second, *_points(BOXES_A, BOXES_B, FLIPS_A, FLIPS_B), variant, over))
+    for kind in ("spatial", "channel"):
+        # float32, and an epsilon beside another variance
+        np.testing.assert_allclose(found[0][kind].same, found[1][kind].same, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="mean and deviation"):
+        analysis.compare_views(a, b, *_points(BOXES_A, BOXES_B, FLIPS_A, FLIPS_B), variant)

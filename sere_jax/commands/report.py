@@ -1,0 +1,242 @@
+"""One HTML page of runs: python -m sere_jax report --workdir=DIR[,DIR...] [--output=FILE]
+
+The page needs no network: settings that differ, curves beside their values when nothing is learned, speed, tables of all
+evaluations, figures. A DIR is the workdir of a run, or a directory that eval.py wrote to. Exit code 2: a DIR holds nothing to report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sere_jax.config.keys import KEYS
+from sere_jax.reporting import chart, page, screen
+from sere_jax.reporting.kinds import kind_of
+from sere_jax.reporting.workdir import Run, read_run, state, total_steps
+from sere_jax.writing import WriteError, place, replacing, writing_to
+
+LIMIT = 5_000_000  # bytes of a page
+_KINDS = (
+    ("loss", "Losses"),
+    ("accuracy", "Accuracies while training"),
+    ("entropy", "Entropies"),
+    ("rank", "Ranks"),
+    ("norm", "Norms"),
+    ("schedule", "Schedules"),
+    ("share", "Shares"),
+    ("fault", "Faults"),
+    ("unknown", "Others"),
+    ("speed", "Throughput and waiting for data"),
+)
+_ABOUT = ("checkpoint", "network", "step", "seed", "name", "baseline", "tokens", "head", "training")
+_FIGURES = {
+    "attention": "attention of the cls token in the last block, for each head",
+    "relations": "how one point relates to every patch in two views of an image",
+    "pca": "three principal components of the patch features as colours",
+    "channels": "the relation of channels and some of their maps",
+    "crops": "the first images of training with their crops",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sere_jax report", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, help="workdirs, separated by commas")
+    parser.add_argument("--output", default="", metavar="FILE", help="the page; by default report.html in the first workdir")
+    flags = parser.parse_args(arguments)
+    directories = [place(text) for text in flags.workdir.split(",") if text]
+    try:
+        runs = read_runs(directories)
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    output = place(flags.output) if flags.output else directories[0] / "report.html"
+    text = report(runs, {run.name: references(run) for run in runs})
+    try:
+        with writing_to(output.parent), replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except WriteError as error:
+        print(error, file=sys.stderr)
+        return 2
+    screen.stdout().print(
+        f"written: {output} ({len(text.encode('utf-8', 'backslashreplace')) / 1e6:.1f} MB)", highlight=False, markup=False
+    )
+    return 0
+
+
+def read_runs(directories: Sequence[Path]) -> list[Run]:
+    """Read workdirs; those of one name get numbers. Raises FileNotFoundError for one without contents, ValueError for none at all."""
+    if not directories:
+        raise ValueError("--workdir: found no directory, expected --workdir=DIR[,DIR...]")
+    names = [directory.name for directory in directories]
+    unique = [name if names.count(name) == 1 else f"{name} [{number}]" for number, name in enumerate(names, 1)]
+    return [read_run(directory, name) for directory, name in zip(directories, unique, strict=True)]
+
+
+def references(run: Run) -> dict[str, float]:
+    """The values of a run's losses when nothing is learned, from its config; {} where there is none."""
+    if not run.config or not run.metrics:
+        return {}
+    from sere_jax.build import pretraining  # imports JAX
+    from sere_jax.config.saved import completed
+
+    config = completed(_nested(run.config))
+    values = pretraining.objective(config, pretraining.Steps(1, max(run.step, 1))).references
+    return {name: float(value) for name, value in values.items()}
+
+
+def report(runs: Sequence[Run], nothing_learned: Mapping[str, Mapping[str, float]]) -> str:
+    """The page as text, at most `LIMIT` bytes: figures that do not fit are named instead."""
+    sections = [("runs", "Runs", _overview(runs)), ("settings", "Settings", "".join(_settings(runs)))]
+    sections += [(f"curves-{kind}", heading, content) for kind, heading in _KINDS if (content := _curves(runs, kind, nothing_learned))]
+    sections += [("evaluations", "Evaluations", content)] if (content := "".join(_evaluations(runs))) else []
+    title = "Report on " + ", ".join(run.name for run in runs)
+    room = LIMIT - len(page.page(title, sections).encode("utf-8", "backslashreplace")) - 10_000
+    sections += [("figures", "Figures", content)] if (content := _figures(runs, room)) else []
+    return page.page(title, sections)
+
+
+def _overview(runs: Sequence[Run]) -> str:
+    names = ("run", "recipe", "model", "step", "images/s", "s waiting a step", "newest scores", "state")
+    rows = []
+    for run in runs:
+        newest = {name: series.values[-1] for name, series in run.metrics.items()}
+        total, config = total_steps(run), run.config
+        speed, wait = (f"{newest[key]:.3g}" if key in newest else "" for key in ("speed/images_per_second", "speed/data_wait"))
+        step = f"{run.step:,}" + (f" of {total:,}" if total else "")
+        rows.append(
+            [run.name, config.get("recipe", ""), _model(config), step, speed, wait, newest_scores(run), state(run) if config else ""]
+        )
+    unreadable = [line for run in runs for line in run.unreadable]
+    return page.table("Runs of this report", names, rows, text=True) + "".join(page.note(f"cannot be read: {line}") for line in unreadable)
+
+
+def newest_scores(run: Run, most: int = 2) -> str:
+    """The best accuracies of the newest evaluation in the loop: 'knn/k10/top1 0.409'."""
+    scores = {name: series for name, series in run.metrics.items() if kind_of(name).name == "accuracy" and name.endswith("top1")}
+    last = max((series.steps[-1] for series in scores.values()), default=0)
+    ranked = sorted(((series.values[-1], name) for name, series in scores.items() if series.steps[-1] == last), reverse=True)
+    return ", ".join(f"{name} {value:.3f}" for value, name in ranked[:most])
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    words = [config.get(key) for key in ("model.name", "model.variant")]
+    return " ".join(str(word) for word in words if word)
+
+
+def _settings(runs: Sequence[Run]) -> Iterator[str]:
+    """Keys that differ from their defaults or between the runs."""
+    trained = [run for run in runs if run.config]
+    if not trained:
+        yield page.note("no directory of this report holds a config.json")
+        return
+
+    def cell(run: Run, key: str) -> str:
+        return str(run.config[key]) if key in run.config else "not saved"
+
+    defaults = {path: key.default for path, key in KEYS.items()}
+    rows = []
+    for key in dict.fromkeys(name for run in trained for name in run.config):
+        values = [cell(run, key) for run in trained]
+        default = _as_saved(defaults[key]) if key in defaults else ""
+        if len(set(values)) > 1 or values[0] != default:
+            rows.append([key, default, *values])
+    yield page.table(
+        "Settings that differ from their defaults or between runs", ["key", "default", *(run.name for run in trained)], rows, True
+    )
+    yield page.note("All other settings have their defaults; config.json in each workdir has every key.")
+
+
+def _as_saved(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _curves(runs: Sequence[Run], kind: str, nothing_learned: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics if kind_of(name).name == kind))
+    if not names:
+        return ""
+    charts = []
+    for number, name in enumerate(names):
+        lines = [chart.Line(run.name, *run.metrics[name][:2], place) for place, run in enumerate(runs) if name in run.metrics]
+        values = [nothing_learned.get(run.name, {}).get(name, run.metrics[name].reference) for run in runs if name in run.metrics]
+        reference = values[0] if len(set(values)) == 1 else None  # one line would be wrong for runs of different sizes
+        beside = "" if reference is None else f"; {reference:.4g} when nothing is learned (dotted)"
+        drawn = chart.draw(f"{kind}-{number}", name, lines, reference)
+        last = ", ".join(f"{line.name} {line.values[-1]:.4g}" for line in lines)
+        charts.append(
+            f"<figure>{drawn}<figcaption><strong>{page.escape(name)}</strong>: {page.escape(last + beside)}</figcaption></figure>"
+        )
+    return _key(runs) + f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _key(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return ""
+    items = ""
+    for number, run in enumerate(runs):
+        colour, dash = chart.STYLES[number % len(chart.STYLES)]
+        line = f'<line x1="0" x2="48" y1="5" y2="5" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"/>'
+        items += f'<li><svg viewBox="0 0 48 10" aria-hidden="true">{line}</svg> {page.escape(run.name)}</li>'
+    return f'<div class="key"><ul aria-label="Lines">{items}</ul></div>'
+
+
+def _evaluations(runs: Sequence[Run]) -> Iterator[str]:
+    """A table a protocol: a column a network or baseline of a run, a row a score."""
+    for protocol in dict.fromkeys(name for run in runs for name in run.evaluations):
+        columns, scores, notes = [], [], []
+        for run in runs:
+            if protocol in run.evaluations:
+                results = run.evaluations[protocol]["results"]
+                columns += [f"{run.name}: {_label(result)}" for result in results]
+                scores += [dict(_numbers({key: value for key, value in result.items() if key not in _ABOUT})) for result in results]
+                notes += [str(line) for line in run.evaluations[protocol].get("notes", [])]
+        names = dict.fromkeys(name for result in scores for name in result)
+        rows = [[name, *(f"{result[name]:.4g}" if name in result else "" for result in scores)] for name in names]
+        yield f"<h3>{page.escape(protocol)}</h3>" + page.table(f"Scores of {protocol}", ["score", *columns], rows)
+        yield "".join(page.note(line) for line in dict.fromkeys(notes))
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    words = [result.get("name", ""), result.get("tokens") or "", f"step {result['step']}" if result.get("step") is not None else ""]
+    return ", ".join(str(word) for word in words if word)
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in a result by the path of their keys; what was tried to choose a setting is left out."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and not key.startswith("selection"):
+            yield from _numbers(value, f"{prefix}{key} ")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield (prefix + key).removeprefix("scores "), float(value)
+
+
+def _figures(runs: Sequence[Run], room: int) -> str:
+    parts, left_out = [], []
+    for run in runs:
+        for path in run.figures:
+            meaning = _FIGURES.get(path.stem, f"figure {path.stem}")
+            try:
+                drawn = page.picture(path, f"{run.name}: {meaning}")
+            except OSError as error:
+                left_out.append(f"{path} cannot be read ({error})")
+                continue
+            if len(drawn) > room:
+                left_out.append(f"{path} does not fit into the {LIMIT / 1e6:.0f} MB of this page")
+                continue
+            room -= len(drawn)
+            parts.append(drawn)
+    return "".join(parts) + "".join(page.note(line) for line in left_out)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *groups, name = path.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[name] = value
+    return tree

@@ -1,0 +1,1 @@
+"""Heads that answer for every place of an image, and the backbones below them as one network."""

@@ -1,0 +1,106 @@
+"""Curves as SVG, drawn without a library: the text of a picture that is part of a page."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Dark enough for a contrast of 4.5 on white; the dashes tell lines apart without colours.
+STYLES = (("#0b5cad", ""), ("#b3261e", "7 3"), ("#0b6b4f", "2 3"), ("#7a2a86", "9 3 2 3"), ("#7a5200", "4 2"), ("#3d4450", "12 4"))
+_WIDTH, _HEIGHT = 420, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 30
+_POINTS = 300  # most points of a line
+
+
+class Line(NamedTuple):
+    """One curve."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    style: int = 0  # which of `STYLES`, repeated
+
+
+def draw(identifier: str, title: str, lines: Sequence[Line], reference: float | None = None) -> str:
+    """An SVG of curves over steps; `reference` is a horizontal line: the value when nothing is learned.
+
+    It has a title and a description with the first and last value of every curve, for readers who do not see it. `identifier` is unique
+    in the page.
+    """
+    values = [value for line in lines for value in line.values] + ([] if reference is None else [reference])
+    low, high = _limits(values)
+    last = max(max(line.steps) for line in lines)
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{identifier}-t {identifier}-d">',
+        f'<title id="{identifier}-t">{html.escape(title)} by step</title>',
+        f'<desc id="{identifier}-d">{html.escape(" ".join(_described(lines, reference)))}</desc>',
+        *_axes(low, high, last),
+    ]
+    if reference is not None:
+        y = _y(reference, low, high)
+        parts.append(f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+    for line in lines:
+        colour, dash = STYLES[line.style % len(STYLES)]
+        points = " ".join(f"{_x(step, last)},{_y(value, low, high)}" for step, value in _thinned(line))
+        parts.append(f'<polyline points="{points}" stroke="{colour}" stroke-dasharray="{dash}"/>')
+        if len(line.steps) == 1:
+            parts.append(f'<circle cx="{_x(line.steps[0], last)}" cy="{_y(line.values[0], low, high)}" r="3" fill="{colour}"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between two, at most `most`.
+
+    >>> ticks(0.0, 1.1), ticks(3.0, 3.0)
+    ([0.0, 0.5, 1.0], [3.0])
+    """
+    if high <= low:
+        return [low]
+    rough = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - margin, high + margin
+
+
+def _thinned(line: Line) -> list[tuple[int, float]]:
+    """At most `_POINTS` points: the mean of each group of neighbours, at their last step."""
+    if len(line.steps) <= _POINTS:
+        return list(zip(line.steps, line.values, strict=True))
+    groups = np.array_split(np.arange(len(line.steps)), _POINTS)
+    values = np.asarray(line.values)
+    return [(line.steps[group[-1]], float(values[group].mean())) for group in groups]
+
+
+def _x(step: int, last: int) -> str:
+    return f"{_LEFT + (_WIDTH - _LEFT - _RIGHT) * step / max(last, 1):.1f}"
+
+
+def _y(value: float, low: float, high: float) -> str:
+    return f"{_TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low):.1f}"
+
+
+def _axes(low: float, high: float, last: int) -> Iterator[str]:
+    for value in ticks(low, high):
+        y = _y(value, low, high)
+        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y}" text-anchor="end" dominant-baseline="middle">{value:g}</text>'
+    for value in ticks(0.0, float(last), 4):
+        yield f'<text x="{_x(int(value), last)}" y="{_HEIGHT - 10}" text-anchor="middle">{value:,.0f}</text>'
+
+
+def _described(lines: Sequence[Line], reference: float | None) -> Iterator[str]:
+    for line in lines:
+        yield f"{line.name}: {line.values[0]:.4g} at step {line.steps[0]:,}, {line.values[-1]:.4g} at step {line.steps[-1]:,}."
+    if reference is not None:
+        yield f"When nothing is learned: {reference:.4g}."

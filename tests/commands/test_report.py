@@ -1,0 +1,160 @@
+"""The page of runs: complete, self-contained, accessible and small; the list of runs; a browser that opens the page without a network."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import socket
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from sere_jax.commands import report, runs
+from sere_jax.reporting import workdir
+from sere_jax.reporting.chart import STYLES
+from tests.reporting import made_runs
+
+
+class _Page(HTMLParser):
+    """Collects what the checks look at; a tag that is not closed, or closed twice, raises AssertionError."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("runs")
+    first = made_runs.workdir(root / "dino", **{"optimizer.base_lr": 0.002})
+    second = made_runs.workdir(root / "sere", steps=7, figures=0)
+    assert report.main([f"--workdir={first},{second}"]) == 0
+    return (first / "report.html").read_text()
+
+
+def test_the_page_shows_settings_curves_scores_and_figures_of_all_runs(page: str):
+    text = re.sub(r"\s+", " ", _Page(page).text)
+    assert "Report on dino, sere" in text
+    assert "40 of 40" in text and "7 of 40" in text and "finished" in text and "knn/k10/top1 0.400" in text
+    assert re.search(r"optimizer\.base_lr[\d.e-]+0\.002", text)  # a key that differs, with its default
+    assert "seed" not in re.findall(r'<th scope="row">([^<]+)</th>', page)  # one that does not
+    assert "0.05 when nothing is learned" in text  # from NAME/random
+    assert "4.159 when nothing is learned" in text  # dino: ln 64, of the config's 64 prototypes
+    assert "dino: <random>" in text and "5 images & more" in text
+    assert {"Losses", "Accuracies while training", "Entropies", "Throughput and waiting for data", "Evaluations", "Figures"} <= set(
+        re.findall(r"<h2[^>]*>([^<]+)</h2>", page)
+    )
+
+
+def test_the_page_needs_no_network_and_is_accessible(page: str):
+    parsed = _Page(page)
+    tags = parsed.tags
+    assert not [tag for tag, _ in tags if tag == "script"] and "url(" not in page and "@import" not in page
+    links = [value for _, attributes in tags for key, value in attributes.items() if key in ("src", "href")]
+    assert links and all(link is not None and link.startswith(("#", "data:")) for link in links)
+    identifiers = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    assert all(link[1:] in identifiers for link in links if link and link.startswith("#"))
+    assert dict(tags)["html"]["lang"] == "en" and [tag for tag, _ in tags].count("h1") == 1
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))  # no level is skipped
+    assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
+    drawn = [attributes for tag, attributes in tags if tag == "svg"]
+    assert drawn and all("aria-labelledby" in svg or svg.get("aria-hidden") == "true" for svg in drawn)
+    named = [name for svg in drawn for name in (svg.get("aria-labelledby") or "").split()]
+    assert named and set(named) <= set(identifiers)
+    count = [tag for tag, _ in tags].count
+    assert count("table") == count("caption") > 0
+    for colour, _ in (*STYLES, ("#3d4450", ""), ("#0b4f96", "")):
+        assert _contrast(colour) > 4.5  # on white, as WCAG's AA asks of text
+
+
+def _contrast(colour: str) -> float:
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+
+
+def test_figures_that_do_not_fit_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LIMIT", 200_000)
+    made = made_runs.workdir(tmp_path / "many", figures=4, side=400)
+    (made / "figures" / "broken.png").write_bytes(b"no picture")
+    (made / "eval" / "broken.json").write_text("{")
+    assert report.main([f"--workdir={made}", f"--output={tmp_path / 'page.html'}"]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert len(text.encode()) <= 200_000
+    assert text.count("<img") + text.count("does not fit into") == 4 and "does not fit into" in text
+    assert "broken.png cannot be read" in text and "cannot be read: " in text and "broken.json" in text
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path, capsys):
+    assert report.main([f"--workdir={tmp_path}"]) == 2
+    assert "found neither config.json, metrics.jsonl" in capsys.readouterr().err
+    assert report.main(["--workdir=,"]) == 2 and "found no directory" in capsys.readouterr().err
+
+
+def test_runs_are_listed_with_step_scores_and_state(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    made_runs.workdir(tmp_path / "a" / "done")
+    made_runs.workdir(tmp_path / "live", steps=3)
+    (tmp_path / "live" / ".lock").write_text(f'{{"host": "{socket.gethostname()}", "pid": {os.getpid()}, "since": "now"}}')
+    made_runs.workdir(tmp_path / "over", steps=4)
+    assert runs.main([str(tmp_path)]) == 0
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "of 40" in line}
+    assert set(lines) == {"a/done", "live", "over"}
+    assert "40 of 40" in lines["a/done"] and "finished" in lines["a/done"] and "knn/k10/top1 0.400" in lines["a/done"]
+    assert "logistic" in lines["a/done"] and f"running (process {os.getpid()})" in lines["live"] and "stopped" in lines["over"]
+    assert runs.main([str(tmp_path / "nothing")]) == 2
+
+
+def test_a_process_of_another_host_is_not_taken_for_dead(tmp_path):
+    made = made_runs.workdir(tmp_path / "far", steps=3)
+    (made / ".lock").write_text('{"host": "elsewhere", "pid": 1, "since": "now"}')
+    state = workdir.state(workdir.read_run(made), now=(made / "metrics.jsonl").stat().st_mtime + 300)
+    assert state == "last line 5 min ago, on elsewhere"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_browser_opens_the_page_at_desktop_and_phone_width(page: str, tmp_path, width):
+    """The page is not wider than the screen, and draws something. Needs chromium."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    # A window of headless Chromium is at least 500 pixels wide, so a frame of the wanted width stands for the screen.
+    probe = "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", probe))
+    frame = f'<iframe src="page.html" style="width:{width}px;height:3000px;border:0"></iframe>'
+    listen = "<script>addEventListener('message', message => document.title = 'scroll ' + message.data)</script>"
+    (tmp_path / "frame.html").write_text(f"<title>waiting</title><body style='margin:0'>{listen}{frame}</body>")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", "--hide-scrollbars"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},3000", "--virtual-time-budget=5000"]
+    shot, where = tmp_path / "shot.png", f"file://{tmp_path / 'frame.html'}"
+    subprocess.run([browser, *options, f"--screenshot={shot}", where], check=True, timeout=120)
+    with Image.open(shot) as picture:
+        assert len(picture.convert("L").crop((0, 0, width, 3000)).getcolors(256) or []) > 20  # levels of grey: text and curves
+    dumped = subprocess.run([browser, *options, "--dump-dom", where], check=True, capture_output=True, text=True, timeout=120).stdout
+    scroll = re.search(r"<title>scroll (\d+)</title>", dumped)
+    assert scroll is not None and int(scroll[1]) <= width
