@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 from absl import app, flags, logging
 
+from sere_jax.config import check as rules
 from sere_jax.config import command_line
 from sere_jax.reporting import program
 
@@ -46,13 +47,16 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
+    if mistakes and program.is_single(_COORDINATOR.value, _NUM_PROCESSES.value):  # those of the config need JAX
+        print(rules.refusal(mistakes), file=sys.stderr)
+        return 2
     program.announce(f"evaluating {', '.join(_CHECKPOINT.value) or 'no checkpoint'}: starting JAX", _PROCESS_ID.value)
     import jax
 
     from sere_jax import distributed
     from sere_jax.commands import compiled
-    from sere_jax.config import check as rules
     from sere_jax.evals import protocols
+    from sere_jax.train import peers
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
@@ -73,13 +77,13 @@ def main(mistakes: list[str]) -> int:
         if jax.process_index() == 0:
             print(rules.refusal(mistakes), file=sys.stderr)
         return 2
+    peers.watch()
     assert config is not None and _WORKDIR.value is not None  # both are required flags
     return _evaluate(config, _WORKDIR.value)
 
 
 def _evaluate(config: ConfigDict, directory: str) -> int:
     """Load the networks and run the protocol; the exit code."""
-    import jax
 
     from sere_jax import distributed
     from sere_jax.commands import evaluate
@@ -89,7 +93,7 @@ def _evaluate(config: ConfigDict, directory: str) -> int:
     from sere_jax.interop.files import FileError
     from sere_jax.interop.tables import InteropError
     from sere_jax.reporting import table
-    from sere_jax.train import checkpoint, fit, meter
+    from sere_jax.train import checkpoint, fit, meter, peers
     from sere_jax.train.lock import WorkdirError
     from sere_jax.writing import WriteError, writing_to
 
@@ -105,15 +109,13 @@ def _evaluate(config: ConfigDict, directory: str) -> int:
         table.say(str(stopped))
         return 0
     except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, checkpoint.UnwritableCheckpoint) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return peers.ended(error, 1)
     except distributed.OtherProcessError as error:
-        if jax.process_index() == 0:
-            print(error, file=sys.stderr)
-        return 2
+        return peers.ended(error, 2, only_first=True)
     except (WriteError, EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError, WorkdirError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return peers.ended(error, 2)
+    except Exception as error:
+        return peers.broken(error)
     return 0
 
 

@@ -17,6 +17,7 @@ import sys
 
 from absl import app, flags
 
+from sere_jax.config import check as rules
 from sere_jax.config import command_line
 from sere_jax.reporting import program
 
@@ -30,17 +31,19 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(mistakes: list[str]) -> int:
     """Train, after all mistakes of the command line and of the config were found; the exit code."""
+    if program.is_single(_COORDINATOR.value, _NUM_PROCESSES.value) and (lines := _mistakes(mistakes, devices=0, processes=1)):
+        print(rules.refusal(lines), file=sys.stderr)
+        return 2
     program.announce(f"training in {_WORKDIR.value}: starting JAX", _PROCESS_ID.value)
     # Imported here: the data workers import this file too, and need none of it.
     import jax
 
     from sere_jax import distributed
     from sere_jax.commands import compiled, in_loop, pretrain
-    from sere_jax.config import check as rules
     from sere_jax.data.batches.maker import UnreadableData
     from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
-    from sere_jax.train import fit, meter
+    from sere_jax.train import fit, meter, peers
     from sere_jax.train.checkpoint import CheckpointError, UnwritableCheckpoint
     from sere_jax.train.evaluations import UnknownScore
     from sere_jax.train.lock import WorkdirError
@@ -51,6 +54,7 @@ def main(mistakes: list[str]) -> int:
     except distributed.DistributedError as error:
         print(rules.refusal([*mistakes, str(error)]), file=sys.stderr)
         return 2
+    peers.watch(_CONFIG.value.run.lost_after_seconds if _CONFIG.value is not None else 30)
     try:
         compiled.keep_compiled()
         _SIGNALS.join(jax.process_count(), interruptible=True)
@@ -63,31 +67,34 @@ def main(mistakes: list[str]) -> int:
     except fit.Stopped as stopped:
         if jax.process_index() == 0:
             print(stopped)
-    except (distributed.OtherProcessError, meter.TooManyBadSteps, meter.TooManyBadImages) as error:  # every process raises it
-        if jax.process_index() == 0:
-            print(error, file=sys.stderr)
-        return 2 if isinstance(error, distributed.OtherProcessError) else 1
-    except (UnreadableData, UnwritableCheckpoint) as error:
-        print(error, file=sys.stderr)
-        return 1
+    except distributed.OtherProcessError as error:
+        return peers.ended(error, 2, only_first=True)
+    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, UnwritableCheckpoint) as error:
+        return peers.ended(error, 1)
     except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
-        print(error, file=sys.stderr)
-        return 2
+        return peers.ended(error, 2)
+    except Exception as error:
+        return peers.broken(error)
     return 0
 
 
 def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
     """Raise the mistakes of the command line and the config, those of all processes, on process 0 alone."""
     from sere_jax import distributed
-    from sere_jax.config import check as rules
 
+    lines = _mistakes(mistakes, devices=devices, processes=processes)
+    with distributed.together():
+        if lines:
+            raise rules.refusal(lines)
+
+
+def _mistakes(mistakes: list[str], *, devices: int, processes: int) -> list[str]:
+    """The mistakes of the command line, and those of the workdir and the config. Needs no JAX."""
     mistakes = [*mistakes, *rules.workdir_mistakes(_WORKDIR.value, rules.sources(_CONFIG.value) if _CONFIG.value is not None else None)]
     if _CONFIG.value is not None:
         to_fit = command_line.launch(sys.argv, _CONFIG.value).to_fit
         mistakes += rules.mistakes(_CONFIG.value, devices=devices, processes=processes, to_fit=to_fit)
-    with distributed.together():
-        if mistakes:
-            raise rules.refusal(mistakes)
+    return mistakes
 
 
 if __name__ == "__main__":

@@ -41,6 +41,22 @@ def unknown_user(path: str) -> str:
     return first[1:] if first.startswith("~") and os.path.expanduser(first) == first and not os.path.lexists(first) else ""
 
 
+def destination(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of something that is to be written, as `place`. A path that names an unknown user is refused.
+
+    Raises:
+      WriteError: the path begins with `~NAME`, and there is neither a user nor a file of that name.
+
+    Example:
+      >>> destination("~/run") == place("~/run")
+      True
+    """
+    if user := unknown_user(os.fspath(path)):
+        name = os.fspath(path)
+        raise WriteError(f"{name}: expected a path to write to; there is no user {user!r}. A path of that name is ./{name}")
+    return place(path)
+
+
 @contextlib.contextmanager
 def writing_to(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Make a directory, try it, and turn what its disk refuses during the block into `WriteError`.
@@ -54,7 +70,7 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
       WriteError: the directory cannot be made or written to, at the start or later.
     """
-    directory = place(directory)
+    directory = destination(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as file:

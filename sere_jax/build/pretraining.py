@@ -91,7 +91,7 @@ def view_recipe(config: ConfigDict) -> ViewRecipe:
 def image_reading(config: ConfigDict) -> ImageReading:
     """How the run's images are decoded, with as many channels as the model takes."""
     data = config.data
-    return ImageReading(data.backend, data.max_pixels, config.model.in_channels, tuple(data.value_range))
+    return ImageReading(data.backend, data.max_pixels, config.model.in_channels, tuple(data.value_range), float(data.max_decode_seconds))
 
 
 def mask_recipe(config: ConfigDict, length: Steps | None = None) -> MaskRecipe | None:

@@ -42,7 +42,7 @@ from sere_jax.train import checkpoint
 from sere_jax.train.fit import Stopped
 from sere_jax.train.lock import WorkdirError
 from sere_jax.train.meter import TooManyBadImages, TooManyBadSteps
-from sere_jax.writing import place
+from sere_jax.writing import destination
 
 _BAD_RUN = (TooManyBadSteps, TooManyBadImages, UnreadableData, BadImage)
 
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--table", required=True, type=_numbers, metavar="N[,N]", help="tables of the paper: 7, 8, 10 to 16")
     add("--rows", default=[], type=lambda text: text.split(","), metavar="ROW[,ROW]", help="some of the rows (default: all)")
     add("--data", required=True, metavar="SOURCE", help="images to train on, as in data.source (docs/data.md)")
-    add("--workdir", required=True, type=place, metavar="DIR", help="directory of the runs and of the tables")
+    add("--workdir", required=True, type=destination, metavar="DIR", help="directory of the runs and of the tables")
     add("--steps", type=int, default=0, help="steps of each row; warm-ups keep their share of the run (default: the row's own epochs)")
     add("--size", default="paper", help="paper, or small for a CPU (default: paper)")
     add("--set", default="", metavar="KEY=VALUE[,...]", help="keys for all rows that read them, after everything else")

@@ -30,7 +30,7 @@ from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import BACKENDS, Backend, ImageReading
 from sere_jax.data.sources.open import Source, SourceError, open_source
 from sere_jax.reporting import screen
-from sere_jax.writing import place, replacing, writing_to
+from sere_jax.writing import destination, place, replacing, writing_to
 
 _HOST = ("read", "decode", "crop", "assemble")
 
@@ -163,6 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(title, host, device, wanted, screen.stdout())
     if flags.json:
         report = {"milliseconds": host | device, "cores": {f"{speed:g}": cores(host["batch"], speed) for speed in wanted}}
-        with writing_to(place(flags.json).parent), replacing(place(flags.json)) as temporary:
+        with writing_to(destination(flags.json).parent), replacing(place(flags.json)) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
     return 0

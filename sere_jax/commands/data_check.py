@@ -25,7 +25,7 @@ from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import BACKENDS, BY_TYPE, DEFAULT_READING, MAX_PIXELS, ImageReading
 from sere_jax.data.sources.open import Source, open_source
 from sere_jax.reporting import screen
-from sere_jax.writing import place, replacing, writing_to
+from sere_jax.writing import destination, place, replacing, writing_to
 
 _SHOWN = 20  # unreadable images in the table; the JSON has all
 
@@ -190,6 +190,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         show(report, screen.stdout())
     if flags.json and not quiet:
-        with writing_to(place(flags.json).parent), replacing(place(flags.json)) as temporary:
+        with writing_to(destination(flags.json).parent), replacing(place(flags.json)) as temporary:
             temporary.write_text(text + "\n")
     return 1 if report.bad else 0

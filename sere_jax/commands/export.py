@@ -30,7 +30,7 @@ from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.torch_file import TorchFileError, write_torch
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.weights.read import HF_FILE, NETWORKS, Weights, read_weights
-from sere_jax.writing import place, writing_to
+from sere_jax.writing import destination, writing_to
 
 FORMATS = ("timm", "dino", "ibot", "sere", "hf_vit", "npz")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -90,7 +90,7 @@ def export(
       >>> export("RUN", "vits16.safetensors", layout="timm").tensors.name
       'vits16.safetensors'
     """
-    output = place(output)
+    output = destination(output)
     _check(output, layout, network, with_heads, dtype)
     patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     sides = [

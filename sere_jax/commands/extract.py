@@ -41,7 +41,7 @@ from sere_jax.reporting.progress import track
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.types import Features
 from sere_jax.weights.backbone import Backbone, load_backbone
-from sere_jax.writing import place
+from sere_jax.writing import destination
 
 TOKENS = ("cls", "patches", "attention")
 DTYPES = ("float32", "float16")
@@ -112,7 +112,7 @@ def extract(
       >>> extract(load_backbone("RUN"), open_source("folder:."), "features", tokens=("cls",)).images
       1
     """
-    module, prepare, output = backbone.module, backbone.preprocess, place(output)
+    module, prepare, output = backbone.module, backbone.preprocess, destination(output)
     side = size or prepare.size
     shorter = resize or (side * 256 // 224 if size else prepare.resize)
     numbers = {"batch_size": batch_size, "rows_per_file": rows_per_file, "max_pixels": max_pixels}
@@ -257,6 +257,7 @@ def _whole_numbers(name: str, texts: Sequence[str]) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(argv)
+    output = destination(options.output)
     keep_compiled()
     try:
         native = options.size == "native"
@@ -269,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written = extract(
             backbone,
             open_source(options.data),
-            options.output,
+            output,
             tokens=[token for token in options.tokens.split(",") if token],
             layers=layers,
             size=size,
@@ -286,5 +287,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"extract: {error}", file=sys.stderr)
         return 2
     unreadable = f", {written.unreadable} left out as unreadable" if written.unreadable else ""
-    print(f"{place(options.output)}: {written.images:,} images in {len(written.files)} files{unreadable}")
+    print(f"{output}: {written.images:,} images in {len(written.files)} files{unreadable}")
     return 0

@@ -25,7 +25,7 @@ from sere_jax.data.prepare.layouts import LAYOUTS, open_layout
 from sere_jax.data.prepare.records import Layout, subset
 from sere_jax.data.prepare.shards import Output, PrepareError, encoded, plan, read_manifest, verify, write_info
 from sere_jax.data.sources.open import SourceError
-from sere_jax.writing import place, writing_to
+from sere_jax.writing import destination, writing_to
 
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sere_jax.reporting.progress import track
 
     flags = _parser().parse_args(arguments)
-    directory = str(place(flags.output)) if flags.output else ""
+    directory = str(destination(flags.output)) if flags.output else ""
     try:
         if is_builder(flags.source) and not (directory or flags.max_side or flags.classes or flags.images or flags.verify):
             return _run_builder(flags.source)

@@ -22,12 +22,15 @@ from sere_jax.commands.step_costs import Compilation
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
 from sere_jax.config.launch import Launch, fitted
+from sere_jax.data.batches.order import example_index
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.sources.example import Source
+from sere_jax.data.sources.mixture import Mixture
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.protocol import Evaluation
 from sere_jax.models.norm import join_statistics
 from sere_jax.reporting.progress import Progress
+from sere_jax.train import bad_steps
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import fit
@@ -129,7 +132,8 @@ def _train(
             log_every_steps=config.run.log_every_steps,
             evaluations=_periodic(config, length, evaluations),
             replaced=lambda views: views.replaced,
-            limits=Limits(config.run.max_bad_steps, config.run.max_bad_share, config.data.max_bad_fraction),
+            limits=_limits(config),
+            on_bad=functools.partial(_keep_bad_step, config, directory, source, progress),
             signals=signals,
             traced=_traced(config, directory),
         )
@@ -182,6 +186,22 @@ def _ending(checkpoints: Checkpoints, length: pretraining.Steps) -> Iterator[str
         score = checkpoints.scores.best
         assert score is not None
         yield f"best: step {best[0]:,} with {score.score} {best[1]:.4f} is saved in {checkpoints.directory / str(best[0])}"
+
+
+def _keep_bad_step(config: ConfigDict, directory: Path, source: Source, progress: Progress, step: int) -> None:
+    """Keep what repeats the first step that was skipped; its images are those before unreadable ones were replaced."""
+    if jax.process_index() != 0:
+        return
+    size = config.data.batch_size
+    examples = source.shares if isinstance(source, Mixture) else len(source)
+    images = [example_index(config.seed, (step - 1) * size + row, examples, size) for row in range(size)]
+    with contextlib.suppress(OSError):  # a full disk must not end the run for it
+        if sentence := bad_steps.keep(directory, step, {"seed": config.seed, "source": source.spec, "images": images}):
+            progress.note(sentence)
+
+
+def _limits(config: ConfigDict) -> Limits:
+    return Limits(config.run.max_bad_steps, config.run.max_bad_share, config.data.max_bad_fraction, float(config.run.stuck_after_seconds))
 
 
 def _cadence(config: ConfigDict, length: pretraining.Steps, what: str) -> int:

@@ -76,7 +76,7 @@ def sources(config: ConfigDict) -> dict[str, Any]:
 
 
 def validate(config: ConfigDict, *, devices: int, processes: int, to_fit: Collection[str] = ()) -> None:
-    """Refuse a config that cannot run on `devices` devices of `processes` processes in all.
+    """Refuse a config that cannot run on `devices` devices of `processes` processes in all; 0 devices: their number is not known yet.
 
     Durations in `to_fit` may be longer than the run. Mistakes that only the data can show (a data set smaller than a batch, a warm-up
     longer than `schedule.total_steps`) are found when it is opened: `length_mistakes`. Raises ConfigError with every mistake.

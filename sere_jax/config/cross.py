@@ -28,22 +28,34 @@ def batch_multiple(parts: int, devices: int, processes: int) -> int:
 
 def _batch(v: Values, devices: int, processes: int) -> list[str]:
     size, parts = v["data.batch_size"], v["optimizer.accumulate_steps"]
-    step = batch_multiple(parts, devices, processes)
+    step = batch_multiple(parts, devices or 1, processes)
     if size % step == 0:
         return []
     reasons = [f"{n} {what}" for n, what in ((devices, "devices"), (processes, "processes"), (parts, "accumulate_steps")) if n > 1]
     return [f"data.batch_size: found {size}, expected a multiple of {step} ({', '.join(reasons)}){multiples(size, step)}"]
 
 
+_CADENCES = ("run.keep_every_steps", "run.checkpoint_every_steps", "run.checkpoint_every_epochs", "schedule.total_steps")
+
+
 def _keeps(v: Values, devices: int, processes: int) -> list[str]:
-    keep, total = v["run.keep_every_steps"], v["schedule.total_steps"]
-    if not total or keep <= total:
+    keep, total, every = v["run.keep_every_steps"], v["schedule.total_steps"], v["run.checkpoint_every_steps"]
+    if not total or not keep or total % keep == 0:
         return []
-    return [f"run.keep_every_steps: found {keep}, expected at most schedule.total_steps = {total}: no checkpoint would be kept for it"]
+    if keep > total:
+        return [f"run.keep_every_steps: found {keep}, expected at most schedule.total_steps = {total}: no checkpoint would be kept for it"]
+    if (first := keep if v["run.checkpoint_every_epochs"] else math.lcm(keep, every)) <= total:  # epochs are known with the data
+        return []
+    why = f"the first saved step that it divides is {first:,}, and schedule.total_steps is {total}"
+    return [f"run.keep_every_steps: found {keep}, expected a multiple or divisor of run.checkpoint_every_steps = {every}: {why}"]
 
 
 def _learning_rate(v: Values, devices: int, processes: int) -> list[str]:
     peak = v["optimizer.base_lr"] * v["data.batch_size"] / 256
+    if v["optimizer.name"] == "adamw" and peak > 1:
+        return [
+            f"optimizer.base_lr: found {v['optimizer.base_lr']:g}, expected a peak, base_lr x batch_size / 256, of at most 1 with adamw"
+        ]
     if v["optimizer.min_lr"] <= peak:
         return []
     return [f"optimizer.min_lr: found {v['optimizer.min_lr']:g}, expected at most the peak, base_lr x batch_size / 256 = {peak:g}"]
@@ -128,7 +140,11 @@ def _local_crops(v: Values, devices: int, processes: int) -> list[str]:
 
 def _mesh(v: Values, devices: int, processes: int) -> list[str]:
     fsdp = v["run.fsdp"]
-    return [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices{divisors(fsdp, devices)}"] if devices % fsdp else []
+    return (
+        [f"run.fsdp: found {fsdp}, expected a divisor of the {devices} devices{divisors(fsdp, devices)}"]
+        if devices and devices % fsdp
+        else []
+    )
 
 
 def _value_range(v: Values, devices: int, processes: int) -> list[str]:
@@ -192,8 +208,8 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("data.value_range",), _value_range),
     (("data.batch_size", "optimizer.accumulate_steps"), _batch),
     *MODEL_RULES,
-    (("run.keep_every_steps", "schedule.total_steps"), _keeps),
-    (("optimizer.base_lr", "optimizer.min_lr", "data.batch_size"), _learning_rate),
+    (_CADENCES, _keeps),
+    (("optimizer.base_lr", "optimizer.min_lr", "optimizer.name", "data.batch_size"), _learning_rate),
     (("recipe", "relation.alpha", "relation.beta", "relation.image_weight"), _image_weight),
     (("recipe", "model.name", "masking.kind", "masking.ratio", "masking.ratio_var", "masking.prob", *_GRID), _masking),
     ((*_MAE_KEYS, "model.name", "mae.decoder_width", "mae.decoder_heads"), _mae),

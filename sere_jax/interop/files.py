@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from sere_jax.interop import torch_file
+from sere_jax.interop.integrity import DIGESTS, check_archive, check_digests, check_kind, check_npz, digests
 from sere_jax.interop.tables import Tensors
 from sere_jax.writing import replacing
 
@@ -35,6 +35,7 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any
     """
     path = Path(path)
     texts = {key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in metadata.items()}
+    texts[DIGESTS] = json.dumps(digests(tensors, texts), sort_keys=True)
     if path.suffix not in (".safetensors", ".npz"):
         raise FileError(f"{path}: found the ending {path.suffix!r}, expected .safetensors or .npz")
     if path.suffix == ".npz" and any(tensor.dtype.kind == "V" for tensor in tensors.values()):
@@ -55,7 +56,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     """Read the tensors of a `.safetensors`, a `.npz` or a PyTorch file (see `torch_file`), and its metadata.
 
     Metadata are JSON values, {} where the file has none. A PyTorch file's `left` names what is not a tensor.
-    Raises FileError where the file is missing, damaged or of another kind.
+    Archives are checked by their checksums, and files that `write_tensors` wrote by the digests of their tensors.
+    Raises FileError where the file is missing, damaged, of another kind, or unpacks to far more than it is.
     """
     path = Path(path)
     if not path.name.endswith(READABLE):
@@ -63,20 +65,24 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     try:
+        check_kind(path, "pytorch" if path.name.endswith(torch_file.ENDINGS) else path.suffix[1:])
+        check_archive(path)
         if path.name.endswith(torch_file.ENDINGS):
             return torch_file.read_torch(path)
         if path.suffix == ".npz":
+            check_npz(path)
             with np.load(path, allow_pickle=False) as archive:
                 tensors = {name: archive[name] for name in archive.files}
             texts = json.loads(str(tensors.pop(_METADATA, "{}")))
         else:
-            import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
-
             with safe_open(path, "np") as file:
                 texts = file.metadata() or {}
             tensors = load_file(path)
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        raise FileError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+        written = json.loads(texts.pop(DIGESTS, "{}"))
+        if written:
+            check_digests(tensors, {key: text for key, text in texts.items() if key != "format"}, written)
+    except Exception as error:  # zipfile, NumPy and safetensors raise many types on damaged bytes
+        raise FileError(f"{path}: cannot be read as {path.suffix[1:]}: {error or type(error).__name__}") from error
     return tensors, {key: _decoded(text) for key, text in texts.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sere_jax.interop import dino, hf, mocov3, resnet, timm, unsupported
+from sere_jax.interop.integrity import UnsoundFile, check_numbers
 from sere_jax.interop.relation import is_relation_head
 from sere_jax.interop.tables import InteropError, Tensors, flatten, matches, nest
 
@@ -27,7 +28,9 @@ _CLASSIFIER = ("head.weight", "head.bias")  # of timm's models; features come be
 _MAE_DECODER = ("decoder_*", "mask_token")  # of MAE's own files; its mask token has the decoder's width
 _STATISTICS = "batch_stats/"  # before the names of running statistics in our own files
 _WIDTHS = (192, 384, 768, 1024)  # ViT-Ti, S, B, L
-_PREFIXES = ("teacher", "student", "module", *mocov3.ENCODERS.values(), "backbone", "vit")
+_COUNTER = "num_batches_tracked"  # of BatchNorms, an integer
+_TIMM_WRAPPER = "timm_model."  # before timm's names in the files of transformers' TimmWrapperModel
+_PREFIXES = ("teacher", "student", "module", *mocov3.ENCODERS.values(), "backbone", "vit", "timm_model")
 
 
 class Imported(NamedTuple):
@@ -134,16 +137,23 @@ def import_network(
     if network not in NETWORKS:
         raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
     wanted, ignored = leave_out(tensors, ignore)
+    wanted = {name.removeprefix("module.").removeprefix(_TIMM_WRAPPER) if _TIMM_WRAPPER in name else name: x for name, x in wanted.items()}
     if not _is_ours(wanted):
         unsupported.refuse(spellings(name)[-1] for name in wanted)
     imported = _READERS[recognise(wanted)](wanted, _Choice(network, with_heads, norm_last_layer))
+    left = {*imported.left}
+    taken = {name: tensor for name, tensor in wanted.items() if not {name, name.removeprefix("module.")} & left}
+    try:
+        check_numbers({name: tensor for name, tensor in taken.items() if not name.endswith(_COUNTER)})
+    except UnsoundFile as error:
+        raise InteropError(f"{error}\n`ignore` leaves tensors out") from error
     return imported._replace(left=(*imported.left, *ignored))
 
 
 def describe(imported: Imported, network: str = "") -> list[str]:
     """What was recognised, taken and left, as lines for a person."""
     # BatchNorm's counters of batches matter to nobody.
-    left = [name for name in imported.left if not name.endswith("num_batches_tracked")]
+    left = [name for name in imported.left if not name.endswith(_COUNTER)]
     lines = [f"recognised   {TITLES[imported.format]}" + (f"; network {network}" if network else "")]
     for part, tree in imported.params.items():
         leaves = flatten(tree).values()

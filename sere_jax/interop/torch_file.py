@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from sere_jax.interop.integrity import DIGESTS, check_digests, digests
 from sere_jax.interop.tables import Tensors
 from sere_jax.writing import replacing
 
@@ -19,6 +21,7 @@ LEFT = "left"  # the metadata key for what was not read
 ARGUMENTS = "arguments"  # and that for the arguments of the program that wrote the file
 _ABOUT = "sere_jax"
 _WRAPPERS = ("state_dict", "model")  # dictionaries that hold one network; names inside them get no prefix
+_MOST_NAMES, _DEEPEST = 100_000, 50  # names of tensors and others in a file; dictionaries inside one another
 _NOT_WEIGHTS = ("optimizer", "scaler", "fp16_scaler", "lr_scheduler", "amp")
 
 
@@ -43,26 +46,63 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle of code, a truncated zip file, an HTML page: torch raises many types on those
-        raise TorchFileError(" ".join(str(error).split())[:400] or type(error).__name__) from error
+    except Exception as error:  # torch raises many types, and its messages advise to run the code in the file
+        raise TorchFileError(_reason(error)) from error
     about = content.pop(_ABOUT, {}) if isinstance(content, dict) else {}
+    written = about.pop(DIGESTS, {})
     arguments = _arguments(content) if isinstance(content, Mapping) else {}
     tensors: dict[str, np.ndarray] = {}
     left: list[str] = []
-
-    def walk(value: Any, name: str) -> None:
-        if isinstance(value, Mapping) and name not in _NOT_WEIGHTS:
-            for key, inner in value.items():
-                walk(inner, name if not name and key in _WRAPPERS else f"{name}.{key}".lstrip("."))
-        elif isinstance(value, torch.Tensor):
-            plain = value.detach().contiguous()
-            half = plain.dtype == torch.bfloat16
-            tensors[name] = plain.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if half else plain.numpy()
+    for name, value in _leaves(content, "", ()):
+        if len(tensors) + len(left) >= _MOST_NAMES:
+            raise TorchFileError(f"found more than {_MOST_NAMES:,} names, expected those of one or two networks")
+        if isinstance(value, torch.Tensor):
+            tensors[name] = _array(value, name)
         else:
             left.append(name)
-
-    walk(content, "")
+    if written:
+        check_digests(tensors, {}, written)
     return tensors, {**about, LEFT: left, **({ARGUMENTS: arguments} if arguments else {})}
+
+
+def _leaves(value: Any, name: str, parents: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dictionaries with their paths of names."""
+    if not isinstance(value, Mapping) or name in _NOT_WEIGHTS:
+        yield name, value
+        return
+    if id(value) in parents or len(parents) >= _DEEPEST:
+        raise TorchFileError(f"{name}: found a dictionary that holds itself, or {_DEEPEST} inside one another; expected nested names")
+    for key, inner in value.items():
+        path = name if not name and key in _WRAPPERS else f"{name}.{key}".lstrip(".")
+        yield from _leaves(inner, path, (*parents, id(value)))
+
+
+def _array(tensor: Any, name: str) -> np.ndarray:
+    """A tensor as NumPy's. Raises TorchFileError where it has no numbers of its own for each of its elements."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise TorchFileError(f"{name}: found a tensor that is sparse, quantised or without values, expected a plain one")
+    claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > stored:
+        raise TorchFileError(f"{name}: found {stored:,} bytes, expected {claimed:,} for its shape {list(tensor.shape)}")
+    plain = tensor.detach().contiguous()
+    if plain.dtype == torch.bfloat16:
+        return plain.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    try:
+        return plain.numpy()
+    except (TypeError, RuntimeError) as error:  # types of 8 bits and less
+        raise TorchFileError(f"{name}: found {plain.dtype}, which NumPy does not have; expected float32, float16 or bfloat16") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why torch did not read a file, in our words."""
+    if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds objects of Python code ({code[1]}), which are never run; expected tensors, numbers and texts. Where it was made, "
+            "torch.save(model.state_dict(), FILE) writes tensors alone"
+        )
+    return f"it is damaged, or PyTorch did not write it ({type(error).__name__})"
 
 
 def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
@@ -76,7 +116,7 @@ def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
 def write_torch(path: Path, networks: Mapping[str, Tensors], about: Mapping[str, Any]) -> None:
     """Write {network: tensors by name} as `torch.save` does, with `about` (texts, numbers, dictionaries of them) beside them.
 
-    Raises TorchFileError without PyTorch.
+    Raises TorchFileError without PyTorch, and where PyTorch cannot write (a full disk).
     """
     try:
         import torch
@@ -88,7 +128,11 @@ def write_torch(path: Path, networks: Mapping[str, Tensors], about: Mapping[str,
         copy = np.array(array.view(np.uint16) if half else array, order="C")
         return torch.from_numpy(copy).view(torch.bfloat16) if half else torch.from_numpy(copy)
 
+    written = digests({f"{network}.{name}": array for network, tensors in networks.items() for name, array in tensors.items()}, {})
     content = {network: {name: tensor(array) for name, array in tensors.items()} for network, tensors in networks.items()}
     # An open file, not its name: torch would store the name, and the same weights would make different bytes.
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save({**content, _ABOUT: dict(about)}, file)
+        try:
+            torch.save({**content, _ABOUT: {**about, DIGESTS: written}}, file)
+        except RuntimeError as error:
+            raise TorchFileError(f"PyTorch could not write all of it, as on a full disk ({str(error).splitlines()[0]})") from error

@@ -17,6 +17,12 @@ def announce(text: str, process_id: int) -> None:
         print(text, flush=True)
 
 
+def is_single(coordinator: str, num_processes: int) -> bool:
+    """Whether the flags and the environment show that a program is one process alone, before JAX is imported."""
+    clusters = ("SLURM_STEP_NODELIST", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_NUM_SLICES", "OMPI_COMM_WORLD_SIZE")
+    return not coordinator and num_processes <= 1 and not any(name in os.environ for name in clusters)
+
+
 def quiet(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Show only warnings of the libraries' logs, unless `--verbosity` asks for more. absl's programs show INFO by default."""
     if not flag_values["verbosity"].present:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -63,6 +64,8 @@ class LossyStream(io.TextIOBase):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error may be gone too, or never was there
+            print(f"standard output is gone ({error.strerror}); the program goes on without it", file=sys.stderr, flush=True)
 
 
 def stdout() -> rich.console.Console:

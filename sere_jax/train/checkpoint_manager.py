@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from sere_jax.distributed import OtherProcessError
-from sere_jax.train import checkpoint, stacking
+from sere_jax.train import checkpoint, peers, stacking
 from sere_jax.train.checkpoint import (
     CheckpointError,
     DamagedCheckpoint,
@@ -28,7 +28,8 @@ from sere_jax.train.checkpoint import (
     listed,
 )
 from sere_jax.train.digest import digests, json_digest
-from sere_jax.train.disk import Watched, brief, cause
+from sere_jax.train.disk import Watched, brief, cause, free_names, remove_unfinished
+from sere_jax.train.finite import unsound_leaves
 from sere_jax.train.scores import Best, BestStep, Scores
 from sere_jax.train.versions import versions
 from sere_jax.writing import place
@@ -47,8 +48,8 @@ class _Manager(ocp.CheckpointManager):
     """Orbax's manager, which leaves preemption to `train.signals`."""
 
     def reached_preemption(self, step: int) -> bool:
-        # Orbax would ask JAX with the training step, in each save. JAX compares one number for equality, and `Signals.reached` counts
-        # its own calls: a signal during a save would be agreed on for a number that never comes.
+        # Orbax would ask JAX with the training step, and `Signals.reached` counts its own calls. JAX compares them for equality, so that
+        # a signal during a save would be agreed on for a number that never comes.
         return False
 
 
@@ -114,8 +115,7 @@ class Checkpoints:
         are verified by `restore_newest` only. With several processes the first one decides.
 
         Raises:
-          CheckpointError: every checkpoint is damaged; the directory cannot be read; or something would have to be set aside and
-            `strict` forbids it.
+          CheckpointError: every checkpoint is damaged; the directory cannot be read; or `strict` forbids to set something aside.
           OtherProcessError: one of these, on processes other than the first.
         """
         error: Exception | None = None
@@ -141,7 +141,7 @@ class Checkpoints:
         return None
 
     def should_save(self, step: int) -> bool:
-        """Whether the cadence asks for a checkpoint of this step."""
+        """Whether a checkpoint of this step is due."""
         return self._every_steps > 0 and step > 0 and step % self._every_steps == 0
 
     def save(
@@ -149,11 +149,11 @@ class Checkpoints:
     ) -> bool:
         """Begin to save; False when neither the cadence nor `force` asks for it, or the step has been saved.
 
-        Returns as soon as the arrays are copied, so that the caller may donate them. They are written in the background,
-        and an error of that (`UnwritableCheckpoint`, as from a full disk) is raised by the next `save`, `wait` or `close`.
+        Returns as soon as the arrays are copied, so that the caller may donate them. An error of writing them in the background
+        (`UnwritableCheckpoint`, as from a full disk) is raised by the next `save`, `wait` or `close`. A state that is not finite
+        raises it too.
 
-        Args:
-          config, identity: JSON-able; what `read_config` returns, and what the run was trained on.
+        `config` and `identity` are JSON-able: what `read_config` returns, and what the run was trained on.
         """
         if not (force or self.should_save(step)):
             return False
@@ -162,6 +162,8 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return False
         named = checkpoint.named_leaves(state)
+        if unsound := unsound_leaves(named):
+            raise UnwritableCheckpoint(f"step {step} is not saved: found values that are NaN, infinite or above 1e19 in {listed(unsound)}")
         values = digests(named)
         leaves = {name: [str(leaf.dtype), list(leaf.shape), value] for (name, leaf), value in zip(named.items(), values, strict=True)}
         meta = {"step": step, "config": dict(config), "identity": dict(identity or {}), "versions": versions(), "leaves": leaves}
@@ -197,8 +199,9 @@ class Checkpoints:
             checkpoint.check_same(stored, leaves, root / str(step))
             arrays = checkpoint.read_arrays(root, step, leaves, {name: _restore_args(leaf) for name, leaf in stored.items()})
         checkpoint.verify(self.directory, step, leaves, arrays)
-        # Orbax stores no arrays without elements; those of the target are as good.
-        empty = {name: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for name, leaf in stored.items() if not leaf.size}
+        empty = {
+            name: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) for name, leaf in stored.items() if not leaf.size
+        }  # not stored
         named = stacking.arranged(arrays | empty, targets)
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [named[name] for name in wanted])
 
@@ -243,7 +246,7 @@ class Checkpoints:
         """Rename a directory so that it counts as a step no more. Raise `error` in strict mode."""
         if self._strict:
             raise CheckpointError(f"{error}. Nothing is set aside, because run.strict_restore is True") from error
-        target = next(_free_names(path.with_name(f"{path.name}.{kind}")))
+        target = next(free_names(path.with_name(f"{path.name}.{kind}")))
         try:
             path.rename(target)
         except OSError as failure:
@@ -277,19 +280,14 @@ class Checkpoints:
             yield
         except Exception as error:  # whatever Orbax and TensorStore raise: a full disk, a lost mount
             steps = listed(checkpoint.steps_if_readable(self.directory)) or "none"
-            raise UnwritableCheckpoint(
-                f"a checkpoint in {self.directory} could not be written: {cause(error)}; complete steps: {steps}"
-            ) from error
+            if jax.process_index() == 0:
+                remove_unfinished(self.directory)
+            text = f"a checkpoint in {self.directory} could not be written: {cause(error)}; complete steps: {steps}"
+            raise peers.announced(UnwritableCheckpoint(text)) from error
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.ArrayRestoreArgs:
     return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-
-def _free_names(path: epath.Path) -> Iterator[epath.Path]:
-    """The path, or with .2, .3, ... at its end, as long as nothing has that name."""
-    names = (path if number == 1 else path.with_name(f"{path.name}.{number}") for number in range(1, 10**6))
-    return (name for name in names if not name.exists())
 
 
 def _from_first_process(step: int, failed: bool) -> tuple[int, bool]:

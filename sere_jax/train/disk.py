@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import shutil
+from collections.abc import Iterator
+
+from etils import epath
 
 _CODE = re.compile(r"os_error_code='(\d+)'")
 
@@ -32,6 +37,20 @@ def brief(error: Exception) -> str:
     if len(text) > 500:
         text = f"{text[:240]} ... {text[-240:]}"
     return f"{type(error).__name__}: {text}"
+
+
+def free_names(path: epath.Path) -> Iterator[epath.Path]:
+    """The path, or with .2, .3, ... at its end, as long as nothing has that name."""
+    names = (path if number == 1 else path.with_name(f"{path.name}.{number}") for number in range(1, 10**6))
+    return (name for name in names if not name.exists())
+
+
+def remove_unfinished(directory: epath.Path) -> None:
+    """Remove what a failed save left, so that a full disk has its space again. What cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if ".orbax-checkpoint-tmp" in path.name:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class Watched:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
 
+from sere_jax.train import checkpoint, peers
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Evaluations, Periodic
-from sere_jax.train.meter import Limits, Meter, Metrics, Reporter, Work
+from sere_jax.train.meter import Limits, Meter, Metrics, OnBad, Reporter, Work
 from sere_jax.train.prefetch import Feed
 from sere_jax.train.signals import Signals, listening
 from sere_jax.train.tracing import TracedSteps, Tracer
@@ -45,6 +46,7 @@ def fit(
     evaluations: Sequence[Periodic] = (),
     replaced: Callable[[Batch], jax.Array] | None = None,
     limits: Limits | None = None,
+    on_bad: OnBad = None,
     signals: Signals | None = None,
     traced: TracedSteps | None = None,
 ) -> PyTree:
@@ -71,6 +73,7 @@ def fit(
       config, identity: JSON-able, saved with the state.
       replaced: device batch -> a boolean for each of its images, True where it stands in for an unreadable one.
       limits: how many bad steps and images are borne; None = the defaults.
+      on_bad: is told of each step that was skipped, soon after it.
       signals: the program's, which listen since its start; None = listen from here to the end.
       traced: steps that JAX's profiler records.
 
@@ -85,14 +88,14 @@ def fit(
     if start >= total_steps:
         if checkpoints and checkpoints.save(start, state, config, force=True, identity=identity):
             checkpoints.wait()  # a run of no steps: what an evaluation of the random initialisation reads
-        progress.note(f"nothing to train: the checkpoint is of step {start}, the run ends at {total_steps}")
-        return state
+        return _untrained(state, start, total_steps, progress)
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(Feed(batches(start), put, total_steps - start))  # reads and decodes while the step is compiled
         train_step, signals = compile_step(), stack.enter_context(listening(signals))
-        meter = Meter(start, work(), progress, limits or Limits(), int(getattr(state, "bad_steps", 0)))
+        meter = Meter(start, work(), progress, limits or Limits(), int(getattr(state, "bad_steps", 0)), on_bad)
         saver = _Saver(checkpoints, {"config": config, "identity": identity}, progress, meter)
         tracer = stack.enter_context(Tracer(traced, start, meter, progress))
+        stack.enter_context(meter.watchdog)
         if signals.begin():
             saver.stop(start, total_steps, state, signals)
         for step in range(start + 1, total_steps + 1):
@@ -135,6 +138,11 @@ def _restore(checkpoints: Checkpoints | None, abstract_state: PyTree, init: Call
         return init(), 0
 
 
+def _untrained(state: PyTree, start: int, total_steps: int, progress: Reporter) -> PyTree:
+    progress.note(f"nothing to train: the checkpoint is of step {start}, the run ends at {total_steps}")
+    return state
+
+
 class _End(NamedTuple):
     """Where a run stops early."""
 
@@ -164,6 +172,12 @@ class _Saver:
 
     def __init__(self, checkpoints: Checkpoints | None, meta: Mapping[str, Any], progress: Reporter, meter: Meter) -> None:
         self._checkpoints, self._meta, self._progress, self._meter = checkpoints, meta, progress, meter
+        peers.resumes(self.where)
+
+    def where(self) -> str:
+        """How far the run is and where it would go on, for the report of a lost process."""
+        steps = checkpoint.steps_if_readable(self._checkpoints.directory) if self._checkpoints else []
+        return f"this process was at step {self._meter.step}; start all again, and the run goes on from step {max(steps, default=0)}"
 
     def save(self, step: int, state: PyTree, *, last: bool, best: bool = False) -> None:
         if self._checkpoints is None or not (last or best or self._checkpoints.should_save(step)):

@@ -7,13 +7,16 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from sere_jax.train.watchdog import Watchdog
+
 Metrics = Mapping[str, jax.Array]
+OnBad: TypeAlias = Callable[[int], None] | None  # is told of each step that was skipped
 
 # Steps that may be under way before the host waits for the oldest: the device always has work, and batches do not pile up.
 _RUN_AHEAD = 2
@@ -30,11 +33,13 @@ class Limits:
       bad_steps: steps in a row that are skipped for a non-finite loss or gradient.
       bad_step_share: such steps as a share of all steps of the run, judged over at least 1000.
       bad_image_share: unreadable images as a share of all images since this start, judged over at least 1000.
+      stuck_seconds: of a step, after which the stacks of all threads are printed, and at twice that the process ends; 0 = never.
     """
 
     bad_steps: int = 10
     bad_step_share: float = 0.01
     bad_image_share: float = 0.01
+    stuck_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +100,22 @@ class Reporter(Protocol):
 class Meter:
     """Means of metrics over the steps since the last log, summed on the device, and the clock of the same steps."""
 
-    def __init__(self, start: int, work: Work, progress: Reporter, limits: Limits, bad_steps: int) -> None:
+    def __init__(self, start: int, work: Work, progress: Reporter, limits: Limits, bad_steps: int, on_bad: OnBad = None) -> None:
         self._start, self._work, self._progress, self._limits = start, work, progress, limits
+        self._on_bad = on_bad
         self._bad_steps, self._bad_in_a_row, self._replaced = bad_steps, 0, 0
         self._sums: Any = None
         self._pending: collections.deque[tuple[int, jax.Array, Any]] = collections.deque()
         self._held: tuple[int, dict[str, float]] | None = None
         self._began = self._last_done = 0.0
+        self.step = start  # the last one that was dispatched
+        self.watchdog = Watchdog(limits.stuck_seconds)  # to be used around the steps
         self._restart_clock()
 
     def add(self, step: int, metrics: Metrics, replaced: jax.Array | None, due: bool) -> None:
         """Count a step that was just dispatched; `due` closes the window. Waits for the step before the last two."""
+        self.step = step
+        self.watchdog.step(step)
         self._sums, bad = _accumulate(self._sums, dict(metrics), replaced)
         sums = None
         if due:
@@ -142,7 +152,8 @@ class Meter:
         """The clock stands still."""
         began = time.perf_counter()
         try:
-            yield
+            with self.watchdog.paused():
+                yield
         finally:
             pause = time.perf_counter() - began
             self._began, self._last_done = self._began + pause, self._last_done + pause
@@ -169,6 +180,8 @@ class Meter:
             self._check_images(step)
         self._bad_in_a_row = self._bad_in_a_row + 1 if int(bad) else 0
         if int(bad):
+            if self._on_bad:
+                self._on_bad(step)
             self._check_steps(step)
 
     def _check_steps(self, step: int) -> None:

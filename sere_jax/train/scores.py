@@ -17,6 +17,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import BestN
 
 from sere_jax import distributed
+from sere_jax.train import peers
 from sere_jax.train.checkpoint import UnwritableCheckpoint, reading
 from sere_jax.train.disk import cause
 from sere_jax.writing import replacing
@@ -73,7 +74,7 @@ class Scores:
             with replacing(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         except OSError as error:
-            raise UnwritableCheckpoint(f"{self._path} could not be written: {cause(error)}") from error
+            raise peers.announced(UnwritableCheckpoint(f"{self._path} could not be written: {cause(error)}")) from error
 
     def value(self, step: int) -> float | None:
         """The score of a step by which it is compared; None where it has none, or one that is not finite."""

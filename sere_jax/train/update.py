@@ -16,6 +16,7 @@ from einops import rearrange
 
 from sere_jax.ops.keys import example_keys
 from sere_jax.train.crossing import Crossing
+from sere_jax.train.finite import is_sound
 from sere_jax.train.state import State
 from sere_jax.types import Metrics, PyTree, Schedule
 
@@ -122,15 +123,13 @@ def descend(state: State, gradients: PyTree, optimizer: optax.GradientTransforma
 def keep_finite(before: State, after: State, gradients: PyTree, output: LossOutput) -> tuple[State, Metrics]:
     """Take the step, or leave everything as it was but `step` and `bad_steps` where something is not finite.
 
-    The loss, the gradients' norm, running statistics and the method's statistics are looked at. optax's `apply_if_finite` would guard
-    parameters and optimizer alone: teacher and statistics must stay with them. Returns the state after the step, and the metrics with
+    The loss, the gradients' norm, the method's statistics and the whole new state are looked at: a moment of 1e38 makes finite parameters
+    that are lost all the same. optax's `apply_if_finite` would guard parameters and optimizer alone: teacher and statistics must stay
+    with them. Returns the state after the step, and the metrics with
     `grad_norm` and `bad_step` (1 where the step was skipped).
     """
     norm = optax.tree.norm(gradients)
-    small = jax.tree.leaves((output.running, output.statistics))
-    finite = jnp.isfinite(output.metrics["loss"]) & jnp.isfinite(norm)
-    for leaf in small:
-        finite &= jnp.all(jnp.isfinite(leaf))
+    finite = jnp.isfinite(output.metrics["loss"]) & jnp.isfinite(norm) & is_sound((after, output.statistics))
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     bad = 1 - finite.astype(jnp.int32)
     metrics = output.metrics | {"grad_norm": norm, "bad_step": bad.astype(jnp.float32)}

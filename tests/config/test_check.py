@@ -66,7 +66,7 @@ MISTAKES = [
     ({"model__depth": 2.5}, 1, 1, "model.depth: found 2.5, expected a whole number of at least 0"),
     ({"optimizer__accumulate_steps": True}, 1, 1, "optimizer.accumulate_steps: found True, expected a whole number of at least 1"),
     ({"optimizer__decay_bias": 1}, 1, 1, "optimizer.decay_bias: found 1, expected true or false"),
-    ({"optimizer__base_lr": math.nan}, 1, 1, "optimizer.base_lr: found nan, expected a number above 0"),
+    ({"optimizer__base_lr": math.nan}, 1, 1, "optimizer.base_lr: found nan, expected a number above 0 and at most 100"),
     ({"optimizer__clip_grad": math.inf}, 1, 1, "optimizer.clip_grad: found inf, expected a number of at least 0"),
     ({"optimizer__weight_decay": -0.1}, 1, 1, "optimizer.weight_decay: found -0.1, expected a number of at least 0"),
     ({"views__flip_prob": 1.5}, 1, 1, "views.flip_prob: found 1.5, expected a number of at least 0 and at most 1"),

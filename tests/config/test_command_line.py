@@ -147,6 +147,25 @@ def test_parts_before_the_argument_of_an_evaluation_stay():
 @pytest.mark.parametrize(
     ("program", "words"),
     [
+        (["train.py", QUICKSTART, "--workdir=w", "--config.photometry.mean=(123.7,116.3,103.5)", "--config.data.workers=10000", "--lr=1"], [
+            "3 mistakes, nothing was started", "--lr: unknown flag", "photometry.mean: found (123.7", "data.workers: found 10000, expected",
+        ]),
+        (["eval.py", f"--config={ROOT}/configs/eval/knn.py:bundled", "--checkpoint=a", "--workdir=w", "--config.sise=3"], [
+            "1 mistake, nothing was started", "sise: unknown key; nearest: size",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_single_process_is_refused_before_jax_is_imported(tmp_path: Path, program: list[str], words: list[str]):
+    (tmp_path / "jax.py").write_text("raise SystemExit(77)")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TPU_", "OMPI_"))}
+    command = [sys.executable, *program]
+    done = subprocess.run(command, cwd=ROOT, env=environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == "" and all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
         (["train.py", QUICKSTART, "--workdir=runs/\udce9"], "training in runs/\\udce9: starting JAX\n"),
         (
             ["eval.py", f"--config={ROOT}/configs/eval/knn.py:bundled", "--checkpoint=a,\udce9", "--workdir=w"],

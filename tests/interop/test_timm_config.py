@@ -69,6 +69,22 @@ def test_heads_and_images_are_those_of_the_file(tmp_path, tensors, config):
         load_backbone(tmp_path, heads=4)
 
 
+@pytest.mark.parametrize("prefix", ["timm_model.", "module.timm_model."])
+def test_files_of_transformers_timm_wrapper_are_timms(tmp_path, tensors, prefix):
+    """`TimmWrapperModel.save_pretrained` puts `timm_model.` before timm's names, and its model type into timm's config."""
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in tensors.items()} | {f"{prefix}head.weight": np.zeros((5, 48), np.float32)}
+    config = CONFIG | {"model_type": "timm_wrapper", "do_pooling": True, "initializer_range": 0.02, "architectures": ["TimmWrapperModel"]}
+    backbone = _load(tmp_path, wrapped, config)
+    assert (backbone.module.heads, backbone.preprocess.std) == (3, (0.5, 0.25, 0.5))
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    expected = _load(tmp_path, tensors, config)(image).cls
+    np.testing.assert_array_equal(backbone(image).cls, expected)
+    (tmp_path / "config.json").unlink()
+    write_tensors(tmp_path / "model.safetensors", wrapped | {f"{prefix}blocks.0.ls1.gamma": np.zeros(48, np.float32)}, {})
+    with pytest.raises(InteropError, match="layer scale"):
+        load_backbone(tmp_path, heads=3)
+
+
 @pytest.mark.parametrize("config", [None, {"recipe": "dino"}])
 def test_without_a_config_of_timm_the_assumption_is_told(tmp_path, tensors, config):
     backbone = _load(tmp_path, tensors, config, heads=3)

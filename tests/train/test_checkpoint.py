@@ -124,6 +124,21 @@ def test_saving_takes_no_part_in_the_agreement_on_a_signal(tmp_path: Path, monke
     assert not asked
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("leaf", ["params/backbone/half", "opt_state/0/mu/backbone/kernel"])
+def test_a_state_with_a_value_that_is_lost_is_never_saved(tmp_path: Path, leaf: str, value: float):
+    good = make_state()
+    named = checkpoint.named_leaves(good)
+    structure = jax.tree.structure(good)
+    bad = jax.tree.unflatten(structure, [x.at[1, 2].set(value) if name == leaf else x for name, x in named.items()])
+    checkpoints = Checkpoints(tmp_path, every_steps=1)
+    checkpoints.save(1, good, CONFIG)
+    with pytest.raises(UnwritableCheckpoint, match=rf"step 2 is not saved: found values .* in {leaf}$"):
+        checkpoints.save(2, bad, CONFIG)
+    checkpoints.close()
+    assert checkpoint.find_step(tmp_path)[1] == 1
+
+
 def test_the_config_comes_back(tmp_path: Path):
     saved(tmp_path / "checkpoints", make_state(), 3, 5)
     expected = json.loads(json.dumps(CONFIG))
@@ -254,10 +269,10 @@ try:
     checkpoints.wait()
 except CheckpointError as error:
     print(error)
-print('step', read_state(sys.argv[1])[1])
+print('step', read_state(sys.argv[1])[1], sorted(name for name in __import__('os').listdir(sys.argv[1]) if 'tmp' in name))
 """
     output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True).stdout
-    assert output.endswith(f"a checkpoint in {tmp_path} could not be written: File too large; complete steps: 1\nstep 1\n"), output
+    assert output.endswith(f"a checkpoint in {tmp_path} could not be written: File too large; complete steps: 1\nstep 1 []\n"), output
 
 
 def test_a_workdir_that_vanished_is_told_and_not_made_anew(tmp_path: Path):

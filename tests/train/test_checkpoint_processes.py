@@ -129,7 +129,21 @@ if rank == 0:
     checkpoints.scores.add(6, 'knn', {'top1': 0.5})
 checkpoints.scores.start(6)
 assert checkpoints.scores.done(6, 'knn')
-print('agreed')
+print('agreed', flush=True)
+
+# Process 0 alone fails, while process 1 waits for it.
+from pathlib import Path
+from sere_jax.train import peers
+peers.GRACE_SECONDS = 0.3
+peers.watch()
+if rank == 0:
+    Path(directory, 'a file').touch()
+    checkpoints.scores._path = Path(directory, 'a file', 'evaluations.jsonl')
+    try:
+        checkpoints.scores.add(7, 'knn', {'top1': 0.5})
+    except Exception as error:
+        sys.exit(peers.ended(error, 1))
+jax.experimental.multihost_utils.process_allgather(rank)
 """
 
 
@@ -140,6 +154,8 @@ def test_two_processes_read_what_one_wrote_and_the_reverse(tmp_path: Path):
     one.close()
     outputs = outputs_of_two(_TWO_PROCESSES, tmp_path, flags="--xla_force_host_platform_device_count=2")
     assert all("agreed" in output for output in outputs), "\n".join(outputs)
+    assert "a file/evaluations.jsonl could not be written" in outputs[0], outputs[0]
+    assert "process 0 of 2 ended: " in outputs[1] and "a file/evaluations.jsonl could not be written" in outputs[1], outputs[1]
     again = Checkpoints(tmp_path, every_steps=1)
     assert again.newest() == 6
     assert_same_bits(again.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), 6), state)

@@ -193,7 +193,9 @@ def with_bad_steps(*bad: int) -> Any:
 
 def test_bad_steps_are_counted_and_left_out_of_the_means(tmp_path: Path):
     listener = Listener()
-    state = run(tmp_path, 8, listener, feed=with_bad_steps(3, 7, 8))
+    skipped: list[int] = []
+    state = run(tmp_path, 8, listener, feed=with_bad_steps(3, 7, 8), on_bad=skipped.append)
+    assert skipped == [3, 7, 8]
     assert int(state.bad_steps) == 3 and all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state))
     assert [(step, values["bad_steps"], values["at"]) for step, values in listener.written][:2] == [(2, 0.0, 1.5), (4, 1.0, 4.0)]
     assert np.isnan(listener.written[-1][1]["loss"]), "no good step between 6 and 8"

@@ -89,6 +89,8 @@ def _around(workdir: Path, logs: str) -> tuple[int, float]:
         return 0, 0.0
     caught = min(datetime.datetime.fromisoformat(f"{text}+00:00").timestamp() for text in times)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if not rows:  # stopped before the first step was logged
+        return 0, 0.0
     return max((row["step"] for row in rows if row["time"] <= caught), default=0), max(0.0, rows[-1]["time"] - caught)
 
 

@@ -13,6 +13,7 @@ import pytest
 from sere_jax.ops.keys import example_keys
 from sere_jax.train.state import PretrainMethod, State
 from sere_jax.train.step import PretrainStep
+from sere_jax.train.update import LossOutput, make_update
 from sere_jax.types import Objective, Request, Views
 from tests import micro
 
@@ -150,6 +151,30 @@ def test_a_gradient_that_is_not_finite_is_a_bad_step_too():
     )
     after, metrics = _step(power=0.5)(state, VIEWS)
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"]) and float(metrics["bad_step"]) == 1
+    micro.assert_equal(after, state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("place", ["params", "mu", "nu", "gradient"])
+def test_no_update_takes_in_a_value_that_is_lost(place: str, value: float):
+    """The loss and its gradient are finite: only the update shows what lies in a parameter that nothing reads, or in a moment."""
+    optimizer = optax.with_extra_args_support(optax.adamw(0.1))
+
+    def loss(params, running, batch, keys):
+        error = jnp.mean((batch["x"] @ params["w"]) ** 2)
+        return error + (batch["scale"][0] * params["w"].sum() if place == "gradient" else 0.0), LossOutput(running, {})
+
+    params = {"w": jnp.ones((3, 1)), "unused": jnp.zeros(2)}
+    opt_state = optimizer.init(params)
+    broken = jnp.full(2, value)
+    if place == "params":
+        params = params | {"unused": broken}
+    elif place in ("mu", "nu"):
+        opt_state = (opt_state[0]._replace(**{place: {"w": jnp.zeros((3, 1)), "unused": broken}}), *opt_state[1:])
+    state = State(jnp.int32(4), params, {}, opt_state, jnp.int32(1), {})
+    batch = {"x": jnp.ones((2, 3)), "scale": jnp.full(2, value if place == "gradient" else 0.0)}
+    after, metrics = jax.jit(make_update(loss=loss, optimizer=optimizer))(state, batch)
+    assert float(metrics["bad_step"]) == 1
     micro.assert_equal(after, state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1))
 
 

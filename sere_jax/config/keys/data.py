@@ -9,10 +9,13 @@ _DATA = {
     "source": Key("folder:", TEXT, "Images to train on: bundled, folder:DIR, list:FILE, tfds:, classes:, masks:, mix: (docs/data.md)."),
     "batch_size": Key(512, count(1), "Images in a step, over all devices and processes."),
     "backend": Key("fast", choice("fast", "pil"), "Decoder: fast = simplejpeg and OpenCV; pil = Pillow's bicubic, as the authors' code."),
-    "workers": Key(4, count(), "Processes of each host that decode and crop; 0 works in the trainer's own process.", machine=True),
-    "prefetch": Key(2, count(1), "Batches that each worker keeps ready.", machine=True),
+    "workers": Key(
+        4, Rule(int, low=0, high=512), "Processes of each host that decode and crop; 0 works in the trainer's own process.", machine=True
+    ),
+    "prefetch": Key(2, Rule(int, low=1, high=512), "Batches that each worker keeps ready.", machine=True),
     "max_bad_fraction": Key(0.01, SHARE, "Largest share of unreadable images; above it the run ends.", machine=True),
     "max_pixels": Key(50_000_000, count(1), "Images of more pixels (width x height) count as unreadable.", machine=True),
+    "max_decode_seconds": Key(20, Rule(int, low=1, high=3600), "Seconds after which an image counts as unreadable.", machine=True),
     "value_range": Key(
         (0.0, 0.0), Rule(float, length=2, ordered=True), "Array and TIFF values that become 0 and 255; zeros = the type's own."
     ),
@@ -42,8 +45,12 @@ _PHOTOMETRY = {
     "blur_sigma": Key((0.1, 2.0), interval(), "Range of the blur's standard deviation, pixels."),
     "solarize_prob": Key((0.0, 0.2, 0.0), Rule(float, low=0.0, high=1.0, length=3), "Probability of solarisation."),
     "solarize_threshold": Key(128, Rule(int, low=0, high=256), "Values from this one on, of 0 to 255, are inverted by solarisation."),
-    "mean": Key((0.485, 0.456, 0.406), Rule(float, length=0), "Mean of each channel, of pixels in [0, 1]; ImageNet's."),
-    "std": Key((0.229, 0.224, 0.225), Rule(float, low=0.0, above=True, length=0), "Standard deviation of each channel; ImageNet's."),
+    "mean": Key((0.485, 0.456, 0.406), Rule(float, low=0.0, high=1.0, length=0), "Mean of each channel, of pixels in [0, 1]; ImageNet's."),
+    "std": Key(
+        (0.229, 0.224, 0.225),
+        Rule(float, low=0.0, high=1.0, above=True, length=0),
+        "Standard deviation of each channel, of pixels in [0, 1]; ImageNet's.",
+    ),
 }
 
 _MASKING = {

@@ -24,7 +24,7 @@ _OPTIMIZER = {
     "beta2": Key(0.999, number(0.0, 0.9999), "Second beta of AdamW."),
     "momentum": Key(0.9, number(0.0, 0.9999), "Momentum of SGD and LARS."),
     "trust_coefficient": Key(0.001, POSITIVE, "Trust coefficient of LARS."),
-    "base_lr": Key(5e-4, POSITIVE, "Learning rate for 256 images; the peak is base_lr x data.batch_size / 256."),
+    "base_lr": Key(5e-4, number(0, 100, above=True), "Learning rate for 256 images; the peak is base_lr x data.batch_size / 256."),
     "min_lr": Key(1e-6, number(), "Learning rate at the end of the cosine; it does not scale with the batch."),
     "warmup_epochs": Key(10, count(), "Linear warm-up of the learning rate from 0, epochs."),
     "warmup": Key(
@@ -32,8 +32,8 @@ _OPTIMIZER = {
         choice("inclusive", "exclusive"),
         "The peak is at the warm-up's last step (DINO), or at the step after it (MoCo v3, MAE).",
     ),
-    "weight_decay": Key(0.04, number(), "Weight decay at the start."),
-    "weight_decay_end": Key(0.4, number(), "Weight decay at the end, reached by a cosine."),
+    "weight_decay": Key(0.04, number(0, 10), "Weight decay at the start."),
+    "weight_decay_end": Key(0.4, number(0, 10), "Weight decay at the end, reached by a cosine."),
     "clip_grad": Key(3.0, number(), "Largest norm of one tensor's gradient; 0 = no clipping."),
     "freeze_last_layer_epochs": Key(1, count(), "Epochs in which the prototypes do not move."),
     "freeze_backbone_epochs": Key(0, count(), "Epochs in which the backbone does not move: new heads warm up on weights of init_from."),
@@ -67,6 +67,8 @@ _RUN = {
     "keep_best_mode": Key("max", choice("max", "min"), "Which value of run.keep_best is best."),
     "max_bad_steps": Key(10, count(), "Steps in a row with a non-finite loss or gradient that are skipped before the run ends."),
     "max_bad_share": Key(0.01, SHARE, "Share of such steps in all, of at least 1000, above which the run ends."),
+    "lost_after_seconds": Key(30, Rule(int, low=5, high=80), "Seconds without a sign of life after which another process counts as lost."),
+    "stuck_after_seconds": Key(1800, count(), "Seconds of a step after which all stacks are printed; at twice that it ends; 0 = never."),
     "strict_restore": Key(False, BOOL, "A damaged or renamed checkpoint ends the start, instead of being set aside for an older one."),
     "accept_changed_data": Key(False, BOOL, "A run goes on with other images than before; false = they are an error."),
     "profile_steps": Key(

@@ -26,6 +26,7 @@ from sere_jax.data.images.rasters import NPY, decode_npy
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.images.size import check_size
 from sere_jax.data.images.tiff import TIFF, decode_tiff
+from sere_jax.data.images.time_limit import OutOfTime, within
 from sere_jax.data.sources.example import BadImage
 
 __all__ = ["BadImage", "decode"]
@@ -54,8 +55,16 @@ def decode(data: bytes, reading: ImageReading = DEFAULT_READING, *, reuse: bool 
     more than 8 bits. Files of 8 bits of these and of all other formats are levels already.
 
     The header's size is checked against `max_pixels` before anything is decoded. With `reuse` the pixels may lie in memory
-    that this thread's next call with `reuse` writes to. Raises BadImage, and no other error, where the file cannot be read.
+    that this thread's next call with `reuse` writes to. Raises BadImage, and no other error, where the file cannot be read,
+    or not within `reading.seconds`.
     """
+    try:
+        return within(reading.seconds, _decode, data, reading, reuse)
+    except OutOfTime as error:
+        raise BadImage(f"decoding {error} and was given up") from error
+
+
+def _decode(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
     channels, max_pixels = reading.channels, reading.max_pixels
     try:
         if data.startswith(NPY):

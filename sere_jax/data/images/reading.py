@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 Backend = Literal["fast", "pil"]
 BACKENDS: tuple[Backend, ...] = ("fast", "pil")
 MAX_PIXELS = 50_000_000
+MAX_SECONDS = 20.0
 
 ValueRange: TypeAlias = tuple[float, float]
 BY_TYPE: ValueRange = (0.0, 0.0)  # the whole range of an unsigned integer type
@@ -22,6 +23,7 @@ class ImageReading:
       max_pixels: width x height above which an image counts as unreadable.
       channels: 3 for RGB, 1 for luma; another number reads arrays and TIFF files with that many channels.
       value_range: the sample values that become the levels 0 and 255; `BY_TYPE` takes the range of the integer type.
+      seconds: after which decoding an image is given up, and it counts as unreadable.
 
     Raises ValueError for an unknown backend, fewer than one channel, or a range that does not rise.
     """
@@ -30,6 +32,7 @@ class ImageReading:
     max_pixels: int = MAX_PIXELS
     channels: int = 3
     value_range: ValueRange = BY_TYPE
+    seconds: float = MAX_SECONDS
 
     def __post_init__(self) -> None:
         low, high = self.value_range

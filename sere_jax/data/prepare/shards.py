@@ -89,7 +89,7 @@ class Output:
                         writer.write(result)
                         records += 1
             finally:
-                writer.close()
+                _close(writer, path)
         note = {"file": shard.file, "records": records, "bytes": os.path.getsize(path), "sha256": file_digest(path), "left_out": left_out}
         write_json(self._note(shard), note)
         return note
@@ -103,6 +103,14 @@ class Output:
 
     def _note(self, shard: Shard) -> str:
         return os.path.join(self._notes, f"{shard.file}.json")
+
+
+def _close(writer: Any, path: str) -> None:
+    """Write what a writer holds back. Raises PrepareError where the disk refuses it: the writer's own error is of no kind of its own."""
+    try:
+        writer.close()
+    except RuntimeError as error:
+        raise PrepareError(f"{path}: cannot be written: {error}") from error
 
 
 def encoded(

@@ -136,13 +136,16 @@ def _is_split(name: str) -> bool:
 def read_file(path: str) -> bytes:
     """The bytes of a plain file of at most MAX_BYTES. Raises OSError for anything else: a pipe would block, a device never end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a plain file", path)
         if status.st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than an image may have ({MAX_BYTES})", path)
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def file_sizes(paths: Iterable[str]) -> Iterator[int]:

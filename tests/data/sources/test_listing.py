@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sere_jax.data.sources.folder import read_file
 from sere_jax.data.sources.lists import read_lines, read_names
 from sere_jax.data.sources.open import SourceError, open_source
 from tests.data.images.images import encode, gradient
@@ -33,6 +34,16 @@ def test_files_that_are_not_read_are_counted_and_told(tmp_path, caplog):
     assert note == "4 files are not read as images: 2 .heic, 1 .txt, 1 without an extension"
     assert note in caplog.text
     assert sorted(os.path.basename(path) for path in source.left_out()) == ["1.heic", "2.HEIC", "n1", "notes.txt"]
+
+
+def test_what_is_no_plain_file_is_refused_and_leaves_no_descriptor_open(tmp_path):
+    (tmp_path / "directory.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("directory.jpg", "pipe.jpg"):
+        with pytest.raises(OSError, match="not a plain file"):
+            read_file(str(tmp_path / name))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_arrays_beside_a_picture_are_counted(tmp_path):

@@ -1,0 +1,52 @@
+"""What is kept of the first step of a run that was skipped, so that it can be repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from sere_jax.train import checkpoint
+from sere_jax.writing import replacing
+
+DIRECTORY = "bad_steps"
+
+
+def keep(workdir: Path, step: int, facts: Mapping[str, Any]) -> str:
+    """Make WORKDIR/bad_steps/STEP, a workdir that resumes before the step; return a sentence, "" where an earlier step was kept.
+
+    A step is a pure function of the state, the seed and the images. So the run's command with this directory as its workdir passes
+    through the same step again, on the same kind of machine in the same bits. The newest checkpoint before the step is linked there,
+    which takes no space until the run deletes its own. `facts` are written to `step.json`.
+
+    Example:
+      >>> keep(Path("run"), 7, {"seed": 0})
+      'step 7 was skipped; run/bad_steps/7 says of which images. To repeat it: the same command with --workdir=run/bad_steps/7'
+      >>> keep(Path("run"), 9, {"seed": 0})
+      ''
+    """
+    target = workdir / DIRECTORY / str(step)
+    if target.parent.is_dir():
+        return ""
+    root = epath.Path(workdir / "checkpoints")
+    before = [saved for saved in checkpoint.steps_if_readable(root) if saved < step]
+    target.mkdir(parents=True)
+    if before:
+        shutil.copytree(root / str(before[-1]), target / "checkpoints" / str(before[-1]), copy_function=_link)
+    with replacing(target / "step.json") as temporary:
+        temporary.write_text(json.dumps({"step": step, "resumes_from": before[-1] if before else 0, **facts}, indent=2) + "\n")
+    return f"step {step} was skipped; {target} says of which images. To repeat it: the same command with --workdir={target}"
+
+
+def _link(source: str, target: str) -> str:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
