@@ -4,6 +4,7 @@
 # make test        install the test requirements and run the suite
 # make test-slow   the long tests
 # make reliability SIGKILLs, signals, damaged files, full disks, a soak; SCALE=0.05 makes it a twentieth (hours on two cores)
+# make test-cloud  runs in a bucket, which an emulator serves on this machine
 # make lint        ruff (format and rules) and mypy
 # make lock        write requirements.lock: the packages of requirements.txt and all that they need, with the hashes of their files
 # make format      let ruff rewrite the code
@@ -18,9 +19,10 @@ WORKERS ?= 2
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 RUN_STAMP := $(VENV)/.installed-run-$(VERSION)
 TEST_STAMP := $(VENV)/.installed-test-$(VERSION)
+CLOUD_STAMP := $(VENV)/.installed-cloud-$(VERSION)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-seeds accelerator test test-slow reliability lint lock format clean
+.PHONY: demo demo-seeds accelerator test test-slow test-cloud reliability lint lock format clean
 .DELETE_ON_ERROR:
 
 define make_venv
@@ -40,6 +42,11 @@ $(TEST_STAMP): requirements.lock requirements-test.txt
 	$(PIP) --require-hashes -r requirements.lock
 	$(PIP) -r requirements-test.txt
 	@touch $(RUN_STAMP) $@
+
+$(CLOUD_STAMP): requirements.txt requirements-test.txt requirements-cloud.txt requirements-cloud-test.txt
+	$(make_venv)
+	$(PIP) -r requirements-cloud-test.txt
+	@touch $(RUN_STAMP) $(TEST_STAMP) $@
 
 demo: $(RUN_STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(DEMO)
@@ -63,6 +70,9 @@ reliability: $(TEST_STAMP)
 
 test-slow: $(TEST_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
+
+test-cloud: $(CLOUD_STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/cloud -m "slow or not slow"
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """Pre-train a vision transformer: python train.py --config=configs/NAME.py[:key=value,...] --workdir=DIR [--config.key=value ...]
 
 The same command resumes: the newest checkpoint of the workdir is picked up. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop the run
-after a step and save it (exit code 0). Exit code 2: the command line, the config, the data or the workdir cannot be used; all mistakes
-are listed and nothing was started. 1: the run ended because steps, images or the disk were bad.
+after a step and save it (exit code 0, or --stopped_exit_code). Exit code 2: the command line, the config, the data or the
+workdir cannot be used; all mistakes are listed and nothing was started. 1: the run ended because steps, images or the disk were bad.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoin
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where several processes are not found by themselves.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run; with --coordinator.", lower_bound=0)
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0; with --coordinator.", lower_bound=-1)
+
+_STOPPED_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "Exit code after a signal stopped the run before its end, for schedulers that restart only what failed.", 0, 255
+)
 
 
 def main(mistakes: list[str]) -> int:
@@ -64,9 +68,11 @@ def main(mistakes: list[str]) -> int:
         pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations(_CONFIG.value), signals=_SIGNALS, launch=launch)
     except Interrupted:
         print(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
+        return _STOPPED_EXIT_CODE.value
     except fit.Stopped as stopped:
         if jax.process_index() == 0:
             print(stopped)
+        return _STOPPED_EXIT_CODE.value
     except distributed.OtherProcessError as error:
         return peers.ended(error, 2, only_first=True)
     except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, UnwritableCheckpoint) as error:

@@ -1,31 +1,74 @@
 #!/usr/bin/env bash
-# A template for a Cloud TPU slice: makes it, installs, trains on all hosts, and deletes nothing.
-#   NAME=sere ZONE=us-west4-a TYPE=v5litepod-64 launch/tpu_vm.sh configs/dino_sere_vits16.py:source=folder:/mnt/bucket/train /mnt/bucket/runs/a [--config.key=value ...]
-# Needs gcloud, quota, and a bucket that is mounted on every host (BUCKET) for the data and the run. Delete the slice yourself:
-#   gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE"
+# A template for Cloud TPU: asks for slices (a queued resource), installs, trains on all hosts, and replaces slices that were preempted.
+#   NAME=sere ZONE=us-west4-a TYPE=v5litepod-64 launch/tpu_vm.sh configs/dino_sere_vits16.py:source=tfds:imagenet2012:train gs://BUCKET/runs/a [--config.key=value ...]
+# SLICES=4      several slices as one run          SPOT=1   spot capacity, cheaper and preempted at any time
+# RESTARTS=20   how often preempted slices are replaced (0); the run goes on from its newest checkpoint
+# Needs gcloud and quota. The data must be where every host finds it: a bucket that SETUP mounts or copies, such as
+#   SETUP='gcloud storage cp -r --no-clobber gs://BUCKET/tfds $HOME/tensorflow_datasets'
+# Slices that ended are not deleted:  gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
 set -euo pipefail
 : "${NAME:?}" "${ZONE:?}" "${TYPE:?such as v5litepod-64}"
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}   # goes with the TPU's generation
 PYTHON=${PYTHON:-python3.11}
+SLICES=${SLICES:-1} SPOT=${SPOT:-} RESTARTS=${RESTARTS:-0} SETUP=${SETUP:-} WAIT_SECONDS=${WAIT_SECONDS:-30}
 config=${1:?the config, as configs/NAME.py:key=value}
-workdir=${2:?the directory of the run, seen by all hosts}
+workdir=${2:?the directory of the run, gs://BUCKET/NAME}
 shift 2
 
-everywhere() { gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"; }
+tpu() { gcloud compute tpus "$@" --zone="$ZONE"; }
+state() { tpu queued-resources describe "$NAME" --format='value(state.state)' 2>/dev/null || echo NONE; }
 
-gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" >/dev/null 2>&1 \
-  || gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" --version="$RUNTIME"
+if [ "$SLICES" = 1 ]; then nodes=("$NAME"); else nodes=(); for ((i = 0; i < SLICES; i++)); do nodes+=("$NAME-$i"); done; fi
 
-git archive --format=tar.gz --prefix=sere_jax/ -o /tmp/sere_jax.tar.gz HEAD
-gcloud compute tpus tpu-vm scp /tmp/sere_jax.tar.gz "$NAME":sere_jax.tar.gz --zone="$ZONE" --worker=all
+# Ask for the slices, unless they are there, and wait until all can be used.
+provide() {
+  case "$(state)" in
+    NONE) request ;;
+    SUSPENDED | SUSPENDING | FAILED) tpu queued-resources delete "$NAME" --force --quiet; request ;;
+  esac
+  until [ "$(state)" = ACTIVE ]; do
+    [ "$(state)" != FAILED ] || { echo "the request for $NAME failed: gcloud compute tpus queued-resources describe $NAME --zone=$ZONE" >&2; exit 1; }
+    sleep "$WAIT_SECONDS"
+  done
+}
+
+request() {
+  local names=(--node-id="$NAME")
+  [ "$SLICES" = 1 ] || names=(--node-prefix="$NAME" --node-count="$SLICES")
+  tpu queued-resources create "$NAME" "${names[@]}" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" ${SPOT:+--spot}
+}
+
+# A command on every host of every slice, all at once; fails when one fails.
+everywhere() {
+  local node pids=() failed=0
+  for node in "${nodes[@]}"; do tpu tpu-vm ssh "$node" --worker=all --command="$1" & pids+=($!); done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=$?; done
+  return "$failed"
+}
 
 # The TPU runtime is an extra of the pinned jax: constrained by requirements.txt, it takes the version that goes with it.
-everywhere "tar xzf sere_jax.tar.gz && cd sere_jax && { test -d .venv || $PYTHON -m venv .venv; }
-  .venv/bin/pip install -q -r requirements.txt && .venv/bin/pip install -q 'jax[tpu]' -c <(grep '^jax==' requirements.txt)"
-if [ -n "${BUCKET:-}" ]; then
-  everywhere "sudo mkdir -p /mnt/bucket && sudo chown \$USER /mnt/bucket && (mountpoint -q /mnt/bucket || gcsfuse --implicit-dirs '$BUCKET' /mnt/bucket)"
-fi
+install() {
+  local archive node
+  archive=$(mktemp --suffix=.tar.gz)
+  git archive --format=tar.gz --prefix=sere_jax/ -o "$archive" HEAD
+  for node in "${nodes[@]}"; do tpu tpu-vm scp "$archive" "$node":sere_jax.tar.gz --worker=all; done
+  rm "$archive"
+  everywhere "tar xzf sere_jax.tar.gz && cd sere_jax && { test -d .venv || $PYTHON -m venv .venv; }
+    .venv/bin/pip install -q -r requirements-cloud.txt && .venv/bin/pip install -q 'jax[tpu]' -c <(grep '^jax==' requirements.txt)"
+  [ -z "$SETUP" ] || everywhere "$SETUP"
+}
 
-# Hosts find each other by the metadata of the slice: no flags. The same command resumes.
-printf -v command '%q ' .venv/bin/python train.py --config="$config" --workdir="$workdir" "$@"
-everywhere "cd sere_jax && $command"
+# Hosts and slices find each other by their metadata: no flags. The same command resumes.
+printf -v train '%q ' .venv/bin/python train.py --config="$config" --workdir="$workdir" --stopped_exit_code=75 "$@"
+for ((start = 0; ; start++)); do
+  provide
+  install
+  code=0
+  everywhere "cd sere_jax && source launch/tpu_flags.sh && export JAX_COMPILATION_CACHE_DIR=~/jax-cache && exec $train" || code=$?
+  [ "$code" != 0 ] || { echo "finished: $workdir"; exit 0; }
+  now=$(state)
+  # Slices that are still there: the run itself failed, and would fail again.
+  [ "$now" != ACTIVE ] || { echo "train.py failed with code $code; the slices are still there" >&2; exit "$code"; }
+  [ "$start" -lt "$RESTARTS" ] || { echo "the slices are $now after $start replacements; the same command goes on" >&2; exit 75; }
+  echo "the slices are $now: replacing them" >&2
+done

@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from etils import epath
+
+from sere_jax import buckets
+from sere_jax.buckets import Location, is_address
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)  # said of a file without its name
 
@@ -16,8 +22,8 @@ class WriteError(RuntimeError):
     """Nothing can be written to a directory. The message names it and says why, in one line."""
 
 
-def place(path: str | os.PathLike[str]) -> Path:
-    """The absolute path that every program takes a path for.
+def place(path: str | os.PathLike[str]) -> Location:
+    """The absolute path that every program takes a path for; of an address, `gs://BUCKET/NAME`, its path in the bucket.
 
     `~` and `~USER` are home directories, and a relative path starts at the current directory. `LINK/..` is the parent of the directory
     that the link leads to, as for the operating system. A `~` before a name that is no user's is part of a name.
@@ -26,6 +32,8 @@ def place(path: str | os.PathLike[str]) -> Path:
       >>> place("~/run") == Path.home() / "run" and place("run") == Path.cwd() / "run"
       True
     """
+    if is_address(path):
+        return buckets.location(path)
     expanded = os.path.expanduser(path)
     return Path(os.path.realpath(expanded) if ".." in Path(expanded).parts else os.path.abspath(expanded))
 
@@ -58,7 +66,7 @@ def destination(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def writing_to(directory: str | os.PathLike[str]) -> Iterator[Path]:
+def writing_to(directory: str | os.PathLike[str]) -> Iterator[Location]:
     """Make a directory, try it, and turn what its disk refuses during the block into `WriteError`.
 
     Other errors pass, those of files elsewhere among them.
@@ -72,10 +80,9 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     directory = destination(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(bytes(4096))
-        yield directory
+        with buckets.os_errors(directory):
+            _try_to_write(directory)
+            yield directory
     except OSError as error:
         if isinstance(error.filename, str) and not place(error.filename).is_relative_to(directory) and directory.exists():
             raise
@@ -85,9 +92,22 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[Path]:
         raise WriteError(f"{directory}: nothing can be written there ({why}); expected a directory to write to") from error
 
 
+def _try_to_write(directory: Location) -> None:
+    if isinstance(directory, epath.Path):
+        probe = directory / f".writable-{socket.gethostname()}-{os.getpid()}"
+        buckets.put_bytes(probe, b"")
+        probe.unlink()
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(4096))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends; an error in the block deletes it.
+
+    For a path in a bucket the temporary file lies on this machine, and is put into the bucket when the block ends.
 
     The directory is made when missing. The file gets the mode that the process's umask gives to new files, whatever mode the writer
     set: safetensors writes files that only their owner can read. Where `path` is a link, the file it leads to is replaced. A device or a
@@ -99,6 +119,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
       >>> Path("table.txt").read_text()
       '1 2 3'
     """
+    if is_address(path):
+        with buckets.uploading(buckets.location(path)) as file:
+            yield file
+        return
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         yield path

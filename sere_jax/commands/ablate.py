@@ -24,6 +24,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from sere_jax.buckets import Location, path_of
 from sere_jax.build import pretraining
 from sere_jax.commands import ablation_table, evaluate, pretrain
 from sere_jax.commands.ablation_table import Measured
@@ -54,7 +55,7 @@ class Run(NamedTuple):
     row: str
     seed: int
     config: ConfigDict
-    workdir: Path
+    workdir: Location
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         table,
                         measured,
                         note=tables.PROTOCOL,
-                        directory=Path(options.workdir),
+                        directory=path_of(options.workdir),
                         about=_about(options),
                     )
             failed |= any(row.error for row in measured)
@@ -175,7 +176,7 @@ def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterat
             if options.steps and (config.schedule.epochs or config.schedule.total_steps):
                 images = images or len(open_source(options.data))
                 _shorten(config, options.steps, pretraining.steps(config, images))
-            yield Run(table, row, seed, config, Path(options.workdir) / "rows" / _key(config))
+            yield Run(table, row, seed, config, path_of(options.workdir) / "rows" / _key(config))
 
 
 def _leave_unread(config: ConfigDict, changes: str) -> None:
@@ -238,14 +239,14 @@ def _measured(run: Run, evaluations: Sequence[ConfigDict]) -> Measured:
         return Measured(*about, {}, str(error))
 
 
-def _trained(workdir: Path, total: int) -> bool:
+def _trained(workdir: Location, total: int) -> bool:
     try:
         return checkpoint.find_step(workdir)[1] >= total
     except checkpoint.CheckpointError:
         return False
 
 
-def _report(run: Run, config: ConfigDict) -> Path:
+def _report(run: Run, config: ConfigDict) -> Location:
     """Where a protocol with these settings writes its report of the run."""
     settings = rules.to_json(config)
     return run.workdir / "evaluations" / hashlib.sha256(settings.encode()).hexdigest()[:10] / "eval" / f"{config.protocol}.json"

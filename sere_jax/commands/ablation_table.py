@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from sere_jax.buckets import Location
 from sere_jax.reporting import screen
 from sere_jax.reporting.table import write
 from sere_jax.writing import replacing
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     error: str = ""
 
 
-def publish(table: PaperTable, number: int, runs: Sequence[Measured], *, note: str, directory: Path, about: Mapping[str, Any]) -> None:
+def publish(table: PaperTable, number: int, runs: Sequence[Measured], *, note: str, directory: Location, about: Mapping[str, Any]) -> None:
     """Print the table, and write directory/tableN.json and tableN.md. `note` names the paper's own protocol."""
     if jax.process_index() != 0:
         return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from sere_jax.buckets import Location, is_address
 from sere_jax.build import pretraining
 from sere_jax.config.saved import completed
 from sere_jax.data.crops.views import ViewRecipe
@@ -34,7 +34,7 @@ def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] 
         print("".join(f"{line}\n" for line in found.about.get("report", ())), end="")
     about = {"checkpoint": path, **{key: found.about.get(key) for key in ("network", "step", "config")}}
     prepare = found.preprocess
-    whole = place(path).resolve()
+    whole = place(path) if is_address(path) else place(path).resolve()  # epath takes an address for a relative path
     run = whole.parent if whole.parent.name == "checkpoints" else whole  # of one step: the directory of the steps
     name = run.parent.name if run.name == "checkpoints" else run.stem
     sizes = (prepare.size, prepare.resize, found.module.patch_size, prepare.mean, prepare.std)
@@ -127,6 +127,6 @@ def feed(config: ConfigDict, training: ConfigDict | None, run: str = "") -> Feed
     )
 
 
-def run(config: ConfigDict, networks: Sequence[Network], workdir: Path) -> None:
+def run(config: ConfigDict, networks: Sequence[Network], workdir: Location) -> None:
     """Run the config's protocol on the networks; results go below `workdir`."""
     protocols.protocol(config.protocol).run(distinct(networks), workdir, settings(config, networks))

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
 
+from sere_jax.buckets import Location
 from sere_jax.commands.export_description import configuration, describe, preprocessor
 from sere_jax.interop import hf
 from sere_jax.interop.classifier import PARTS as CLASSIFIER
@@ -52,16 +52,16 @@ _STUDENT_PREFIX = "module."
 class Exported(NamedTuple):
     """What was written."""
 
-    tensors: Path
-    config: Path
-    preprocessor: Path
+    tensors: Location
+    config: Location
+    preprocessor: Location
     numbers: int  # of all tensors together
     report: tuple[str, ...]  # lines: what was recognised, taken and left in a file, and what the layout cannot hold
 
 
 def export(
-    checkpoint: str | Path,
-    output: str | Path,
+    checkpoint: str | Location,
+    output: str | Location,
     *,
     layout: str = "timm",
     network: str = "",
@@ -111,7 +111,7 @@ def export(
     return Exported(*places, numbers, (*sides[0].about.get("report", ()), *lost))
 
 
-def _check(output: Path, layout: str, network: str, with_heads: bool, dtype: str) -> None:
+def _check(output: Location, layout: str, network: str, with_heads: bool, dtype: str) -> None:
     mistakes = [
         f"{name}: found {value!r}, expected one of {', '.join(choices)}"
         for name, value, choices in (("format", layout, FORMATS), ("dtype", dtype, DTYPES))
@@ -147,7 +147,7 @@ def _lost(sides: list[Weights], layout: str, with_heads: bool) -> list[str]:
     return lines
 
 
-def _places(output: Path, layout: str) -> tuple[Path, Path, Path]:
+def _places(output: Location, layout: str) -> tuple[Location, Location, Location]:
     """The paths of the tensors, the config and the preprocessor's description."""
     if layout == "hf_vit":
         return output / HF_FILE, output / "config.json", output / "preprocessor_config.json"
@@ -173,7 +173,7 @@ def _tensors(weights: Weights, layout: str, with_heads: bool) -> dict[str, np.nd
     return flatten((weights.params if with_heads else {"backbone": backbone}) | ({"batch_stats": stats} if stats else {}))
 
 
-def _write(path: Path, tensors: dict[str, dict[str, np.ndarray]], description: dict[str, Any], *, both: bool) -> None:
+def _write(path: Location, tensors: dict[str, dict[str, np.ndarray]], description: dict[str, Any], *, both: bool) -> None:
     if path.suffix == ".pth":
         wrapped = {
             network: {(_STUDENT_PREFIX if network == "student" else "") + name: tensor for name, tensor in named.items()}

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from sere_jax.buckets import Location
 from sere_jax.commands.compiled import keep_compiled
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.decode import BadImage, decode
@@ -54,7 +54,7 @@ class ExtractError(ValueError):
 class Extracted(NamedTuple):
     """What was written."""
 
-    files: tuple[Path, ...]
+    files: tuple[Location, ...]
     images: int
     unreadable: int
 
@@ -83,7 +83,7 @@ class _Named(Source):
 def extract(
     backbone: Backbone,
     source: Source,
-    output: str | Path,
+    output: str | Location,
     *,
     tokens: Sequence[str] = ("cls",),
     layers: Sequence[int] = (),
@@ -163,7 +163,9 @@ def _size_mistakes(module: Any, native: bool, side: int, shorter: int) -> list[s
     return [f"size: {mistake}"] if mistake else []
 
 
-def _mistakes(output: Path, module: Any, tokens: Sequence[str], layers: Sequence[int], native: bool, layout: str, dtype: str) -> list[str]:
+def _mistakes(
+    output: Location, module: Any, tokens: Sequence[str], layers: Sequence[int], native: bool, layout: str, dtype: str
+) -> list[str]:
     depth = module.depth
     mistakes = [f"tokens: found {token!r}, expected some of {', '.join(TOKENS)}" for token in tokens if token not in TOKENS]
     mistakes += [f"layers: found {layer}, expected 0 to {depth - 1}, or -{depth} to -1" for layer in layers if not -depth <= layer < depth]

@@ -6,13 +6,13 @@ Every start compares it with the newest checkpoint, and between the processes of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sere_jax import distributed
+from sere_jax.buckets import Location
 from sere_jax.build import pretraining
 from sere_jax.build.optimizer import optimizer_schedules
 from sere_jax.config import check as rules
@@ -43,7 +43,7 @@ class Data(NamedTuple):
         return {"data": {"source": self.source, "images": self.images, "digest": self.digest}}
 
 
-def check_settings(config: ConfigDict, directory: Path) -> None:
+def check_settings(config: ConfigDict, directory: Location) -> None:
     """Refuse processes with different configs, workdirs or versions. Raises OtherProcessError on all of them."""
     facts = {key: value for key, value in flatten(config).items() if key not in _OF_ONE_PROCESS}
     facts |= {"--workdir": str(directory)} | {f"version of {package}": version for package, version in versions().items()}
@@ -72,7 +72,7 @@ def check_same_data(data: Data) -> None:
     raise distributed.OtherProcessError("\n  ".join([f"{_HEADING}:", *distributed.gather_lines(lines)]))
 
 
-def check_resumed(config: ConfigDict, data: Data, checkpoints: Checkpoints, directory: Path) -> list[str]:
+def check_resumed(config: ConfigDict, data: Data, checkpoints: Checkpoints, directory: Location) -> list[str]:
     """Compare a run with its newest checkpoint, and return lines on allowed differences. All processes call it.
 
     Raises:
@@ -91,7 +91,7 @@ def check_resumed(config: ConfigDict, data: Data, checkpoints: Checkpoints, dire
         return [*_changed_versions(meta["versions"]), *_changed_data(config, saved, data, meta["identity"], step, directory)]
 
 
-def keep_entries(data: Data, directory: Path) -> None:
+def keep_entries(data: Data, directory: Location) -> None:
     """Write the list of images to WORKDIR/listings, where a later start finds it when the images have changed. For one process."""
     path = _entries_path(directory, data.digest)
     if not path.exists():
@@ -99,7 +99,7 @@ def keep_entries(data: Data, directory: Path) -> None:
             temporary.write_bytes(data.entries)
 
 
-def _entries_path(directory: Path, digest: str) -> Path:
+def _entries_path(directory: Location, digest: str) -> Location:
     return directory / "listings" / f"{digest[:16]}.jsonl.gz"
 
 
@@ -111,7 +111,7 @@ def _changed_versions(saved: Mapping[str, str]) -> Iterator[str]:
 
 
 def _changed_data(
-    config: ConfigDict, saved: ConfigDict, data: Data, identity: Mapping[str, Any], step: int, directory: Path
+    config: ConfigDict, saved: ConfigDict, data: Data, identity: Mapping[str, Any], step: int, directory: Location
 ) -> Iterator[str]:
     before = identity["data"]
     if before["digest"] == data.digest:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sere_jax import distributed, sharding
+from sere_jax.buckets import Location
 from sere_jax.build import pretraining
 from sere_jax.commands import compiled, identity
 from sere_jax.commands.step_costs import Compilation
@@ -94,7 +94,7 @@ def train(
 
 def _train(
     config: ConfigDict,
-    directory: Path,
+    directory: Location,
     evaluations: Mapping[str, Evaluation],
     signals: Signals | None,
     source: Source,
@@ -181,6 +181,7 @@ def describe(config: ConfigDict, length: pretraining.Steps, source: Source, mesh
 
 
 def _ending(checkpoints: Checkpoints, length: pretraining.Steps) -> Iterator[str]:
+    yield checkpoints.goodput.summary()
     yield f"finished: step {length.total:,} is saved in {checkpoints.directory / str(length.total)}"
     if best := checkpoints.scores.best_step():
         score = checkpoints.scores.best
@@ -188,7 +189,7 @@ def _ending(checkpoints: Checkpoints, length: pretraining.Steps) -> Iterator[str
         yield f"best: step {best[0]:,} with {score.score} {best[1]:.4f} is saved in {checkpoints.directory / str(best[0])}"
 
 
-def _keep_bad_step(config: ConfigDict, directory: Path, source: Source, progress: Progress, step: int) -> None:
+def _keep_bad_step(config: ConfigDict, directory: Location, source: Source, progress: Progress, step: int) -> None:
     """Keep what repeats the first step that was skipped; its images are those before unreadable ones were replaced."""
     if jax.process_index() != 0:
         return
@@ -209,7 +210,7 @@ def _cadence(config: ConfigDict, length: pretraining.Steps, what: str) -> int:
     return config.run[f"{what}_every_epochs"] * length.per_epoch or config.run[f"{what}_every_steps"]
 
 
-def _checkpoints(config: ConfigDict, length: pretraining.Steps, directory: Path) -> Checkpoints:
+def _checkpoints(config: ConfigDict, length: pretraining.Steps, directory: Location) -> Checkpoints:
     run = config.run
     return Checkpoints(
         directory / "checkpoints",
@@ -221,7 +222,7 @@ def _checkpoints(config: ConfigDict, length: pretraining.Steps, directory: Path)
     )
 
 
-def _traced(config: ConfigDict, directory: Path) -> TracedSteps:
+def _traced(config: ConfigDict, directory: Location) -> TracedSteps:
     first, count = config.run.profile_steps
     return TracedSteps(first, count, directory / "trace")
 
@@ -247,7 +248,7 @@ def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Chec
         return warm_start.read(config, pretraining.abstract_state(config, length))
 
 
-def _write_facts(config: ConfigDict, data: identity.Data, directory: Path) -> None:
+def _write_facts(config: ConfigDict, data: identity.Data, directory: Location) -> None:
     try:
         with replacing(directory / "config.json") as temporary:
             temporary.write_text(rules.to_json(config) + "\n", encoding="utf-8")

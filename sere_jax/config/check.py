@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sere_jax.buckets import address_mistake, is_address
 from sere_jax.config import unread
 from sere_jax.config.cross import CROSS_RULES
 from sere_jax.config.keys import KEYS, MACHINE_KEYS, RULES
@@ -46,14 +47,14 @@ def refusal(mistakes: Sequence[str]) -> ConfigError:
 def workdir_mistakes(workdir: str | None, sources: Mapping[str, Any] | None = None) -> list[str]:
     """Why nothing can be written to a workdir. `sources` maps the keys of a config that name images to their values.
 
-    An address is no directory: a run writes its files as a program writes files. A workdir below a folder of images is refused, because
-    the figures of a run would become images of the next.
+    Nothing is asked of a bucket: whether it can be written is known when the lock is taken. A workdir below a folder of images is
+    refused, because the figures of a run would become images of the next.
     """
     if not workdir:
         return []
-    if "://" in workdir:
-        mounted = "/mnt/" + workdir.partition("://")[2]
-        return [f"--workdir: found {workdir!r}, expected a directory; mount the bucket (docs/pods.md) and name the mount, as in {mounted}"]
+    if is_address(workdir):
+        mistake = address_mistake(workdir)
+        return [f"--workdir: found {workdir!r}, {mistake}"] if mistake else []
     path = place(workdir)
     if user := unknown_user(workdir):
         return [f"--workdir: found {workdir!r}, expected a directory; there is no user {user!r}. A directory of that name is ./{workdir}"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sere_jax.buckets import Location, local_copy
 from sere_jax.writing import replacing
 
 FORMATS = ("parquet", "npz")
@@ -63,8 +64,8 @@ class Shards:
     be `escaped`. A file is kept in memory until it is written: patches of 1024 images at 224 pixels in ViT-S are 300 MB.
     """
 
-    def __init__(self, directory: Path, rows_per_file: int, layout: str, dtype: str, about: Mapping[str, Any]) -> None:
-        self.files: list[Path] = []
+    def __init__(self, directory: Location, rows_per_file: int, layout: str, dtype: str, about: Mapping[str, Any]) -> None:
+        self.files: list[Location] = []
         self.rows = 0
         self._directory, self._rows_per_file, self._layout, self._dtype = directory, rows_per_file, layout, np.dtype(dtype)
         self._about = dict(about)
@@ -136,7 +137,7 @@ class Shards:
         pq.write_table(pa.table(arrays), path)
 
 
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read(directory: Location) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The description, and all rows of Parquet files by column: arrays [rows, *shape], labels and other numbers [rows].
 
     Raises OSError or ValueError for files that are missing or damaged, and for columns whose rows have different shapes.
@@ -146,7 +147,11 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
     description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
     try:
-        whole = pa.concat_tables([pq.read_table(directory / name) for name in description["files"]]).combine_chunks()
+        tables = []
+        for name in description["files"]:
+            with local_copy(directory / name) as file:
+                tables.append(pq.read_table(file))
+        whole = pa.concat_tables(tables).combine_chunks()
     except pa.ArrowException as error:
         raise ValueError(f"{directory}: damaged ({error})") from error
     columns = {}

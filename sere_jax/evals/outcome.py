@@ -23,13 +23,13 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from sere_jax.buckets import Location
 from sere_jax.evals import outcome_files as files
 from sere_jax.evals import scores
 from sere_jax.evals.network import EvalError, Network
@@ -136,7 +136,7 @@ def columns(report: Mapping[str, Any]) -> dict[str, float]:
     return {f"{report['protocol'].replace('_', ' ')} top-1": 100 * result["scores"]["top1"] for result in rows[:1]}
 
 
-def publish(outcome: Outcome, workdir: Path, *, save_predictions: bool = False) -> None:
+def publish(outcome: Outcome, workdir: Location, *, save_predictions: bool = False) -> None:
     """Print the table and write all files that the module's docstring lists. Only process 0 prints and writes.
 
     Figures and CSV files are made for networks, not for baselines; predictions are saved for both.

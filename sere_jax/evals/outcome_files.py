@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from sere_jax.buckets import Location
 from sere_jax.evals.figures import confusion as figure
 from sere_jax.reporting import table
 from sere_jax.reporting.tensorboard import EventFile
@@ -31,7 +31,7 @@ def class_rows(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Iterat
         yield [name, images, correct, round(correct / images, 6) if images else "", classes[int(others.argmax())] if most else "", most]
 
 
-def write_confusion(workdir: Path, stem: str, counts: Int[np.ndarray, "c c"], classes: Sequence[str], title: str) -> None:
+def write_confusion(workdir: Location, stem: str, counts: Int[np.ndarray, "c c"], classes: Sequence[str], title: str) -> None:
     """Write eval/STEM-classes.csv, eval/STEM-confusion.csv and figures/STEM.png, from images by class (row) and prediction (column)."""
     write_csv(workdir / "eval" / f"{stem}-classes.csv", list(class_rows(counts, classes)))
     write_csv(workdir / "eval" / f"{stem}-confusion.csv", confusion_lines(counts, classes))
@@ -45,7 +45,7 @@ def confusion_lines(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> l
     return [["", *classes], *([name, *values] for name, values in zip(classes, counts.tolist(), strict=True))]
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+def write_arrays(path: Location, arrays: Mapping[str, Any]) -> None:
     """Write arrays to a compressed npz file."""
     entries: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
     with replacing(path) as temporary:
@@ -53,14 +53,14 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     table.say(f"written: {path}")
 
 
-def write_scalars(directory: Path, step: int, values: Mapping[str, float]) -> None:
+def write_scalars(directory: Location, step: int, values: Mapping[str, float]) -> None:
     """Add the values of one step to the TensorBoard run in `directory`."""
     events = EventFile(directory)
     events.write(step, values)
     events.close()
 
 
-def write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+def write_csv(path: Location, lines: Sequence[Sequence[Any]]) -> None:
     """Write lines of cells as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)

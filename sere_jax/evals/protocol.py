@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from sere_jax.buckets import Location
 from sere_jax.config.rule import Rule
 from sere_jax.evals.network import Network
 from sere_jax.types import PyTree
@@ -40,7 +40,7 @@ class Protocol(NamedTuple):
     name: str
     rules: Mapping[str, Rule]  # of each key of its config but `protocol`
     settings: type  # a NamedTuple with the keys of the config; see `commands.evaluate.settings` for views and reading
-    run: Callable[[Sequence[Network], Path, Any], None]  # networks, workdir, settings; writes WORKDIR/eval/NAME.json
+    run: Callable[[Sequence[Network], Location, Any], None]  # networks, workdir, settings; writes WORKDIR/eval/NAME.json
     needs_checkpoint: bool = True
     columns: Callable[[Mapping[str, Any]], dict[str, float]] = numbers  # of the report of one network: what an ablation's row shows
     # Mistakes of right values among each other: values, keys that are wrong by their own rule, number of processes.

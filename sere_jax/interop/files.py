@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from sere_jax.buckets import Location, local_copy, path_of
 from sere_jax.interop import torch_file
 from sere_jax.interop.integrity import DIGESTS, check_archive, check_digests, check_kind, check_npz, digests
 from sere_jax.interop.tables import Tensors
@@ -25,7 +26,7 @@ class FileError(ValueError):
     """A file cannot be read or written; the message names it."""
 
 
-def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
+def write_tensors(path: str | Location, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
     """Write `.safetensors` or `.npz`, by the name's ending; values of `metadata` are stored as JSON.
 
     The file appears whole or not at all. The safetensors metadata says `format` = `pt`, as other readers require: names and
@@ -33,7 +34,7 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any
 
     Raises FileError on another ending, on bfloat16 in an npz, which NumPy alone could not read, and where the disk refuses.
     """
-    path = Path(path)
+    path = path_of(path)
     texts = {key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in metadata.items()}
     texts[DIGESTS] = json.dumps(digests(tensors, texts), sort_keys=True)
     if path.suffix not in (".safetensors", ".npz"):
@@ -52,32 +53,25 @@ def write_tensors(path: str | Path, tensors: Tensors, metadata: Mapping[str, Any
         raise FileError(f"{path}: cannot be written: {error}") from error
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_tensors(path: str | Location) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the tensors of a `.safetensors`, a `.npz` or a PyTorch file (see `torch_file`), and its metadata.
 
     Metadata are JSON values, {} where the file has none. A PyTorch file's `left` names what is not a tensor.
     Archives are checked by their checksums, and files that `write_tensors` wrote by the digests of their tensors.
     Raises FileError where the file is missing, damaged, of another kind, or unpacks to far more than it is.
     """
-    path = Path(path)
+    path = path_of(path)
     if not path.name.endswith(READABLE):
         raise FileError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(READABLE)}")
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     try:
-        check_kind(path, "pytorch" if path.name.endswith(torch_file.ENDINGS) else path.suffix[1:])
-        check_archive(path)
-        if path.name.endswith(torch_file.ENDINGS):
-            return torch_file.read_torch(path)
-        if path.suffix == ".npz":
-            check_npz(path)
-            with np.load(path, allow_pickle=False) as archive:
-                tensors = {name: archive[name] for name in archive.files}
-            texts = json.loads(str(tensors.pop(_METADATA, "{}")))
-        else:
-            with safe_open(path, "np") as file:
-                texts = file.metadata() or {}
-            tensors = load_file(path)
+        with local_copy(path) as file:
+            check_kind(file, "pytorch" if path.name.endswith(torch_file.ENDINGS) else path.suffix[1:])
+            check_archive(file)
+            if path.name.endswith(torch_file.ENDINGS):
+                return torch_file.read_torch(file)
+            tensors, texts = _read_npz(file) if path.suffix == ".npz" else _read_safetensors(file)
         written = json.loads(texts.pop(DIGESTS, "{}"))
         if written:
             check_digests(tensors, {key: text for key, text in texts.items() if key != "format"}, written)
@@ -86,7 +80,22 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     return tensors, {key: _decoded(text) for key, text in texts.items()}
 
 
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+def _read_npz(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    check_npz(file)
+    with np.load(file, allow_pickle=False) as archive:
+        tensors = {name: archive[name] for name in archive.files}
+    return tensors, json.loads(str(tensors.pop(_METADATA, "{}")))
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
+
+    with safe_open(file, "np") as opened:
+        texts = opened.metadata() or {}
+    return load_file(file), texts
+
+
+def write_json(path: str | Location, content: Mapping[str, Any]) -> None:
     """Write an indented JSON file. Raises FileError where the disk refuses."""
     try:
         with replacing(path) as temporary:

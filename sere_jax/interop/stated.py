@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from sere_jax.buckets import Location
 from sere_jax.interop.files import FileError
 from sere_jax.interop.tables import InteropError, matches
 
@@ -35,7 +35,7 @@ class Preparation(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Location) -> dict[str, Any]:
     """The content of a JSON file, {} where there is none. Raises FileError where it is damaged or no dictionary."""
     if not path.is_file():
         return {}

@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from sere_jax.buckets import Location
 from sere_jax.interop.integrity import DIGESTS, check_digests, digests
 from sere_jax.interop.tables import Tensors
 from sere_jax.writing import replacing
@@ -113,7 +114,7 @@ def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in named.items() if isinstance(value, str | int | float | bool)}
 
 
-def write_torch(path: Path, networks: Mapping[str, Tensors], about: Mapping[str, Any]) -> None:
+def write_torch(path: Location, networks: Mapping[str, Tensors], about: Mapping[str, Any]) -> None:
     """Write {network: tensors by name} as `torch.save` does, with `about` (texts, numbers, dictionaries of them) beside them.
 
     Raises TorchFileError without PyTorch, and where PyTorch cannot write (a full disk).

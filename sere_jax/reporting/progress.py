@@ -10,7 +10,6 @@ import datetime
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -19,10 +18,12 @@ import rich.live
 import rich.progress
 import rich.text
 
+from sere_jax import buckets
+from sere_jax.buckets import Location, is_address, path_of
 from sere_jax.reporting import screen
 from sere_jax.reporting.alarm import CollapseAlarm
 from sere_jax.reporting.display import Panel, duration
-from sere_jax.reporting.records import Records
+from sere_jax.reporting.records import BucketRecords, Records
 from sere_jax.reporting.tensorboard import EventFile
 
 Item = TypeVar("Item")
@@ -35,7 +36,7 @@ class Progress:
     """The console, TensorBoard and `metrics.jsonl` of one run; what `fit` reports to. Use it in a `with`.
 
     Args:
-      directory: the workdir; gets `metrics.jsonl` and `tensorboard/`. None = no files.
+      directory: the workdir, on a disk or in a bucket; gets `metrics.jsonl` and `tensorboard/`. None = no files.
       total_steps: the last step.
       steps_per_epoch: to show epochs; 0 = show only steps.
       references: metric -> its value when nothing is learned (ln K ...), shown beside it.
@@ -61,7 +62,7 @@ class Progress:
         self._live: rich.live.Live | None = None
         self._directory = directory
         self._start: int | None = None  # the step after which training goes on
-        self._records: Records | None = None
+        self._records: Records | BucketRecords | None = None
         self._events: EventFile | None = None
         self._reported_lost: set[str] = set()  # files that a warning has named
 
@@ -125,14 +126,22 @@ class Progress:
                 self._events.write(step, values)
 
     def _open_records(self, directory: str) -> None:
-        if self._start is not None and Path(directory).is_dir():  # a workdir that vanished is not made again
-            with self._may_fail("metrics.jsonl"):
-                self._records = Records(directory, after=self._start)
+        if self._start is not None and _is_there(path := path_of(directory)):
+            with self._may_fail("metrics.jsonl"), buckets.os_errors(directory):
+                kind = BucketRecords if is_address(directory) else Records
+                self._records = kind(path, after=self._start)
 
     def _open_events(self, directory: str, after: int) -> None:
-        if Path(directory).is_dir():
+        if _is_there(path := path_of(directory)):
             with self._may_fail("tensorboard"):
-                self._events = EventFile(Path(directory) / "tensorboard", after=after)
+                self._events = EventFile(path / "tensorboard", after=after)
+
+    def flush(self) -> None:
+        """Bring the lines and events so far to where a restart finds them; into a bucket they go only now and then."""
+        for name, file in (("metrics.jsonl", self._records), ("tensorboard", self._events)):
+            if file is not None:
+                with self._may_fail(name):
+                    file.flush()
 
     def note(self, text: str) -> None:
         """Print a line, above the live display."""
@@ -194,6 +203,11 @@ class Progress:
             _stamped(self._console, text)
         else:
             self._console.print(rich.text.Text(text), soft_wrap=True, highlight=False)
+
+
+def _is_there(directory: Location) -> bool:
+    """Whether a workdir can be written below; one on a disk that vanished is not made again."""
+    return is_address(directory) or directory.is_dir()
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from rich.table import Table
 
+from sere_jax.buckets import Location
 from sere_jax.reporting import screen
 from sere_jax.writing import replacing
 
@@ -54,7 +54,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wi
     return table
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Location, content: dict[str, Any]) -> None:
     """Write `content` as JSON, in process 0."""
     if jax.process_index() != 0:
         return

@@ -6,18 +6,18 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from sere_jax.buckets import Location
 from sere_jax.train import checkpoint
 from sere_jax.writing import replacing
 
 DIRECTORY = "bad_steps"
 
 
-def keep(workdir: Path, step: int, facts: Mapping[str, Any]) -> str:
+def keep(workdir: Location, step: int, facts: Mapping[str, Any]) -> str:
     """Make WORKDIR/bad_steps/STEP, a workdir that resumes before the step; return a sentence, "" where an earlier step was kept.
 
     A step is a pure function of the state, the seed and the images. So the run's command with this directory as its workdir passes

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from sere_jax import buckets
 from sere_jax.train.digest import digests, json_digest
 from sere_jax.train.disk import brief
 from sere_jax.writing import place
@@ -122,14 +123,15 @@ def nested(named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_step(directory: Directory, step: int | None = None) -> tuple[epath.Path, int]:
-    """The directory of the steps and the step to read: `step`, or the newest. A renamed step is skipped with a warning.
+    """The directory of the steps and the step to read: `step`, or the newest. `directory` as in `read_state`.
 
-    Args:
-      directory: a run's workdir, its `checkpoints` directory, or one step in there.
+    A renamed step is skipped with a warning.
 
     Raises:
       CheckpointError: there is none, and the message lists what was found instead; or the directory cannot be read.
     """
+    if mistake := buckets.address_mistake(os.fspath(directory)):
+        raise CheckpointError(f"{os.fspath(directory)} cannot be read: {mistake}")
     path = epath.Path(place(directory))
     with reading(path):
         root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -156,24 +158,22 @@ def find_step(directory: Directory, step: int | None = None) -> tuple[epath.Path
 
 @contextlib.contextmanager
 def reading(directory: Directory) -> Iterator[None]:
-    """Turn what the file system refuses during the block (OSError) into CheckpointError."""
+    """Turn what the file system or the bucket refuses during the block into CheckpointError."""
     try:
-        yield
+        with buckets.os_errors(directory):
+            yield
     except OSError as error:
         raise CheckpointError(f"{os.fspath(directory)} cannot be read: {brief(error)}") from error
 
 
 def complete_steps(root: epath.Path) -> list[int]:
-    """The steps that were written to their end, oldest first.
-
-    Orbax marks that end with a file. A deletion that was killed midway leaves a number that lacks something.
-    """
+    """The steps whose end mark is there, oldest first. A killed save leaves a number without it, and so does a killed deletion."""
     return [step for step in step_directories(root) if is_complete(root / str(step))]
 
 
 def steps_if_readable(root: epath.Path) -> list[int]:
     """The complete steps; none where the directory cannot be listed, because its mount is gone."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*buckets.failures()):
         return complete_steps(root)
     return []
 
@@ -261,9 +261,9 @@ def _local_reader() -> ocp.Checkpointer:
 def _check_readable(step_directory: epath.Path) -> None:
     """Raise CheckpointError where the file system, not the content, is why a checkpoint cannot be read."""
     with reading(step_directory):
-        for directory, _, names in os.walk(step_directory, onerror=None):
+        for directory, _, names in step_directory.walk():
             for name in names:
-                with open(os.path.join(directory, name), "rb") as file:
+                with (directory / name).open("rb") as file:
                     while file.read(1 << 24):
                         pass
 

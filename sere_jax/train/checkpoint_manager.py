@@ -30,6 +30,7 @@ from sere_jax.train.checkpoint import (
 from sere_jax.train.digest import digests, json_digest
 from sere_jax.train.disk import Watched, brief, cause, free_names, remove_unfinished
 from sere_jax.train.finite import unsound_leaves
+from sere_jax.train.goodput import Goodput
 from sere_jax.train.scores import Best, BestStep, Scores
 from sere_jax.train.versions import versions
 from sere_jax.writing import place
@@ -68,7 +69,7 @@ class Checkpoints:
 
     Attributes:
       notes: what was set aside so far, as sentences.
-      scores: the evaluations done so far.
+      scores, goodput: the evaluations done so far, and the account of the run's time.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Checkpoints:
         self.directory = epath.Path(place(directory))
         self.notes: list[str] = []
         self.scores = Scores(self.directory, best)
+        self.goodput = Goodput(self.directory)
         self._every_steps, self._strict = every_steps, strict
         self._workdir = Watched(self.directory.parent)
         self._rejected: dict[int, DamagedCheckpoint] = {}  # damage that was found while the arrays were read
@@ -213,12 +215,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the last save and let go of the directory."""
-        if "_manager" not in vars(self):
-            return
-        manager = self._manager
-        del self._manager
-        with self._failing_clearly():
-            manager.close()
+        manager = vars(self).pop("_manager", None)
+        if manager is not None:
+            with self._failing_clearly():
+                manager.close()
 
     def _survey(self) -> int:
         """The newest sound step, -1 where there is none, after setting aside what is newer. For process 0 alone."""

@@ -55,7 +55,8 @@ def fit(
     Every `log_every_steps` it logs each metric's mean over the steps since the last log; bad steps are left out. `bad_steps` counts
     all since the run began, `data/replaced` the unreadable images since this start. Speeds (`meter.Work`), `speed/seconds_per_step`
     with its percentiles and `speed/data_wait` are of the same steps. `speed/data_wait` is the share of time in which the
-    device waited for a batch. Compilation, evaluations and saving are not in these times.
+    device waited for a batch, `speed/goodput` that of all time since the first start which went into steps. Compilation,
+    evaluations and saving are not in these times, but in the whole that goodput is a share of.
 
     Evaluations of the restored step that a signal cut short are done first. A run that is finished compiles nothing.
 
@@ -130,6 +131,7 @@ def _restore(checkpoints: Checkpoints | None, abstract_state: PyTree, init: Call
     progress.start(start)
     if checkpoints:
         checkpoints.scores.start(start)
+        checkpoints.goodput.start(start)
         for note in checkpoints.notes:
             progress.note(note)
     if newest:
@@ -172,6 +174,7 @@ class _Saver:
 
     def __init__(self, checkpoints: Checkpoints | None, meta: Mapping[str, Any], progress: Reporter, meter: Meter) -> None:
         self._checkpoints, self._meta, self._progress, self._meter = checkpoints, meta, progress, meter
+        meter.goodput = checkpoints.goodput if checkpoints else None
         peers.resumes(self.where)
 
     def where(self) -> str:
@@ -179,18 +182,20 @@ class _Saver:
         steps = checkpoint.steps_if_readable(self._checkpoints.directory) if self._checkpoints else []
         return f"this process was at step {self._meter.step}; start all again, and the run goes on from step {max(steps, default=0)}"
 
-    def save(self, step: int, state: PyTree, *, last: bool, best: bool = False) -> None:
+    def save(self, step: int, state: PyTree, *, last: bool, best: bool = False, why: str = "") -> None:
         if self._checkpoints is None or not (last or best or self._checkpoints.should_save(step)):
             if last:
                 self._meter.wait()
             return
         self._meter.wait()
+        self._progress.flush()
         with self._meter.paused(), self._progress.busy("saving") if last else contextlib.nullcontext():
+            self._checkpoints.goodput.saved(step, self._meter.seconds_in_steps(), why)
             self._checkpoints.save(step, state, force=True, **self._meta)
             if last:
                 self._checkpoints.wait()
 
     def stop(self, step: int, total_steps: int, state: PyTree, signals: Signals) -> NoReturn:
         """Save and raise `Stopped`."""
-        self.save(step, state, last=True)
+        self.save(step, state, last=True, why=signals.name)
         raise _End(step, total_steps, self._checkpoints).stopped(signals)

@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
+from etils import epath
+
+from sere_jax.buckets import path_of
+from sere_jax.train import lease
 
 NAME = ".lock"
 # File systems without flock (mounted buckets, some network file systems) say one of these.
@@ -27,8 +31,8 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold `directory` for this process while the block runs; it is made where it does not exist.
 
     The lock is a `flock` on DIRECTORY/.lock, which the kernel releases however the process ends. Where a file system has no `flock`,
-    the existence of DIRECTORY/.lock.exists is the lock; one left by a process of this host that has ended is taken over. Reading the
-    directory, and evaluations that write below it, need no lock.
+    the existence of DIRECTORY/.lock.exists is the lock; one left by a process of this host that has ended is taken over. In a bucket
+    it is a lease (`train.lease`). Reading the directory, and evaluations that write below it, need no lock.
 
     Example:
       >>> import tempfile
@@ -39,26 +43,28 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
       WorkdirError: another process holds it (says host, process and time), or nothing can be written there.
     """
-    path = Path(directory)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(path)
-    except filelock.Timeout:
-        raise WorkdirError(
-            f"{path}: another run writes there ({owner(path)}); expected one run a workdir. Stop that one, or take another workdir."
-        ) from None
-    except OSError as error:
-        raise WorkdirError(f"{path}: nothing can be written there ({error.strerror or error}); expected a directory to write to") from error
-    try:
+    path = path_of(directory)
+    with contextlib.ExitStack() as stack:
+        try:
+            if isinstance(path, epath.Path):
+                stack.enter_context(lease.leased(path / NAME))
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                stack.callback(_release, _acquire(path))
+        except (filelock.Timeout, lease.Taken) as error:
+            words = owner(path) if isinstance(error, filelock.Timeout) else error
+            raise WorkdirError(
+                f"{path}: another run writes there ({words}); expected one run a workdir. Stop that one, or take another workdir."
+            ) from None
+        except OSError as error:
+            why = error.strerror or error
+            raise WorkdirError(f"{path}: nothing can be written there ({why}); expected a directory to write to") from error
         yield
-    finally:
-        with contextlib.suppress(OSError):  # the directory may have vanished
-            lock.release()
 
 
 def owner(directory: str | os.PathLike[str]) -> str:
     """Who holds the lock of a directory, or held it last, in words."""
-    path = Path(directory)
+    path = path_of(directory)
     for name in (NAME, f"{NAME}.exists"):
         try:
             text = (path / name).read_text()
@@ -71,6 +77,11 @@ def owner(directory: str | os.PathLike[str]) -> str:
             if words := text.split():
                 return f"process {words[0]}" + (f" on {words[1]}" if len(words) > 1 else "")
     return "it does not say which"
+
+
+def _release(lock: filelock.BaseFileLock) -> None:
+    with contextlib.suppress(OSError):  # the directory may have vanished
+        lock.release()
 
 
 def _acquire(path: Path) -> filelock.BaseFileLock:

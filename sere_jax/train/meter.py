@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from sere_jax.train.goodput import Goodput
 from sere_jax.train.watchdog import Watchdog
 
 Metrics = Mapping[str, jax.Array]
@@ -90,6 +91,9 @@ class Reporter(Protocol):
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Values of a step; called once a step at most."""
 
+    def flush(self) -> None:
+        """A checkpoint follows: what was written so far has to be where a restart finds it."""
+
     def note(self, text: str) -> None:
         """Something for a person to read."""
 
@@ -110,6 +114,8 @@ class Meter:
         self._began = self._last_done = 0.0
         self.step = start  # the last one that was dispatched
         self.watchdog = Watchdog(limits.stuck_seconds)  # to be used around the steps
+        self.goodput: Goodput | None = None  # is told which steps are done
+        self._seconds = 0.0  # in steps before this window, since this start
         self._restart_clock()
 
     def add(self, step: int, metrics: Metrics, replaced: jax.Array | None, due: bool) -> None:
@@ -126,10 +132,16 @@ class Meter:
         if step == self._start + 1:  # compilation and the first batch are not the speed of training
             jax.block_until_ready(bad)
             self._progress.note(f"first step after {time.perf_counter() - self._began:.1f} s")
+            if self.goodput and (line := self.goodput.first_step()):
+                self._progress.note(line)
             self._restart_clock()
             self._steps = -1
         while len(self._pending) > _RUN_AHEAD:
             self._finish_oldest()
+
+    def seconds_in_steps(self) -> float:
+        """Seconds since the first step of this start, without evaluations and saving."""
+        return self._seconds + (time.perf_counter() - self._began)
 
     def device_busy(self) -> bool:
         """Whether the last dispatched step is still under way."""
@@ -172,7 +184,7 @@ class Meter:
         self._last_done = now
         self._progress.advance(step)
         if sums is not None:
-            values = self._values(sums)
+            values = self._values(step, sums)
             if hold:
                 self._held = (step, values)
             else:
@@ -196,7 +208,7 @@ class Meter:
                 "checkpoints are finite. Usual causes: too high a learning rate, too short a warm-up, too low a temperature, broken inputs."
             )
 
-    def _values(self, sums: Mapping[str, Any]) -> dict[str, float]:
+    def _values(self, step: int, sums: Mapping[str, Any]) -> dict[str, float]:
         totals = {name: float(value) for name, value in jax.device_get(sums).items()}
         good, replaced = totals.pop("/good"), totals.pop("/replaced", None)
         values = {name: total / good if good else float("nan") for name, total in totals.items() if name != "bad_step"}
@@ -210,6 +222,10 @@ class Meter:
             values["speed/seconds_per_step"] = seconds / self._steps
             values |= percentiles(self._step_seconds[-self._steps :])
             values["speed/data_wait"] = min(1.0, self.data_wait / seconds)
+        self._seconds += seconds
+        if self.goodput:
+            self.goodput.alive(step, self._seconds)
+            values["speed/goodput"] = self.goodput.share()
         self._restart_clock()
         return values | peak_memory()
 

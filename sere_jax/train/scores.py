@@ -16,7 +16,7 @@ import jax
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import BestN
 
-from sere_jax import distributed
+from sere_jax import buckets, distributed
 from sere_jax.train import peers
 from sere_jax.train.checkpoint import UnwritableCheckpoint, reading
 from sere_jax.train.disk import cause
@@ -70,7 +70,8 @@ class Scores:
             return
         entries = [{"step": at, "name": one, "scores": values} for at, names in sorted(self._done.items()) for one, values in names.items()]
         try:
-            self._path.parent.mkdir(exist_ok=True)  # without its parents: a workdir that has vanished is not made again
+            with buckets.os_errors(self._path):
+                self._path.parent.mkdir(exist_ok=True)  # without its parents: a workdir that has vanished is not made again
             with replacing(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         except OSError as error:

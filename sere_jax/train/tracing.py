@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
+from etils import epath
 
+from sere_jax import buckets
+from sere_jax.buckets import Location
 from sere_jax.train.meter import Meter, Reporter
 
 
@@ -19,12 +21,12 @@ class TracedSteps:
     Attributes:
       first: the first of them; 0 = the second step after each start, which neither compiles nor warms up.
       count: how many; 0 = no trace.
-      directory: gets `plugins/profile/TIME/`.
+      directory: gets `plugins/profile/TIME/`, on a disk or in a bucket.
     """
 
     first: int
     count: int
-    directory: Path
+    directory: Location
 
 
 class Tracer:
@@ -34,6 +36,8 @@ class Tracer:
         self._plan = plan if plan and plan.count and jax.process_index() == 0 else None
         self._first = (self._plan.first or start + 2) if self._plan else 0
         self._meter, self._progress, self._running = meter, progress, False
+        address = self._plan is not None and buckets.is_address(self._plan.directory)
+        self._written_to = buckets.scratch_directory() / "trace" if address else self._plan.directory if self._plan else None
         if self._plan and self._first <= start:
             progress.note(f"no trace: step {self._first} is done, the run goes on from step {start}")
 
@@ -54,7 +58,7 @@ class Tracer:
         if number == self._first:
             self._meter.wait()
             with self._meter.paused():
-                jax.profiler.start_trace(str(self._plan.directory))
+                jax.profiler.start_trace(str(self._written_to))
             self._running = True
         with jax.profiler.StepTraceAnnotation("step", step_num=number) if self._running else contextlib.nullcontext():
             yield
@@ -66,4 +70,6 @@ class Tracer:
         self._meter.wait()
         with self._meter.paused():
             jax.profiler.stop_trace()
+            if isinstance(self._plan.directory, epath.Path):
+                buckets.put_tree(buckets.scratch_directory() / "trace", self._plan.directory)
         self._progress.note(f"trace of the steps from {self._first} is in {self._plan.directory}; xprof and ui.perfetto.dev open it")

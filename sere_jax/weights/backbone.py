@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from sere_jax.buckets import Location
 from sere_jax.interop import resnet, timm
 from sere_jax.interop.tables import InteropError
 from sere_jax.models.norm import join_statistics, split_statistics
@@ -146,7 +146,7 @@ def _apply(module: ViT | ResNet, params: PyTree, images: jax.Array, layers: tupl
 
 
 def load_backbone(
-    source: str | Path,
+    source: str | Location,
     *,
     network: str = "",
     step: int | None = None,
@@ -158,8 +158,9 @@ def load_backbone(
     """Load the backbone of any checkpoint; docs/weights.md has a table of formats.
 
     Args:
-      source: a run's workdir, its `checkpoints` directory or one step in it; an exported file; a `.safetensors`, or a `.pth`
-        of PyTorch, with the names of timm, DINO, iBOT, SERE, MoCo v3 or Hugging Face; a directory that `transformers` reads.
+      source: a path, or gs://BUCKET/NAME: a run's workdir, its `checkpoints` directory or one step in it; an exported file; a
+        `.safetensors`, or a `.pth` of PyTorch, with the names of timm, DINO, iBOT, SERE, MoCo v3 or Hugging Face; a directory that
+        `transformers` reads.
       network: teacher | student; "": the one that the recipe evaluates, or the one that the file holds.
       step: of a run's checkpoint; the newest by default.
       heads: attention heads of a ViT, for files that do not state them; the tensors do not show the number.

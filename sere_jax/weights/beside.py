@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from sere_jax.buckets import Location
 from sere_jax.data.images.reading import BY_TYPE, ValueRange
 from sere_jax.interop import formats, hf_config, resnet, timm, timm_config, training_args
 from sere_jax.interop.stated import CONFIG, PREPROCESSOR, Preparation, Stated, read_json
@@ -27,7 +27,7 @@ class Preprocess(NamedTuple):
 
 
 def sizes_of_file(
-    path: Path, imported: formats.Imported, metadata: Mapping[str, Any], heads: int
+    path: Location, imported: formats.Imported, metadata: Mapping[str, Any], heads: int
 ) -> tuple[timm.Architecture | resnet.Sizes, list[str]]:
     """The sizes of a file's network, with what its metadata or the JSON files beside it state; lines on what was assumed."""
     params, recorded = imported.params["backbone"], metadata.get("architecture", {})
@@ -56,7 +56,7 @@ def sizes_of_file(
     return sizes._replace(heads=number, norm_eps=stated.norm_eps), list(stated.notes)
 
 
-def _stated(path: Path, imported: formats.Imported, recorded: Mapping[str, Any], sizes: timm.Architecture) -> Stated:
+def _stated(path: Location, imported: formats.Imported, recorded: Mapping[str, Any], sizes: timm.Architecture) -> Stated:
     """What a ViT's own metadata state, else the JSON file beside it."""
     if imported.format == "hf_vit":
         config = read_json(path.parent / CONFIG)
@@ -69,7 +69,7 @@ def _stated(path: Path, imported: formats.Imported, recorded: Mapping[str, Any],
     return Stated(recorded.get("heads", 0), recorded.get("norm_eps", timm.NORM_EPS))
 
 
-def _timm_config(path: Path, imported: formats.Imported) -> dict[str, Any]:
+def _timm_config(path: Location, imported: formats.Imported) -> dict[str, Any]:
     """The `config.json` of timm beside a file with timm's names; {} where there is none, or another program's."""
     config = read_json(path.parent / CONFIG) if imported.format in ("timm", "resnet50") else {}
     return config if timm_config.is_timm(config) else {}
@@ -82,7 +82,7 @@ def check_heads(found: int, expected: int, reason: str) -> None:
 
 
 def preprocess_of_file(
-    path: Path, imported: formats.Imported, metadata: Mapping[str, Any], sizes: timm.Architecture | resnet.Sizes
+    path: Location, imported: formats.Imported, metadata: Mapping[str, Any], sizes: timm.Architecture | resnet.Sizes
 ) -> tuple[Preprocess, list[str]]:
     """How a file's images are prepared: as its metadata says, else the JSON beside it, else as ImageNet's models are evaluated."""
     saved = metadata.get("preprocess")
@@ -104,7 +104,7 @@ def preprocess_of_file(
     return Preprocess(size, size * 256 // 224, half, half), [f"assumed      mean and std 0.5 of each of the {channels} channels: {reason}"]
 
 
-def _asked(path: Path, imported: formats.Imported, sizes: timm.Architecture | resnet.Sizes) -> tuple[Preparation | None, str]:
+def _asked(path: Location, imported: formats.Imported, sizes: timm.Architecture | resnet.Sizes) -> tuple[Preparation | None, str]:
     """The preparation that the JSON file beside the weights asks for, and that file's name; None where there is none."""
     size, channels = sizes.image_size, sizes.in_channels
     if imported.format == "hf_vit":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from sere_jax.buckets import Location
 from sere_jax.interop import resnet, timm
 from sere_jax.train.checkpoint import find_step, read_meta, read_state
 from sere_jax.weights.beside import Preprocess
@@ -23,12 +23,12 @@ class FineTuned(NamedTuple):
     about: dict[str, Any]
 
 
-def kind(path: Path, step: int | None) -> str:
+def kind(path: Location, step: int | None) -> str:
     """What a checkpoint is of: `pretrain`, or an evaluation that trains: fine_tune, linear, segmentation, detection."""
     return str(_identity(path, step).get("kind", "pretrain"))
 
 
-def read(path: Path, step: int | None) -> FineTuned:
+def read(path: Location, step: int | None) -> FineTuned:
     """Read a checkpoint whose kind is `KIND`. Raises CheckpointError as `read_state` does."""
     network = _identity(path, step)["network"]
     state, step = read_state(path, step, only=("params",))
@@ -47,7 +47,7 @@ def read(path: Path, step: int | None) -> FineTuned:
     return FineTuned(params, batch_stats, _architecture(network["architecture"]), _preprocess(network["preprocess"]), about)
 
 
-def _identity(path: Path, step: int | None) -> dict[str, Any]:
+def _identity(path: Location, step: int | None) -> dict[str, Any]:
     """What the run says of itself, beside its config."""
     return dict(read_meta(*find_step(path, step)).get("identity") or {})
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from sere_jax.buckets import Location, address_mistake, os_errors
 from sere_jax.build import pretraining
 from sere_jax.config.saved import completed
 from sere_jax.interop import formats, resnet, timm
@@ -50,7 +51,7 @@ class _Choice(NamedTuple):
 
 
 def read_weights(
-    source: str | Path,
+    source: str | Location,
     *,
     network: str = "",
     step: int | None = None,
@@ -79,23 +80,27 @@ def read_weights(
     for name, number in (("heads", heads), ("image_size", image_size)):
         if number < 0:
             raise InteropError(f"{name}: found {number}, expected a whole number of at least 0")
-    if step is not None and not path.is_dir():
+    with _reading(path):
+        is_run = path.is_dir()
+    if step is not None and not is_run:
         raise InteropError(f"{path}: step: found {step}, expected none: a file holds one")
     try:
-        weights = _from_checkpoint(path, choice) if path.is_dir() else _from_file(path, choice)
+        with _reading(path):
+            weights = _from_checkpoint(path, choice) if is_run else _from_file(path, choice)
         return _resized(weights._replace(about={"source": os.fspath(source)} | weights.about), image_size)
     except InteropError as error:
         raise InteropError(f"{path}: {error}") from error
 
 
-def networks_of(source: str | Path) -> tuple[str, ...]:
+def networks_of(source: str | Location) -> tuple[str, ...]:
     """The networks that a checkpoint or a file tells apart; () where it holds one network without a name.
 
     Raises FileError where the source is missing or of unknown kind, and CheckpointError for a directory without checkpoints.
     """
     path = _path_of(source)
-    if not path.is_dir():
-        return formats.networks_in(read_tensors(path)[0])
+    with _reading(path):
+        if not path.is_dir():
+            return formats.networks_in(read_tensors(path)[0])
     if fine_tuned.kind(path, None) == fine_tuned.KIND:
         return ()
     return tuple(network for network, (field, _) in NETWORKS.items() if holds(path, field))
@@ -108,15 +113,28 @@ def part(state: Any, path: str) -> Any:
     return state
 
 
-def _path_of(source: str | Path) -> Path:
+def _path_of(source: str | Location) -> Location:
     """The directory of a run or the file that a source means. Raises FileError where it is neither."""
+    if mistake := address_mistake(os.fspath(source)):
+        raise FileError(f"{source}: {mistake}")
     path = place(source)
-    if path.is_dir():
-        return path / HF_FILE if (path / HF_FILE).is_file() else path
+    with _reading(path):
+        if path.is_dir():
+            return path / HF_FILE if (path / HF_FILE).is_file() else path
     if not path.name.endswith(READABLE):
         seen = f"found a file that ends in {path.suffix!r}" if path.exists() else "it does not exist"
         raise FileError(f"{path}: expected a workdir, a directory of checkpoints, or a file {' '.join(READABLE)}; {seen}")
     return path
+
+
+@contextlib.contextmanager
+def _reading(path: Location) -> Iterator[None]:
+    """Turn what the file system or the bucket refuses during the block into FileError."""
+    try:
+        with os_errors(path):
+            yield
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def architecture(config: ConfigDict) -> timm.Architecture | resnet.Sizes:
@@ -137,7 +155,7 @@ def preprocess(config: ConfigDict) -> Preprocess:
     return Preprocess(size, config.eval.resize or size * 256 // 224, mean, std, value_range=value_range)
 
 
-def _from_checkpoint(path: Path, choice: _Choice) -> Weights:
+def _from_checkpoint(path: Location, choice: _Choice) -> Weights:
     kind = fine_tuned.kind(path, choice.step)
     if kind == fine_tuned.KIND:
         return _from_fine_tuned(path, choice)
@@ -162,7 +180,7 @@ def _from_checkpoint(path: Path, choice: _Choice) -> Weights:
     return Weights(params, batch_stats, sizes, preprocess(config), about | ({"report": report} if report else {}))
 
 
-def _from_fine_tuned(path: Path, choice: _Choice) -> Weights:
+def _from_fine_tuned(path: Location, choice: _Choice) -> Weights:
     if choice.network:
         raise InteropError(f"network: found {choice.network!r}, expected none: a fine-tuned checkpoint holds one")
     weights = Weights(*fine_tuned.read(path, choice.step))
@@ -185,7 +203,7 @@ def _unmatched(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     return [f"ignore       {pattern!r} matches no tensor" for pattern in formats.unmatched(names, patterns)]
 
 
-def _from_file(path: Path, choice: _Choice) -> Weights:
+def _from_file(path: Location, choice: _Choice) -> Weights:
     tensors, metadata = read_tensors(path)
     stored = metadata.get("network", "")
     if choice.network and stored not in ("", "both", choice.network):

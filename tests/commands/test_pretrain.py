@@ -255,10 +255,10 @@ def test_data_that_fills_no_batch_is_a_mistake_like_others(tmp_path: Path):
     assert done.stderr.endswith("; nearest: 4\n")
 
 
-def test_a_workdir_in_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_workdir_in_an_unsupported_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     config = quickstart.get_config("eval_every_steps=0")
     config.update_from_flattened_dict(MICRO)
-    with pytest.raises(ConfigError, match="--workdir: found 'gs://bucket/a', expected a directory; mount the bucket"):
-        pretrain.train(config, "gs://bucket/a")
+    with pytest.raises(ConfigError, match="--workdir: found 's3://bucket/a', expected a directory or gs://BUCKET/NAME"):
+        pretrain.train(config, "s3://bucket/a")
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from configs import common
@@ -13,8 +15,31 @@ def test_a_workdir_is_a_directory(tmp_path):
     [line] = rules.workdir_mistakes(f"{__file__}/runs/a")
     assert line == f"--workdir: found '{__file__}/runs/a', expected a directory, there or not; {__file__} is a file"
     assert rules.workdir_mistakes(str(tmp_path / "there" / "or" / "not")) == []
+
+
+def test_a_workdir_in_a_bucket_needs_gcsfs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gcsfs" else None)
+    assert rules.workdir_mistakes("gs://bucket/runs/a") == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     [line] = rules.workdir_mistakes("gs://bucket/runs/a")
-    assert line.startswith("--workdir: found 'gs://bucket/runs/a', expected a directory") and line.endswith("/mnt/bucket/runs/a")
+    assert line.startswith("--workdir: found 'gs://bucket/runs/a', which needs gcsfs: pip install -r requirements-cloud.txt.")
+    assert line.endswith("as in /mnt/bucket/runs/a")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a", "hf://user/a", "http://host/a"])
+def test_other_addresses_are_refused_with_what_to_do(address: str):
+    [line] = rules.workdir_mistakes(address)
+    scheme, rest = address.split("://")
+    assert line == (
+        f"--workdir: found '{address}', expected a directory or gs://BUCKET/NAME; {scheme}:// is not supported: "
+        f"mount the bucket and name the mount, as in /mnt/{rest}"
+    )
+
+
+@pytest.mark.parametrize("address", ["gs://", "gs://bucket", "gs://bucket/", "gs://Bucket/a", "gs://b/a", "gs://bucket/a/../b"])
+def test_an_address_without_a_name_is_refused(address: str):
+    [line] = rules.workdir_mistakes(address)
+    assert "expected gs://BUCKET/NAME" in line
 
 
 @pytest.mark.parametrize("form", ["folder:{}", "classes:list.txt:folder:{}", "mix:2*bundled|1*folder:{}"])

@@ -40,6 +40,7 @@ class Listener:
         self.started = -1
         self.written: list[tuple[int, dict[str, float]]] = []
         self.notes: list[str] = []
+        self.flushed = 0
         self.advanced: list[int] = []
 
     def start(self, step: int) -> None:
@@ -50,6 +51,9 @@ class Listener:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.written.append((step, dict(values)))
+
+    def flush(self) -> None:
+        self.flushed = len(self.written)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

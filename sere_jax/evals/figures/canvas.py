@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from sere_jax.buckets import Location
 from sere_jax.writing import replacing
 
 INK = "#22262b"
@@ -228,7 +228,7 @@ def stretch(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return values / max(float(values.max()), 1e-12)
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Location) -> Location:
     """Write a PNG without a time stamp, so that equal figures are equal files."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

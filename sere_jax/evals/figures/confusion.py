@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sere_jax.buckets import Location
 from sere_jax.evals.figures import canvas
 
 _NAMED = 40  # classes whose names fit beside the matrix
@@ -19,7 +19,7 @@ _COUNTED = 15  # classes whose numbers fit into the matrix
 _NAME = 24  # characters of a name
 
 
-def draw(path: Path, counts: Int[np.ndarray, "c c"], classes: Sequence[str], title: str) -> Path:
+def draw(path: Location, counts: Int[np.ndarray, "c c"], classes: Sequence[str], title: str) -> Location:
     """Write a PNG: left the share of each class's images (row) by predicted class (column), right the accuracy of each class.
 
     Names are shown for up to 40 classes, numbers of images for up to 15. With more classes the accuracies are sorted.

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from sere_jax.buckets import Location
 from sere_jax.config.keys import RULES
 from sere_jax.config.rule import Rule
 from sere_jax.data.batches.whole_images import resize_and_centre_crop
@@ -70,7 +71,7 @@ class Settings(NamedTuple):
         return list(zip(self.queries[::2], self.queries[1::2], strict=True))
 
 
-def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+def run(networks: Sequence[Network], workdir: Location, settings: Settings) -> None:
     """Draw and save the figures. Without a network only the crops are drawn, and a line says so.
 
     Raises EvalError for settings that do not fit, and if no image can be read.

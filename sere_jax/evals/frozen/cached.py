@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float, Int
 
 from sere_jax import distributed
+from sere_jax.buckets import Location
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
 from sere_jax.evals import feature_files, features
@@ -77,7 +77,7 @@ def extract(
     blocks: int,
     sides: tuple[int, int],
     reading: ImageReading,
-    directory: Path | None = None,
+    directory: Location | None = None,
     numbers: Int[np.ndarray, " c"] | None = None,
 ) -> Part:
     """The features of a source by one network.
@@ -154,7 +154,7 @@ def _identity(network: Network, source: Source, facts: dict[str, Any]) -> dict[s
     return {"weights": weights, "data": source.fingerprint().digest, **facts}
 
 
-def _stored(directory: Path, identity: dict[str, Any], compute: Callable[[], Part]) -> Part:
+def _stored(directory: Location, identity: dict[str, Any], compute: Callable[[], Part]) -> Part:
     """Read the part from its own sub-directory, or compute it and write it there."""
     place = directory / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     if _agreed((place / feature_files.DESCRIPTION).exists()):
@@ -174,14 +174,14 @@ def _agreed(exists: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(exists))) if jax.process_count() > 1 else exists
 
 
-def _read(place: Path) -> Part:
+def _read(place: Location) -> Part:
     description, rows = feature_files.read(place)
     table.say(f"features of {len(rows['label']):,} images are read from {place}")
     unreadable = np.array(description["unreadable"], np.int32)
     return Part(rows["features"], rows["label"].astype(np.int32), rows["position"].astype(np.int32), unreadable)
 
 
-def _write(place: Path, identity: dict[str, Any], part: Part) -> None:
+def _write(place: Location, identity: dict[str, Any], part: Part) -> None:
     about = {**identity, "unreadable": part.unreadable.tolist()}
     try:
         with feature_files.Shards(place, 65536, "parquet", "float32", about) as shards:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from sere_jax.buckets import Location
 from sere_jax.config.cross import batch_of_processes, resize_before_crop
 from sere_jax.config.keys import RULES
 from sere_jax.config.rule import Rule
@@ -68,7 +68,7 @@ class Settings(NamedTuple):
     seed: int
 
 
-def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+def run(networks: Sequence[Network], workdir: Location, settings: Settings) -> None:
     """Print the table and write workdir/eval/knn.json."""
     reading = shared_reading(networks, settings.reading)
     table.say(f"k-NN: opening {settings.gallery} and {settings.query}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from sere_jax.buckets import Location
 from sere_jax.config.keys import RULES as TRAINING
 from sere_jax.config.rule import Rule
 from sere_jax.evals.features import Extracted, Extractor
@@ -155,7 +155,7 @@ def compare(
 
 
 def publish(
-    rows: Sequence[Row], *, title: str, path: Path, details: dict[str, Any], neighbours: Sequence[int], notes: Sequence[str] = ()
+    rows: Sequence[Row], *, title: str, path: Location, details: dict[str, Any], neighbours: Sequence[int], notes: Sequence[str] = ()
 ) -> None:
     """Print the table with its notes and write everything as JSON to `path`."""
     _, clipped = knn.clip_ks(neighbours, rows[0].read.voters)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from sere_jax.buckets import Location
 from sere_jax.config.rule import POSITIVE, Rule, count
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.example import Source
@@ -81,7 +81,7 @@ class LogisticSettings(NamedTuple):
     seed: int
 
 
-def run_knn(networks: Sequence[Network], workdir: Path, settings: KnnSettings) -> None:
+def run_knn(networks: Sequence[Network], workdir: Location, settings: KnnSettings) -> None:
     """Print the table and write what `segmentation.outcome` lists. Process 0 does all the work.
 
     Every pair of k and distance is tried on the held-out training images; the best mIoU decides.
@@ -104,7 +104,7 @@ def run_knn(networks: Sequence[Network], workdir: Path, settings: KnnSettings) -
     _run("patch_knn", "segmentation by nearest patches", networks, workdir, settings, grid, ("k", "distance"), fit)
 
 
-def run_logistic(networks: Sequence[Network], workdir: Path, settings: LogisticSettings) -> None:
+def run_logistic(networks: Sequence[Network], workdir: Location, settings: LogisticSettings) -> None:
     """Print the table and write what `segmentation.outcome` lists. Process 0 does all the work.
 
     Features are standardised on the patches that are fitted. Every C is tried on the held-out training images; the best mIoU decides.
@@ -132,7 +132,7 @@ def _run(
     protocol: str,
     title: str,
     networks: Sequence[Network],
-    workdir: Path,
+    workdir: Location,
     settings: Any,
     grid: Sequence[Setting],
     names: tuple[str, ...],

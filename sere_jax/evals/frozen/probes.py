@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from sere_jax.buckets import Location
 from sere_jax.config.rule import Rule
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.evals import outcome
@@ -84,7 +84,7 @@ class LeastSquaresSettings(NamedTuple):
     seed: int
 
 
-def run_logistic(networks: Sequence[Network], workdir: Path, settings: LogisticSettings) -> None:
+def run_logistic(networks: Sequence[Network], workdir: Location, settings: LogisticSettings) -> None:
     """Print the table and write what `outcome.publish` writes.
 
     For each network: fit every C on the training images that are not held out, take the one with the highest accuracy on those
@@ -106,7 +106,7 @@ def run_logistic(networks: Sequence[Network], workdir: Path, settings: LogisticS
     run("logistic", "logistic regression", networks, workdir, settings, _data(settings), fit, few)
 
 
-def run_least_squares(networks: Sequence[Network], workdir: Path, settings: LeastSquaresSettings) -> None:
+def run_least_squares(networks: Sequence[Network], workdir: Location, settings: LeastSquaresSettings) -> None:
     """Print the table and write what `outcome.publish` writes. The regulariser is chosen as C is for `run_logistic`."""
 
     def fit(data: Scaled, classes: int) -> Chosen:
@@ -147,7 +147,7 @@ def run(
     protocol: str,
     title: str,
     networks: Sequence[Network],
-    workdir: Path,
+    workdir: Location,
     settings: Any,
     data: ProbeData,
     fit: Fit,

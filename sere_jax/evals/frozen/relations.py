@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from sere_jax.buckets import Location
 from sere_jax.config.rule import Rule
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
@@ -164,7 +164,7 @@ def _standard(network: Network, source: Source, settings: Settings, look: Callab
     return standard(np.asarray(total), np.asarray(squares), max(count, 1))
 
 
-def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+def run(networks: Sequence[Network], workdir: Location, settings: Settings) -> None:
     """Print a table for each variant and write workdir/eval/relations.json. Process 0 does all the work."""
     if jax.process_index() != 0:
         return

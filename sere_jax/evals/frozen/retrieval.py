@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from sere_jax.buckets import Location
 from sere_jax.config.keys import RULES
 from sere_jax.config.rule import Rule
 from sere_jax.data.batches.whole_images import EvalBatch
@@ -151,7 +151,7 @@ class Settings(NamedTuple):
     seed: int
 
 
-def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+def run(networks: Sequence[Network], workdir: Location, settings: Settings) -> None:
     """Print the table and write workdir/eval/retrieval.json."""
     source, batch_size = settings.source, settings.batch_size
     if not source:

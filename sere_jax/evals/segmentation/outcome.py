@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from sere_jax.buckets import Location
 from sere_jax.evals import outcome_files
 from sere_jax.evals.outcome import Images, slugs
 from sere_jax.evals.pictures import left_out_note
@@ -105,7 +105,7 @@ class Outcome(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def publish(outcome: Outcome, workdir: Path) -> None:
+def publish(outcome: Outcome, workdir: Location) -> None:
     """Print the table and write the files of the module's docstring but pictures, which are written while images are read."""
     notes = [*outcome.notes, *_notes(outcome)]
     names = [name for name in dict.fromkeys(name for line in outcome.rows for name in line.scores) if name in HEADINGS]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from jaxtyping import Int, UInt8, UInt16
 from PIL import Image
 
+from sere_jax.buckets import Location
 from sere_jax.data.annotations.maps import Coding
 from sere_jax.evals.figures import canvas
 from sere_jax.evals.segmentation.images import MaskedPicture
@@ -54,7 +55,7 @@ class PictureFiles:
       count: number of the first images that the panels show.
     """
 
-    def __init__(self, labelling: Labelling, *, directory: Path | None = None, count: int = 0) -> None:
+    def __init__(self, labelling: Labelling, *, directory: Location | None = None, count: int = 0) -> None:
         self._labelling, self._directory, self._count = labelling, directory, count
         self._panels: list[tuple[str, list[np.ndarray]]] = []
 
@@ -68,7 +69,7 @@ class PictureFiles:
         if len(self._panels) < self._count:
             self._panels.append((picture.name, panels(picture, predicted)))
 
-    def draw(self, path: Path, title: str, about: Sequence[str] = ()) -> None:
+    def draw(self, path: Location, title: str, about: Sequence[str] = ()) -> None:
         """Write the panels as one figure; nothing without images."""
         if not self._panels:
             return

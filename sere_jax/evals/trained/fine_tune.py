@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
+from sere_jax.buckets import Location
 from sere_jax.data.annotations.rand_augment import AugmentedCrop, RandAugment
 from sere_jax.data.annotations.transforms import RandomCrop
 from sere_jax.evals import outcome
@@ -26,7 +26,7 @@ from sere_jax.types import PyTree, Schedule
 _RUNNING = ("workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading")
 
 
-def fine_tune(protocol: str, networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+def fine_tune(protocol: str, networks: Sequence[Network], workdir: Location, settings: Settings) -> None:
     """Train and test every network, print the table and write what `outcome.publish` writes.
 
     Raises EvalError for settings that do not fit the networks, the images or the devices; and what `run.train` raises.
@@ -58,7 +58,9 @@ def fine_tune(protocol: str, networks: Sequence[Network], workdir: Path, setting
     )
 
 
-def _row(protocol: str, network: Network, workdir: Path, settings: Settings, parts: Parts) -> tuple[outcome.Row, dict[str, outcome.Images]]:
+def _row(
+    protocol: str, network: Network, workdir: Location, settings: Settings, parts: Parts
+) -> tuple[outcome.Row, dict[str, outcome.Images]]:
     """Train one network; its row, and what was read of the images."""
     model = Model(network, settings, len(parts.classes))
     whole = Whole(*model.sides, settings.eval_batch_size, settings.workers, settings.reading, network.mean, network.std)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from sere_jax.buckets import Location
 from sere_jax.config.cross import batch_of_processes
 from sere_jax.config.rule import SHARE, Rule, interval, number
 from sere_jax.data.annotations.transforms import RandomCrop
@@ -74,7 +74,7 @@ class _Kinds(NamedTuple):
     titles: dict[str, str]  # kind_0 -> cls of 1 block
 
 
-def linear(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+def linear(networks: Sequence[Network], workdir: Location, settings: Settings) -> None:
     """Train and test the heads of every network, print the table and write what `outcome.publish` writes.
 
     Raises EvalError for settings that do not fit the networks, the images or the devices; and what `run.train` raises.
@@ -111,7 +111,7 @@ def linear(networks: Sequence[Network], workdir: Path, settings: Settings) -> No
     outcome.publish(report, workdir, save_predictions=settings.save_predictions)
 
 
-def _row(network: Network, workdir: Path, settings: Settings, parts: Parts) -> tuple[outcome.Row, dict[str, outcome.Images]]:
+def _row(network: Network, workdir: Location, settings: Settings, parts: Parts) -> tuple[outcome.Row, dict[str, outcome.Images]]:
     """Train the heads of one network; its row, and what was read of the images."""
     choose, test = _whole(network, settings, parts)
     kinds = _kinds(test.features.shape[1], settings)

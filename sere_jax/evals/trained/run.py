@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 import optax
 
 from sere_jax import distributed, sharding
+from sere_jax.buckets import Location
 from sere_jax.evals.features import to_host
 from sere_jax.evals.network import EvalError
 from sere_jax.reporting.progress import Progress
@@ -90,12 +90,12 @@ class Weights(NamedTuple):
 class Trained(NamedTuple):
     """What a training ends with."""
 
-    directory: Path  # of checkpoints, metrics.jsonl and tensorboard
+    directory: Location  # of checkpoints, metrics.jsonl and tensorboard
     best: Weights
     last: Weights
 
 
-def place(workdir: Path, protocol: str, name: str, description: Mapping[str, Any]) -> Path:
+def place(workdir: Location, protocol: str, name: str, description: Mapping[str, Any]) -> Location:
     """WORKDIR/eval/PROTOCOL/NAME-DIGEST, where the same training finds its checkpoints again and no other one does."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return workdir / "eval" / protocol / f"{name}-{digest}"
@@ -118,7 +118,7 @@ def check_batch(batch_size: int, accumulate_steps: int) -> None:
         )
 
 
-def train(training: Training, directory: Path) -> Trained:
+def train(training: Training, directory: Location) -> Trained:
     """Train to the end, going on from the newest checkpoint in `directory`; a finished training is only read.
 
     Raises Stopped, WorkdirError and what else `train.fit.fit` raises.
@@ -141,7 +141,7 @@ def train(training: Training, directory: Path) -> Trained:
         return _train(training, directory, checkpoints, progress)
 
 
-def _train(training: Training, directory: Path, checkpoints: Checkpoints, progress: Progress) -> Trained:
+def _train(training: Training, directory: Location, checkpoints: Checkpoints, progress: Progress) -> Trained:
     mesh = sharding.make_mesh()
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     start = training.init()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sere_jax.buckets import Location
 from sere_jax.data.annotations.scale_crop import ScaleCrop
 from sere_jax.data.annotations.transforms import RandomCrop, Transform
 from sere_jax.data.batches.labelled import labelled_batches
@@ -46,7 +46,7 @@ _RUNNING = (
 )
 
 
-def segment(protocol: str, networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
+def segment(protocol: str, networks: Sequence[Network], workdir: Location, settings: Settings) -> None:
     """Train and test every network, print the table and write what `segmentation.outcome` lists.
 
     Raises EvalError for settings that do not fit the networks, the images or the devices; and what `run.train` raises.
@@ -83,7 +83,7 @@ def _how(settings: Settings) -> str:
 
 
 def _row(
-    protocol: str, network: Network, model: Model, tester: Tester, workdir: Path, settings: Settings, classes: Labelling, train: Any
+    protocol: str, network: Network, model: Model, tester: Tester, workdir: Location, settings: Settings, classes: Labelling, train: Any
 ) -> Row:
     slug = slugs([network.name])[0]
     training = _training(network, settings, model, tester, classes, train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from sere_jax.buckets import Location
 from sere_jax.data.annotations.scale_crop import fitted, resized
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
@@ -68,7 +69,7 @@ class Tester:
                 files.add(picture, predicted)
         return tally if jax.process_count() == 1 else tally.summed(_sum)
 
-    def submit(self, params: PyTree, running: PyTree, path: Path) -> None:
+    def submit(self, params: PyTree, running: PyTree, path: Location) -> None:
         """Predict the images of `submission` and write them to a zip file: CLASS/NAME.png, RGB with red + 256 green. Process 0 does it."""
         if jax.process_index() != 0:
             return

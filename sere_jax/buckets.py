@@ -1,0 +1,190 @@
+"""Paths in a bucket, `gs://BUCKET/NAME`: which of them are supported, and how whole files get there and back.
+
+Such a path is etils' `epath.Path`, which has the methods of `pathlib.Path`; gcsfs (the extra `cloud`) carries the bytes and repeats failed
+requests with growing pauses. A bucket has no directories, appends nothing and renames by copying, so files are made on the local disk and
+put as wholes: a reader sees the old object or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from etils import epath
+
+Location: TypeAlias = Path | epath.Path  # a path on this machine or in a bucket
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]")
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an address, such as `gs://bucket/run`, and no path of this machine.
+
+    Example:
+      >>> is_address("gs://bucket/run"), is_address("folder:runs/a")
+      (True, False)
+    """
+    return _ADDRESS.match(os.fspath(path)) is not None
+
+
+def address_mistake(address: str) -> str:
+    """Why an address cannot be read from or written to, as the end of a message; "" where it can.
+
+    Example:
+      >>> address_mistake("s3://bucket/run")
+      'expected a directory or gs://BUCKET/NAME; s3:// is not supported: mount the bucket and name the mount, as in /mnt/bucket/run'
+    """
+    match = _ADDRESS.match(address)
+    if match is None:
+        return ""
+    scheme, rest = match.groups()
+    if scheme != "gs":
+        return (
+            f"expected a directory or gs://BUCKET/NAME; {scheme}:// is not supported: "
+            f"mount the bucket and name the mount, as in /mnt/{rest}"
+        )
+    bucket, _, name = rest.partition("/")
+    if not _BUCKET.fullmatch(bucket) or not name.strip("/") or ".." in name.split("/"):
+        return "expected gs://BUCKET/NAME, with a bucket's name of small letters, digits and .-_ and a name without '..'"
+    if importlib.util.find_spec("gcsfs") is None:
+        return (
+            "which needs gcsfs: pip install -r requirements-cloud.txt. Without it, "
+            f"mount the bucket (docs/pods.md) and name the mount, as in /mnt/{rest}"
+        )
+    return ""
+
+
+def location(address: str | os.PathLike[str]) -> epath.Path:
+    """The path that an address means. Nothing is asked of the bucket."""
+    _set_up()
+    return epath.Path(re.sub(r"(?<!:)/{2,}", "/", os.fspath(address)).rstrip("/"))
+
+
+def path_of(path: str | os.PathLike[str]) -> Location:
+    """A path as it was written: relative ones stay relative.
+
+    Example:
+      >>> path_of("runs/a").parts, path_of("gs://bucket/a").name
+      (('runs', 'a'), 'a')
+    """
+    return location(path) if is_address(path) else Path(path)
+
+
+@functools.cache
+def _set_up() -> None:
+    """Tell fsspec to ask the bucket each time, and gcsfs that its errors are reported here.
+
+    TensorStore and other processes write into the same bucket, so a listing that was kept is soon wrong.
+    """
+    import fsspec.config
+
+    for protocol in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """The exceptions by which a transfer fails; OSError alone until gcsfs is in use."""
+    if "gcsfs" not in sys.modules:
+        return (OSError,)
+    import aiohttp
+    import gcsfs.retry
+    import google.auth.exceptions
+
+    return (OSError, gcsfs.retry.HttpError, aiohttp.ClientError, google.auth.exceptions.GoogleAuthError)
+
+
+@contextlib.contextmanager
+def os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what gcsfs and its libraries raise during the block into an OSError that names `path`. Other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        transfer = type(error) is OSError and error.errno is None and is_address(path)  # gcsfs says so that access is denied
+        if not transfer and (isinstance(error, OSError) or not isinstance(error, failures())):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(errno.EIO, text[:300], os.fspath(path)) from error
+
+
+def put(file: Path, path: epath.Path) -> None:
+    """Copy a local file to a path in a bucket, whole or not at all. Raises OSError where that fails after several tries."""
+    with os_errors(path):
+        _filesystem().put_file(str(file), os.fspath(path))
+
+
+def put_tree(directory: Path, path: epath.Path) -> None:
+    """Copy all files below a local directory to the same names below a path in a bucket. Raises OSError as `put` does."""
+    for file in directory.rglob("*"):
+        if file.is_file():
+            put(file, path / file.relative_to(directory).as_posix())
+
+
+def put_bytes(path: epath.Path, content: bytes) -> None:
+    """Write an object, whole or not at all. Raises OSError where that fails after several tries."""
+    with os_errors(path):
+        _filesystem().pipe_file(os.fspath(path), content)
+
+
+def create(path: epath.Path, content: bytes) -> bool:
+    """Write an object that does not exist yet; False, and nothing is written, where it does. The bucket decides, so two cannot both win."""
+    with os_errors(path):
+        try:
+            _filesystem().pipe_file(os.fspath(path), content, mode="create")
+        except Exception as error:
+            if isinstance(error, FileExistsError) or getattr(error, "code", None) in (409, 412):
+                return False
+            raise
+    return True
+
+
+@contextlib.contextmanager
+def uploading(path: epath.Path) -> Iterator[Path]:
+    """Yield a local file of the same name, and put it at `path` when the block ends without an error."""
+    with tempfile.TemporaryDirectory(prefix="sere-jax-") as directory:
+        file = Path(directory) / path.name
+        file.touch()
+        yield file
+        put(file, path)
+
+
+@contextlib.contextmanager
+def local_copy(path: Location) -> Iterator[Path]:
+    """Yield a path on this machine with the content of `path`: the path itself, or a copy that lives as long as the block."""
+    if not is_address(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="sere-jax-") as directory:
+        file = Path(directory) / path.name
+        with os_errors(path):
+            _filesystem().get_file(os.fspath(path), str(file))
+        yield file
+
+
+@functools.cache
+def scratch_directory() -> Path:
+    """A directory on this machine for files that grow before they are put into a bucket; it is removed when the program ends."""
+    import atexit
+
+    directory = Path(tempfile.mkdtemp(prefix="sere-jax-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _filesystem() -> Any:
+    import fsspec
+
+    _set_up()
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # the instance that epath uses

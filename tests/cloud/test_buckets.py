@@ -1,0 +1,112 @@
+"""Single objects in a bucket: whole, created once, tried again, and an OSError in the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from sere_jax import buckets
+from sere_jax.reporting import records
+from sere_jax.reporting.records import BucketRecords
+from sere_jax.train.lease import Taken, leased
+from sere_jax.writing import WriteError, place, replacing, writing_to
+
+
+def test_objects_are_put_whole_and_read_back(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = place(f"{bucket}/run/table.json")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert not path.exists() and not path.parent.is_dir()
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert path.read_text() == "whole" and [child.name for child in path.parent.iterdir()] == ["table.json"]
+    with buckets.local_copy(path) as copy:
+        assert copy.name == "table.json" and copy.read_text() == "whole"
+    assert not copy.exists() and not list(tmp_path.iterdir())  # nothing was written to a local directory named gs:
+    path.write_text("newer, by another writer")
+    assert path.read_text() == "newer, by another writer" and path.stat().length == 24  # listings are not kept
+
+
+def test_an_object_is_created_once(bucket):
+    path = place(f"{bucket}/once")
+    assert buckets.create(path, b"first") and not buckets.create(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+def test_a_write_that_fails_is_tried_again_and_then_is_an_os_error(bucket, server):
+    path = place(f"{bucket}/object")
+    server.fail(503, 1, method="POST")
+    buckets.put_bytes(path, b"x")  # after a pause of about a second
+    assert server.left() == 0 and path.read_bytes() == b"x"
+    server.fail(403, 1, method="POST")
+    with pytest.raises(OSError, match=f"Forbidden.*on request.*{path.name}"):
+        buckets.put_bytes(path, b"y")
+    assert path.read_bytes() == b"x"
+    server.fail(403, 9, method="POST")
+    with pytest.raises(WriteError, match=f"^{path.parent}/run: nothing can be written there \\(Forbidden"), writing_to(path.parent / "run"):
+        pass
+
+
+def test_records_are_parts_that_are_joined_on_reading(bucket):
+    directory = place(f"{bucket}/run")
+    first = BucketRecords(directory, after=0)
+    for step in (10, 20):
+        first.write(step, {"loss": float(step)})
+    assert records.read(directory) == []  # nothing is acknowledged before a checkpoint
+    first.flush()
+    first.write(20, {"top1": 0.5})  # the evaluation of a step joins its line, though it has been put
+    first.write(30, {"loss": 30.0})
+    first.flush()
+    first.write(40, {"loss": 40.0})
+    first.flush()  # a checkpoint of step 30 follows; killed without `close`
+    assert [record["step"] for record in records.read(directory)] == [10, 20, 30, 40]
+    second = BucketRecords(directory, after=30)
+    assert [child.name for child in directory.iterdir()] == ["metrics.jsonl"]
+    second.write(30, {"top1": 0.75})
+    second.write(40, {"loss": 4.0, "bad": float("nan")})
+    second.close()
+    read = records.read(directory)
+    assert [(r["step"], r.get("loss"), r.get("top1")) for r in read] == [(10, 10, None), (20, 20, 0.5), (30, 30, 0.75), (40, 4, None)]
+    assert read[-1]["bad"] is None and (directory / "metrics.jsonl").read_text().count("\n") == 4
+
+
+def test_a_part_that_cannot_be_put_is_put_later(bucket, server):
+    directory = place(f"{bucket}/run")
+    log = BucketRecords(directory, after=0)
+    log.write(1, {"loss": 1.0})
+    server.fail(403, 1, method="POST")
+    with pytest.raises(OSError, match="Forbidden"):
+        log.flush()
+    log.write(2, {"loss": 2.0})
+    log.flush()
+    assert [record["step"] for record in records.read(directory)] == [1, 2]
+
+
+def test_one_run_a_workdir(bucket, capfd):
+    path = place(f"{bucket}/run/.lock")
+    with leased(path, beat_seconds=0.05):
+        with pytest.raises(Taken, match="^process \\d+ on "), leased(path, dead_after_seconds=2.0):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    buckets.put_bytes(path, b'{"host": "other", "pid": 7, "since": "yesterday", "token": "t"}')  # one that was killed
+    with leased(path, dead_after_seconds=0.2):
+        assert b"other" not in path.read_bytes()
+    assert "process 7 on other, since yesterday) and did not say that it ended; waiting 0 s for a sign" in capfd.readouterr().err
+
+
+def test_a_requeued_job_takes_over_its_own_lease_at_once(bucket, monkeypatch):
+    path = place(f"{bucket}/run/.lock")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    killed = b'{"host": "other", "pid": 7, "since": "yesterday", "token": "t", "slurm_job": "12", "slurm_start": "0"}'
+    for start, allowed in (("1", True), ("0", False)):
+        buckets.put_bytes(path, killed)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", start)
+        if allowed:
+            with leased(path, dead_after_seconds=600.0):
+                pass
+        else:
+            monkeypatch.setattr("sere_jax.train.lease._Lease._wait", lambda *_: (_ for _ in ()).throw(Taken("waits")))
+            with pytest.raises(Taken, match="waits"), leased(path, dead_after_seconds=600.0):
+                pass

@@ -1,0 +1,100 @@
+"""launch/tpu_vm.sh against a `gcloud` that records its calls and plays the states of a queued resource."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.house import ROOT
+
+# Arguments end in the character 1f, calls in an empty line. Of several states or exit codes the last one stays.
+GCLOUD = r"""#!/usr/bin/env bash
+here=$(dirname "$0")
+call=$(printf '%s\x1f' "$@")
+printf '%s\n\n' "$call" >>"$here/calls"
+next() {
+  read -r first rest <"$here/$1"
+  [ -z "$rest" ] || echo "$rest" >"$here/$1"
+}
+case " $* " in
+  *" describe "*) next states; [ "$first" != NONE ] && echo "$first" ;;
+  *" ssh "*train.py*) next codes; exit "$first" ;;
+esac
+"""
+
+
+@pytest.fixture
+def launch(tmp_path: Path):
+    """Run the script with these states and exit codes of training; (exit code, output, calls of gcloud)."""
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+
+    def run(states: str, codes: str = "0", extra: tuple[str, ...] = (), **env: str) -> tuple[int, str, list[list[str]]]:
+        (tmp_path / "states").write_text(f"{states}\n")
+        (tmp_path / "codes").write_text(f"{codes}\n")
+        (tmp_path / "calls").unlink(missing_ok=True)
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "sere", "ZONE": "z", "TYPE": "v5litepod-64"}
+        environment |= {"WAIT_SECONDS": "0.01", **env}
+        command = ["bash", "launch/tpu_vm.sh", "configs/quickstart.py:epochs=3", "gs://bucket/runs/a", *extra]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        calls = [call.rstrip("\x1f").split("\x1f") for call in (tmp_path / "calls").read_text().split("\n\n") if call]
+        assert all(call[:2] == ["compute", "tpus"] and call[-1] == "--zone=z" for call in calls), calls
+        return done.returncode, done.stdout + done.stderr, [call[2:-1] for call in calls]
+
+    return run
+
+
+def verbs(calls: list[list[str]]) -> list[str]:
+    return [call[1] for call in calls if call[1] != "describe"]
+
+
+def test_a_slice_is_made_installed_and_trained_on(launch):
+    code, out, calls = launch("NONE WAITING_FOR_RESOURCES WAITING_FOR_RESOURCES ACTIVE", extra=("--config.x=a b",))
+    assert code == 0 and out.endswith("finished: gs://bucket/runs/a\n")
+    assert verbs(calls) == ["create", "scp", "ssh", "ssh"]
+    create = next(call for call in calls if call[1] == "create")
+    expected = ["--node-id=sere", "--accelerator-type=v5litepod-64", "--runtime-version=v2-alpha-tpuv5-lite"]
+    assert create == ["queued-resources", "create", "sere", *expected]
+    command = calls[-1][-1].removeprefix("--command=")
+    started = shlex.split(command.partition(" && exec ")[2])
+    flags = ["--config=configs/quickstart.py:epochs=3", "--workdir=gs://bucket/runs/a", "--stopped_exit_code=75", "--config.x=a b"]
+    assert started == [".venv/bin/python", "train.py", *flags]
+
+
+def test_several_spot_slices_are_one_run(launch):
+    code, _, calls = launch("NONE ACTIVE", SLICES="3", SPOT="1", SETUP="mount-it")
+    assert code == 0
+    create = next(call for call in calls if call[1] == "create")
+    assert {"--node-prefix=sere", "--node-count=3", "--spot"} <= set(create)
+    assert [call[2] for call in calls if call[1] == "scp"] != [] and verbs(calls) == ["create"] + ["scp"] * 3 + ["ssh"] * 9
+    assert {call[2] for call in calls if call[1] == "ssh"} == {"sere-0", "sere-1", "sere-2"}
+    assert sum(call[-1] == "--command=mount-it" for call in calls) == 3
+
+
+def test_slices_that_are_there_are_used(launch):
+    code, _, calls = launch("ACTIVE")
+    assert code == 0 and "create" not in verbs(calls) and "delete" not in verbs(calls)
+
+
+def test_preempted_slices_are_replaced_and_the_run_goes_on(launch):
+    # there; training breaks off; suspended: deleted, asked for again, there
+    code, out, calls = launch("ACTIVE ACTIVE SUSPENDED SUSPENDED ACTIVE", codes="255 0", RESTARTS="1", SPOT="1")
+    assert code == 0 and "the slices are SUSPENDED: replacing them" in out
+    assert verbs(calls) == ["scp", "ssh", "ssh", "delete", "create", "scp", "ssh", "ssh"]
+    assert ["queued-resources", "delete", "sere", "--force", "--quiet"] in calls
+    code, out, calls = launch("ACTIVE ACTIVE SUSPENDED", codes="255", RESTARTS="0")
+    assert code == 75 and "the same command goes on" in out
+
+
+def test_a_run_that_fails_on_slices_that_are_there_is_not_repeated(launch):
+    code, out, calls = launch("ACTIVE", codes="2", RESTARTS="5")
+    assert code == 2 and "train.py failed with code 2; the slices are still there" in out and verbs(calls) == ["scp", "ssh", "ssh"]
+
+
+def test_a_request_that_fails_ends_it(launch):
+    code, out, _ = launch("NONE WAITING_FOR_RESOURCES FAILED")
+    assert code == 1 and "the request for sere failed" in out
