@@ -5,6 +5,7 @@
 # make test-slow   the long tests
 # make reliability SIGKILLs, signals, damaged files, full disks, a soak; SCALE=0.05 makes it a twentieth (hours on two cores)
 # make test-cloud  runs in a bucket, which an emulator serves on this machine
+# make test-slurm  the template of launch/ on a real Slurm on this machine (root, and Debian's slurm-wlm and munge)
 # make lint        ruff (format and rules) and mypy
 # make lock        write requirements.lock: the packages of requirements.txt and all that they need, with the hashes of their files
 # make format      let ruff rewrite the code
@@ -22,7 +23,7 @@ TEST_STAMP := $(VENV)/.installed-test-$(VERSION)
 CLOUD_STAMP := $(VENV)/.installed-cloud-$(VERSION)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-seeds accelerator test test-slow test-cloud reliability lint lock format clean
+.PHONY: demo demo-seeds accelerator test test-slow test-cloud test-slurm reliability lint lock format clean
 .DELETE_ON_ERROR:
 
 define make_venv
@@ -73,6 +74,9 @@ test-slow: $(TEST_STAMP)
 
 test-cloud: $(CLOUD_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/cloud -m "slow or not slow"
+
+test-slurm: $(TEST_STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/slurm -m slow
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff format --check .

@@ -132,6 +132,12 @@ def put_tree(directory: Path, path: epath.Path) -> None:
             put(file, path / file.relative_to(directory).as_posix())
 
 
+def copy_tree(path: epath.Path, target: epath.Path) -> None:
+    """Copy all objects below a path within the bucket; their bytes do not pass through this machine."""
+    with os_errors(path):
+        _filesystem().copy(os.fspath(path), os.fspath(target), recursive=True)
+
+
 def put_bytes(path: epath.Path, content: bytes) -> None:
     """Write an object, whole or not at all. Raises OSError where that fails after several tries."""
     with os_errors(path):

@@ -4,6 +4,8 @@
 your own. Without `--output` nothing else happens: train from `tfds:NAME:SPLIT`.
 It writes ArrayRecord shards, which `tfds:OUT:SPLIT` and `tfds.builder_from_directory(OUT)` read without TensorFlow. After an
 interruption, the same command continues. The output depends only on the source and the options. `--verify --output=OUT` reads it back.
+`--shard=I/N` on each of N machines, I from 0, writes every N-th shard into one directory that all of them see. The same command with
+`--merge` checks that all shards are there and completes the set; its files are those that one machine would have written.
 Exit code 0: done; 1: too many images could not be read, or verification found something; 2: it could not begin.
 """
 
@@ -16,7 +18,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sere_jax.data.images.reading import MAX_PIXELS
 from sere_jax.data.prepare.builders import build, is_builder, reading_spec
@@ -30,8 +32,23 @@ from sere_jax.writing import destination, writing_to
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
-def prepare(layout: Layout, spec: str, directory: str, sizes: Sizes, *, per_shard: int, workers: int, track: Track) -> dict[str, Any]:
-    """Write the shards that are missing, and return the manifest. Raises PrepareError."""
+class Part(NamedTuple):
+    """The share of one machine: shards number, number + of, number + 2 * of, ...; with `of` = 0 nothing is written."""
+
+    number: int = 0
+    of: int = 1
+
+
+_WHOLE = Part()
+
+
+def prepare(
+    layout: Layout, spec: str, directory: str, sizes: Sizes, *, per_shard: int, workers: int, track: Track, part: Part = _WHOLE
+) -> dict[str, Any]:
+    """Write the shards of a part that are missing, and return the manifest; {} while those of other machines are missing.
+
+    Raises PrepareError; with `part.of` = 0 where shards are missing.
+    """
     made_from = fingerprint(layout, spec, sizes, per_shard)
     output = Output(directory, made_from)
     if output.finished:
@@ -39,15 +56,24 @@ def prepare(layout: Layout, spec: str, directory: str, sizes: Sizes, *, per_shar
     shards = [] if output.finished else plan(layout, per_shard)
     encoder = Encoder(layout, sizes)
     notes: dict[str, list[dict[str, Any]]] = {split: [] for split in layout.splits}
+    missing: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(workers) as threads:
         for number, shard in enumerate(shards):
             note = output.done(shard)
+            if note is None and (not part.of or number % part.of != part.number):
+                missing.append(shard.file)
+                continue
             if note is None:
                 results = encoded(encoder, layout.splits[shard.split], shard, threads, ahead=4 * workers)
                 label = f"{shard.split}, shard {number + 1} of {len(shards)}"
                 note = output.write(shard, track(results, shard.last - shard.first, label))
             notes[shard.split].append(note)
-    return read_manifest(directory) if output.finished else _finish(output, layout, encoder, notes, made_from)
+    if missing and not part.of:
+        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise PrepareError(f"{directory}: {len(missing)} of {len(shards)} shards are missing: {named}; run their --shard=i/n again")
+    if output.finished:
+        return read_manifest(directory)
+    return {} if part.of > 1 else _finish(output, layout, encoder, notes, made_from)
 
 
 def _finish(
@@ -94,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="images of more pixels are left out")
     parser.add_argument("--max_bad_fraction", type=float, default=0.01, help="share of images left out that is no error")
     parser.add_argument("--records_per_shard", type=int, default=4096, help="images of one shard (default: 4096)")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="write every N-th shard from the I-th on, I from 0; see --merge")
+    parser.add_argument("--merge", action="store_true", help="check that the shards of all machines are there, and complete the set")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
     parser.add_argument("--verify", action="store_true", help="read a prepared set back and check every image")
     return parser
@@ -129,12 +157,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 Sizes(flags.max_side, flags.quality, flags.max_pixels),
                 per_shard=flags.records_per_shard,
                 workers=max(1, flags.workers),
+                part=_part(flags.shard, flags.merge),
                 track=functools.partial(_tracked, track),
             )
     except (SourceError, PrepareError) as error:
         print(error, file=sys.stderr)
         return 2
+    if not manifest:
+        print(f"{directory}: the shards of --shard={flags.shard} are written; when all machines are done, run the command with --merge")
+        return 0
     return _report(manifest, directory, flags.max_bad_fraction)
+
+
+def _part(text: str, merge: bool) -> Part:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+        raise SourceError(f"--shard: found {text!r}, expected I/N with I from 0 to N - 1, as in --shard=0/8")
+    if merge and int(of) > 1:
+        raise SourceError(f"--merge: found --shard={text} beside it, expected one of the two")
+    return Part(0, 0) if merge else Part(int(number), int(of))
 
 
 def _run_builder(spec: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from sere_jax.buckets import Location
+from sere_jax.buckets import Location, copy_tree, is_address
 from sere_jax.train import checkpoint
 from sere_jax.writing import replacing
 
@@ -36,7 +36,9 @@ def keep(workdir: Location, step: int, facts: Mapping[str, Any]) -> str:
     root = epath.Path(workdir / "checkpoints")
     before = [saved for saved in checkpoint.steps_if_readable(root) if saved < step]
     target.mkdir(parents=True)
-    if before:
+    if before and is_address(workdir):
+        copy_tree(root / str(before[-1]), epath.Path(target / "checkpoints" / str(before[-1])))
+    elif before:
         shutil.copytree(root / str(before[-1]), target / "checkpoints" / str(before[-1]), copy_function=_link)
     with replacing(target / "step.json") as temporary:
         temporary.write_text(json.dumps({"step": step, "resumes_from": before[-1] if before else 0, **facts}, indent=2) + "\n")

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 from collections.abc import Iterator
 
 from etils import epath
@@ -50,7 +49,7 @@ def remove_unfinished(directory: epath.Path) -> None:
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
             if ".orbax-checkpoint-tmp" in path.name:
-                shutil.rmtree(path, ignore_errors=True)
+                path.rmtree(missing_ok=True)
 
 
 class Watched:

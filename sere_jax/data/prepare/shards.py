@@ -60,9 +60,9 @@ class Output:
                 _must_equal(_read(path)["made_from"], fingerprint, directory)
                 self.finished = path == done
                 return
-        if os.path.isdir(directory) and os.listdir(directory):
+        if os.path.isdir(directory) and set(os.listdir(directory)) - {_UNFINISHED}:
             raise PrepareError(f"{directory}: is not empty and holds no preparation; expected a new or empty directory")
-        os.makedirs(self._notes)
+        os.makedirs(self._notes, exist_ok=True)  # several machines may begin at once; all write the same
         write_json(begun, {"made_from": fingerprint})
 
     def done(self, shard: Shard) -> dict[str, Any] | None:

@@ -58,6 +58,30 @@ def test_the_output_depends_on_source_and_options_alone(photographs, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_several_machines_prepare_what_one_would(photographs, tmp_path, capsys):
+    source, out = f"folder:{photographs}", tmp_path / "parts"
+    assert run(source, tmp_path / "whole") == 0
+    assert run(source, out, "--shard=1/2") == 0
+    assert "when all machines are done, run the command with --merge" in capsys.readouterr().out
+    with pytest.raises(SourceError, match="unfinished preparation"):
+        open_source(f"tfds:{out}:train")
+    assert run(source, out, "--merge") == 2
+    missing = "2 of 3 shards are missing: folder-train.array_record-00000-of-00003, folder-train.array_record-00002-of-00003"
+    assert capsys.readouterr().err == f"{out}: {missing}; run their --shard=i/n again\n"
+    assert run(source, out, "--shard=0/2") == 0
+    written = {name: (out / name).stat().st_mtime_ns for name in os.listdir(out) if "array_record" in name}
+    assert run(source, out, "--shard=0/2") == 0 and run(source, out, "--merge") == 0  # what is there is not written again
+    assert {name: (out / name).stat().st_mtime_ns for name in written} == written
+    assert contents(out) == contents(tmp_path / "whole")
+    assert run(source, out, "--shard=0/2") == 0 and run(source, out, "--merge") == 0  # of a finished set
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2", "1/0"])
+def test_a_part_that_is_none_is_refused(photographs, tmp_path, capsys, shard):
+    assert run(f"folder:{photographs}", tmp_path / "out", f"--shard={shard}") == 2
+    assert capsys.readouterr().err == f"--shard: found {shard!r}, expected I/N with I from 0 to N - 1, as in --shard=0/8\n"
+
+
 def test_an_interrupted_preparation_goes_on(photographs, tmp_path, monkeypatch, capsys):
     assert run(f"folder:{photographs}", tmp_path / "whole") == 0
     write, written = Output.write, []

@@ -1,0 +1,149 @@
+"""launch/slurm.sbatch on a real Slurm (`make test-slurm`): to the end, stopped and requeued at bad moments, cancelled, mistaken."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sere_jax.reporting import records
+from sere_jax.train.checkpoint import CheckpointError, find_step
+from tests.commands.test_pretrain import DRIVER, ROOT, command, environment
+from tests.slurm import cluster
+
+pytestmark = pytest.mark.slow
+SETTINGS = {key.replace(".", "__"): value for key, value in DRIVER.items()} | {
+    "schedule__total_steps": 12,
+    "run__checkpoint_every_steps": 4,
+}
+
+
+class Slurm:
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.environ = environ
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def submit(self, workdir: Path, *options: str, **changes: object) -> str:
+        """Submit the template; the number of the job. Its log is WORKDIR.log."""
+        flags = command(workdir, **(SETTINGS | changes))[4:]
+        script = ["launch/slurm.sbatch", "configs/quickstart.py", str(workdir), *flags]
+        return self.run("sbatch", "--parsable", f"--output={workdir}.log", *options, *script).strip()
+
+    def facts(self, job: str) -> dict[str, str]:
+        """What Slurm says of a job."""
+        return dict(re.findall(r"(\w+)=(\S+)", self.run("scontrol", "show", "job", "-o", job)))
+
+    def wait(self, job: str, *states: str, seconds: float = 400) -> dict[str, str]:
+        """Until the job is in one of the states."""
+        until(lambda: self.facts(job)["JobState"] in states, seconds, lambda: str(self.facts(job)))
+        return self.facts(job)
+
+    def restart_now(self, job: str, restarts: int) -> None:
+        """Slurm lets a requeued job wait for two minutes; a test does not."""
+        until(lambda: self.facts(job)["Restarts"] == str(restarts) and self.facts(job)["JobState"] == "PENDING", 200)
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def until(true: Callable[[], bool], seconds: float = 200, what: Callable[[], str] = str) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    if reason := cluster.missing():
+        pytest.skip(reason)
+    with cluster.running(tmp_path_factory.mktemp("slurm")) as environ:
+        yield Slurm(environment() | {"SLURM_CONF": environ["SLURM_CONF"]})
+
+
+def log(workdir: Path) -> str:
+    path = Path(f"{workdir}.log")
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in records.read(workdir)]
+
+
+def newest(workdir: Path) -> int:
+    try:
+        return find_step(workdir)[1]
+    except CheckpointError:
+        return 0
+
+
+def test_four_nodes_run_to_the_end(slurm: Slurm, tmp_path: Path):
+    """As the template stands: 4 nodes, a task each."""
+    job = slurm.submit(tmp_path / "a")
+    facts = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    assert facts["JobState"] == "COMPLETED" and facts["NumNodes"] == "4", log(tmp_path / "a")
+    assert newest(tmp_path / "a") == 12 and "4 x cpu" in log(tmp_path / "a")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slurm, tmp_path: Path, nodes: int):
+    """The signal that the time limit sends, at the moments that hurt; each time saved, requeued and resumed."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    first = slurm.submit(whole, f"--nodes={nodes}")
+    job = slurm.submit(stopped, f"--nodes={nodes}")
+    moments = [
+        lambda: log(stopped).count("parameters ") == 1,  # said just before compiling
+        lambda: (stopped / "metrics.jsonl").exists() and len(losses(stopped)) >= 3,
+        lambda: log(stopped).count("parameters ") == 3,  # just before restoring
+    ]
+    for restarts, moment in enumerate(moments, 1):
+        until(moment, 300, lambda: log(stopped))
+        slurm.run("scancel", "--batch", "--signal=USR1", job)
+        slurm.restart_now(job, restarts)
+    facts = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")
+    assert facts["JobState"] == "COMPLETED" and facts["Restarts"] == "3", log(stopped)
+    assert slurm.wait(first, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log(whole)
+    assert losses(stopped) == losses(whole) and len(losses(whole)) == 12
+    assert log(stopped).count("after the signal; --signal has to give more") == 3
+    assert "stop         SIGTERM at step" in log(stopped) and "% of" in log(stopped)  # goodput
+
+
+def test_the_time_limit_saves_and_requeues(slurm: Slurm, tmp_path: Path):
+    """Slurm's own clock: it sends the signal up to a minute early."""
+    workdir = tmp_path / "a"
+    job = slurm.submit(workdir, "--nodes=1", "--time=2", "--signal=B:USR1@60", schedule__total_steps=10**6, run__log_every_steps=50)
+    until(lambda: slurm.facts(job)["Restarts"] == "1", 200, lambda: log(workdir))
+    assert newest(workdir) > 4 and "stopped by SIGTERM after step" in log(workdir)
+    slurm.run("scancel", job)
+
+
+def test_scancel_saves_and_is_not_requeued(slurm: Slurm, tmp_path: Path):
+    workdir = tmp_path / "a"
+    job = slurm.submit(workdir, "--nodes=1", schedule__total_steps=10**6, run__checkpoint_every_steps=10**5)
+    until(lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 3, 200, lambda: log(workdir))
+    slurm.run("scancel", job)
+    facts = slurm.wait(job, "CANCELLED", "COMPLETED", "FAILED", seconds=90)
+    assert facts["JobState"] == "CANCELLED" and facts["Restarts"] == "0"
+    until(lambda: newest(workdir) >= 3, 30)
+
+
+def test_a_mistake_is_not_repeated(slurm: Slurm, tmp_path: Path):
+    job = slurm.submit(tmp_path / "a", "--nodes=2", relation__alpha="nan")
+    facts = slurm.wait(job, "FAILED", "COMPLETED", "CANCELLED")
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0"), log(tmp_path / "a")
+    assert log(tmp_path / "a").count("relation.alpha: found nan") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"), [(("-N2", "-n2", "--gpus-per-node=8"), "all 8"), (("-N2", "-n4", "--gpus-per-node=2"), "its own")]
+)
+def test_a_task_takes_the_gpus_of_its_node_or_its_own(slurm: Slurm, options: tuple[str, ...], devices: str):
+    probe = "import os; from sere_jax import distributed as d; print(d._slurm_tasks(os.environ), d._slurm_devices(os.environ))"
+    lines = set(slurm.run("srun", *options, f"{ROOT}/.venv/bin/python", "-c", probe).splitlines())
+    assert lines == {devices}
