@@ -67,12 +67,9 @@ def main(mistakes: list[str]) -> int:
         launch = command_line.launch(sys.argv, _CONFIG.value)
         pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations(_CONFIG.value), signals=_SIGNALS, launch=launch)
     except Interrupted:
-        print(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
-        return _STOPPED_EXIT_CODE.value
+        return _stopped(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:
-        if jax.process_index() == 0:
-            print(stopped)
-        return _STOPPED_EXIT_CODE.value
+        return _stopped(str(stopped))
     except distributed.OtherProcessError as error:
         return peers.ended(error, 2, only_first=True)
     except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, UnwritableCheckpoint) as error:
@@ -82,6 +79,15 @@ def main(mistakes: list[str]) -> int:
     except Exception as error:
         return peers.broken(error)
     return 0
+
+
+def _stopped(text: str) -> int:
+    """Say on process 0 how a signal stopped the run; the exit code."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text)
+    return _STOPPED_EXIT_CODE.value
 
 
 def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
