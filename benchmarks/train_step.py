@@ -157,7 +157,8 @@ def child(side: str, changes: dict[str, Any], flags: argparse.Namespace) -> None
 def run(side: str, changes: dict[str, Any], threads: int, flags: argparse.Namespace, cache: str) -> dict[str, Any]:
     command = [sys.executable, __file__, f"--child={side}", f"--changes={json.dumps(changes)}", f"--steps={flags.steps}"]
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:threads])
-    environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": "", "OMP_NUM_THREADS": str(threads)}
+    xla = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" if flags.small else ""
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": xla, "OMP_NUM_THREADS": str(threads)}
     command = ["taskset", "-c", cores, *command, *(["--small"] if flags.small else [])]
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
