@@ -32,13 +32,15 @@ class Peers:
     Args:
       client: of JAX's coordination service.
       process, count: this process, and how many there are.
-      limit: seconds without a sign of life after which a process counts as lost.
+      limit: seconds without a sign of life after which a process counts as lost; three times as many before the first step, since
+        Python may hold its threads up while it traces and compiles.
       leave: ends this process with an exit code, from any thread.
     """
 
     def __init__(self, client: Any, process: int, count: int, limit: float, leave: Callable[[int], None] = os._exit) -> None:
-        self.limit = limit
+        self.started = False  # the steps have begun
         self.where: Callable[[], str] = lambda: "start all again"  # continues the sentence on a lost process
+        self._limit = limit
         self._client, self._process, self._count, self._leave = client, process, count, leave
         self._stop = threading.Event()
         self._answered = time.monotonic()
@@ -50,8 +52,15 @@ class Peers:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def limit(self) -> float:
+        """Seconds without a sign of life, now."""
+        return self._limit if self.started else 3 * self._limit
+
     def stop(self) -> None:
         """End the threads; to be called before JAX takes the client down."""
+        with contextlib.suppress(Exception):
+            self._client.key_value_set(f"{_LEFT}/{self._process}", "1")  # its signs of life end, and it is not lost
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=2.0)
@@ -89,7 +98,7 @@ class Peers:
         """After an error of a collective: which processes give no sign of life any more, as a sentence; '' where all do."""
         try:
             before = dict(self._client.key_value_dir_get(_ALIVE))
-            time.sleep(self.limit / 4)  # more than two signs of life
+            time.sleep(self._limit / 4)  # more than two signs of life
             now = dict(self._client.key_value_dir_get(_ALIVE))
             gone = {key.rpartition("/")[2] for key, _ in self._client.key_value_dir_get(_LEFT)}
         except Exception:
@@ -101,7 +110,7 @@ class Peers:
     def _beat(self) -> None:
         """Give signs of life; process 0 looks at those of the others too."""
         beat = 0
-        while not self._stop.wait(self.limit / 10 if beat else 0):
+        while not self._stop.wait(self._limit / 10 if beat else 0):
             beat += 1
             try:
                 self._client.key_value_set(f"{_ALIVE}/{self._process}", str(beat), allow_overwrite=True)
@@ -117,7 +126,10 @@ class Peers:
         for key, beat in beats:
             if self._seen.get(key, ("", 0.0))[0] != beat:
                 self._seen[key] = (beat, now)
-        return sorted((key.rpartition("/")[2] for key, (_, since) in self._seen.items() if now - since > self.limit), key=int)
+        silent = {key.rpartition("/")[2] for key, (_, since) in self._seen.items() if now - since > self.limit}
+        if silent:
+            silent -= {key.rpartition("/")[2] for key, _ in self._client.key_value_dir_get(_LEFT)}
+        return sorted(silent, key=int)
 
     def _look(self) -> None:
         """Wait for a failure, and end this process after it."""
@@ -161,9 +173,9 @@ def watch(limit: int = _LIMIT_SECONDS) -> None:
 
 
 def resumes(where: Callable[[], str]) -> None:
-    """Give the words that follow the report of a lost process: the step of the run, and where it goes on."""
+    """Say that the steps begin, and give the words that follow the report of a lost process: the step, and where the run goes on."""
     if _current is not None:
-        _current.where = where
+        _current.where, _current.started = where, True
 
 
 def announced(error: Exception) -> Exception:

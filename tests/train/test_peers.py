@@ -53,7 +53,7 @@ class Run:
         self.service, self.codes = Service(), {}
         self.peers = [Peers(self.service, rank, 2, limit, leave=lambda code, rank=rank: self._leave(rank, code)) for rank in (0, 1)]
         for one in self.peers:
-            one.where = lambda: "it goes on from step 7"
+            one.where, one.started = lambda: "it goes on from step 7", True
 
     def _leave(self, rank: int, code: int) -> None:
         self.codes[rank] = code
@@ -111,6 +111,21 @@ def test_a_process_without_a_sign_of_life_is_lost(capsys: pytest.CaptureFixture,
     run.service.answers = True
     assert run.codes.get(1 - silent) == 1
     assert f"process {silent} of 2 was lost: no sign of life for 0.5 s; it goes on from step 7" in capsys.readouterr().err
+
+
+def test_a_process_that_has_left_or_may_be_compiling_is_not_lost():
+    run = Run(limit=0.1)
+    for rank in (1, 2):
+        run.service.key_value_set(f"sere_jax/alive/{rank}", "7")
+    run.service.key_value_set("sere_jax/left/1", "1")
+    watching = run.peers[0]
+    watching.started = False
+    beats = run.service.key_value_dir_get("sere_jax/alive")
+    assert watching._silent(beats) == []
+    time.sleep(0.15)
+    assert watching._silent(beats) == []
+    watching.started = True
+    assert watching._silent(beats) == ["2"]
 
 
 def test_a_coordinator_that_died_is_told(capsys: pytest.CaptureFixture):
