@@ -33,7 +33,7 @@ CHEAP = {
     "linear": (
         "linear, cached",
         "linear.py:train={train},test={test},cached=True",
-        ("--config.features={features}", "--config.blocks=(1,)", "--config.epochs=30"),
+        ("--config.features={features}", "--config.blocks=(1,)", "--config.epochs=30", "--config.batch_size=256"),
     ),
 }
 SHORT = ["--config.base_lr=1e-3", "--config.min_lr=1e-6", "--config.batch_size=64", "--config.layer_decay=0.75", "--config.select=split"]
