@@ -8,7 +8,7 @@ from sere_jax.config.check import check
 from sere_jax.config.names import flatten, nearest
 from sere_jax.config.rule import Rule
 from sere_jax.evals.figures import protocol as figures
-from sere_jax.evals.frozen import classification, patches, probes, relations, retrieval
+from sere_jax.evals.frozen import classification, norms, patches, probes, relations, retrieval
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import fine_tune, linear, segmentation
 
@@ -27,6 +27,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     fine_tune.TRANSFER,
     retrieval.PROTOCOL,
     relations.PROTOCOL,
+    norms.PROTOCOL,
     figures.PROTOCOL,
 )
 
