@@ -20,7 +20,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; list-sty
 .wide { overflow-x: auto; } .wide:focus { outline: 2px solid #0b4f96; }
 table { border-collapse: collapse; font-size: .9rem; } caption { text-align: left; font-weight: 600; padding: .4rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #d5d9de; text-align: right; vertical-align: top; }
-th:first-child { text-align: left; } td.text { text-align: left; overflow-wrap: anywhere; } thead th { background: #f1f3f5; }
+th:first-child, .text { text-align: left; } td.text { min-width: 6.5rem; overflow-wrap: anywhere; } thead th { background: #f1f3f5; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; break-inside: avoid; } figcaption { font-size: .9rem; overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: #3d4450; } svg polyline { fill: none; stroke-width: 2; }
@@ -59,7 +59,7 @@ def page(title: str, sections: Sequence[tuple[str, str, str]]) -> str:
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]], text: bool = False) -> str:
     """A table whose first cells are the headings of their rows. It scrolls by itself where a screen is narrow; `text` aligns left."""
     kind = ' class="text"' if text else ""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name in columns)
     lines = "".join(
         f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td{kind}>{escape(cell)}</td>" for cell in cells) + "</tr>"
         for first, *cells in rows

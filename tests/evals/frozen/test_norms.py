@@ -38,8 +38,8 @@ def test_the_report_holds_the_norms_of_every_block(tmp_path, capsys):
 def test_a_long_token_is_counted_and_a_resnet_refused():
     patches = np.ones((4, 25))
     patches[2, 7] = 3.5
-    summary = norms.summarise(2, np.array([1.0, 3.0]), patches, 3.0)
+    summary = norms.summarise(2, np.array([1.0, 3.0, 2.0, 2.0]), patches, 3.0)
     assert summary == norms.Norms(2, 2.0, 1.0, pytest.approx(1.025, abs=0.1), 3.5, 0.01)
-    assert norms.summarise(2, np.array([1.0]), patches, 4.0).long_share == 0
+    assert norms.summarise(2, np.ones(4), patches, 4.0).long_share == 0
     with pytest.raises(EvalError, match="is no ViT"):
         norms.measure(micro_network.network()._replace(depth=0), [], 3.0)
