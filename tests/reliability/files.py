@@ -146,7 +146,7 @@ def lost_values(count: int, rng: random.Random, work: Path) -> Row:
         try:
             assert float(metrics["bad_step"]) == 1, "counted as a good step"
             micro.assert_equal(after, bad._replace(step=bad.step + 1, bad_steps=bad.bad_steps + 1))
-            checkpoints.save(trial, after, {})
+            checkpoints.save(trial + 1, after, {})
             raise AssertionError("it was saved")
         except CheckpointError:
             outcomes.append("skipped and not saved")
