@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sere_jax.buckets import is_address
 from sere_jax.config.keys import KEYS
 from sere_jax.reporting import chart, page, screen
 from sere_jax.reporting.kinds import kind_of
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="", metavar="FILE", help="the page; by default report.html in the first workdir")
     flags = parser.parse_args(arguments)
     directories = [place(text) for text in flags.workdir.split(",") if text]
+    if remote := [directory for directory in directories if is_address(directory)]:
+        print(f"--workdir: found {remote[0]}, expected directories: gcloud storage cp -r {remote[0]} DIR, and report DIR", file=sys.stderr)
+        return 2
     try:
         runs = read_runs(directories)
     except (FileNotFoundError, ValueError) as error:

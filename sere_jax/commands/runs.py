@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import rich.table
 
+from sere_jax.buckets import is_address
 from sere_jax.commands.report import newest_scores
 from sere_jax.reporting import screen
 from sere_jax.reporting.workdir import read_run, runs_below, state, total_steps
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sere_jax runs", description=__doc__.splitlines()[0])
     parser.add_argument("directory", metavar="DIR", help="where runs are looked for, four directories deep")
     directory = place(parser.parse_args(arguments).directory)
-    if not directory.is_dir():
+    if is_address(directory) or not directory.is_dir():
         print(f"{directory}: found no directory, expected one with runs below it", file=sys.stderr)
         return 2
     table = rich.table.Table("run", "recipe", "step", "newest scores", "evaluations", "state")

@@ -15,7 +15,7 @@ from sere_jax.config.names import divisors, multiples, nearest
 from sere_jax.data.sources.example import SourceError
 from sere_jax.data.sources.folder import nearest_directory
 from sere_jax.data.sources.mixture import split_mixture
-from sere_jax.data.sources.open import FORMS, KINDS
+from sere_jax.data.sources.open import FORMS, IN_A_BUCKET, KINDS
 from sere_jax.data.sources.tfds import divide, is_directory
 from sere_jax.objectives.recipes import RECIPES
 from sere_jax.writing import place
@@ -223,6 +223,8 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 def source_mistakes(key: str, spec: str) -> list[str]:
     """The mistakes in the text of a data source, and in the paths that it names."""
+    if "://" in spec:
+        return [f"{key}: found {spec!r}, which {IN_A_BUCKET}"]
     kind, colon, rest = spec.partition(":")
     if kind == "folder" and colon:
         return [] if _holds_a_file(rest) else [f"{key}: found {spec!r}, expected folder:DIR, {_directory(rest)}"]
@@ -259,15 +261,12 @@ def _prepared_set(key: str, spec: str, rest: str) -> list[str]:
         path = str(place(name))
         if os.path.isfile(os.path.join(path, "dataset_info.json")):
             return []
-        return [f"{key}: found {spec!r}, expected tfds:DIR:SPLIT, DIR a prepared set with a dataset_info.json{_sibling(path)}"]
+        near = "" if os.path.isdir(path) else nearest_directory(path)
+        line = f"{key}: found {spec!r}, expected tfds:DIR:SPLIT, DIR a prepared set with a dataset_info.json"
+        return [line + (f"; nearest: {near}" if near else "")]
     if split and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?", name):
         return []
     return [f"{key}: found {spec!r}, expected tfds:NAME[/CONFIG]:SPLIT or tfds:DIR:SPLIT, as in tfds:imagenet2012:train"]
-
-
-def _sibling(directory: str) -> str:
-    near = "" if os.path.isdir(directory) else nearest_directory(directory)
-    return f"; nearest: {near}" if near else ""
 
 
 def _mixture(key: str, spec: str) -> list[str]:

@@ -26,6 +26,8 @@ FORMS = (
     f"classes:LIST:SOURCE, masks:DIR:SOURCE or {MIXTURE_FORM}"
 )
 
+IN_A_BUCKET = "names a bucket; expected images on this machine: copy them to its disk, or mount the bucket (docs/pods.md)"
+
 
 def open_source(spec: str) -> Source:
     """The source that `spec` names; nothing is decoded yet.
@@ -42,6 +44,8 @@ def open_source(spec: str) -> Source:
     """
     if "\0" in spec:
         raise SourceError(f"source {spec!r} has a NUL byte, which no path has")
+    if "://" in spec:
+        raise SourceError(f"source {spec!r} {IN_A_BUCKET}")
     source = _open(spec)
     for note in source.notes():
         _log.warning("%s: %s", ascii(spec)[1:-1], note)
