@@ -49,7 +49,7 @@ def unknown_user(path: str) -> str:
     return first[1:] if first.startswith("~") and os.path.expanduser(first) == first and not os.path.lexists(first) else ""
 
 
-def destination(path: str | os.PathLike[str]) -> Path:
+def destination(path: str | os.PathLike[str]) -> Location:
     """The absolute path of something that is to be written, as `place`. A path that names an unknown user is refused.
 
     Raises:
