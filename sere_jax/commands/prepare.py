@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from sere_jax.buckets import is_address
 from sere_jax.data.images.reading import MAX_PIXELS
 from sere_jax.data.prepare.builders import build, is_builder, reading_spec
 from sere_jax.data.prepare.encode import Encoder, Sizes, fingerprint
@@ -135,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(arguments)
     directory = str(destination(flags.output)) if flags.output else ""
     try:
+        if is_address(flags.output):
+            raise SourceError(f"--output: found {flags.output!r}, expected a directory; copy the set into the bucket when it is prepared")
         if is_builder(flags.source) and not (directory or flags.max_side or flags.classes or flags.images or flags.verify):
             return _run_builder(flags.source)
         if not directory:

@@ -26,3 +26,10 @@ def test_reports_of_runs_in_a_bucket_say_what_to_do(capsys):
     expected = "--workdir: found gs://bucket/run, expected directories: gcloud storage cp -r gs://bucket/run DIR, and report DIR\n"
     assert capsys.readouterr().err == expected
     assert main(["runs", "gs://bucket/runs"]) == 2
+
+
+def test_a_set_is_not_prepared_into_a_bucket(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "--source=bundled", "--output=gs://bucket/set"]) == 2
+    assert capsys.readouterr().err.endswith("expected a directory; copy the set into the bucket when it is prepared\n")
+    assert not list(tmp_path.iterdir())
