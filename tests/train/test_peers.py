@@ -60,7 +60,7 @@ class Run:
         self.peers[rank]._stop.set()
 
     def wait(self, count: int) -> None:
-        latest = time.monotonic() + 5
+        latest = time.monotonic() + 30
         while len(self.codes) < count and time.monotonic() < latest:
             time.sleep(0.01)
         for one in self.peers:
@@ -134,7 +134,7 @@ def test_a_coordinator_that_died_is_told(capsys: pytest.CaptureFixture):
     run.service.works = False
     run.wait(1)
     assert run.codes == {1: 1}
-    assert capsys.readouterr().err.startswith("process 0 of 2 was lost; it goes on from step 7")
+    assert "process 0 of 2 was lost; it goes on from step 7" in capsys.readouterr().err
 
 
 def test_an_error_of_all_is_said_once_and_one_of_one_by_it():
