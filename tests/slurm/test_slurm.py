@@ -95,8 +95,9 @@ def test_four_nodes_run_to_the_end(slurm: Slurm, tmp_path: Path):
 def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slurm, tmp_path: Path, nodes: int):
     """The signal that the time limit sends, at the moments that hurt; each time saved, requeued and resumed."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    first = slurm.submit(whole, f"--nodes={nodes}")
-    job = slurm.submit(stopped, f"--nodes={nodes}")
+    length = {"schedule__total_steps": 600, "run__log_every_steps": 20, "run__checkpoint_every_steps": 200}  # some seconds of steps
+    first = slurm.submit(whole, f"--nodes={nodes}", **length)
+    job = slurm.submit(stopped, f"--nodes={nodes}", **length)
     moments = [
         lambda: log(stopped).count("parameters ") == 1,  # said just before compiling
         lambda: (stopped / "metrics.jsonl").exists() and len(losses(stopped)) >= 3,
@@ -109,7 +110,7 @@ def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slur
     facts = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")
     assert facts["JobState"] == "COMPLETED" and facts["Restarts"] == "3", log(stopped)
     assert slurm.wait(first, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log(whole)
-    assert losses(stopped) == losses(whole) and len(losses(whole)) == 12
+    assert losses(stopped) == losses(whole) and len(losses(whole)) == 30
     assert log(stopped).count("after the signal; --signal has to give more") == 3
     assert "stop         SIGTERM at step" in log(stopped) and "% of" in log(stopped)  # goodput
 
