@@ -137,7 +137,8 @@ def test_scancel_saves_and_is_not_requeued(slurm: Slurm, tmp_path: Path):
 def test_a_mistake_is_not_repeated(slurm: Slurm, tmp_path: Path):
     job = slurm.submit(tmp_path / "a", "--nodes=2", relation__alpha="nan")
     facts = slurm.wait(job, "FAILED", "COMPLETED", "CANCELLED")
-    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0"), log(tmp_path / "a")
+    # One task ends with 2, and Slurm may end the other, whose code then is the job's.
+    assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "0") and facts["ExitCode"] in ("2:0", "143:0"), facts
     assert log(tmp_path / "a").count("relation.alpha: found nan") == 1
 
 
