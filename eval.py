@@ -47,9 +47,6 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
-    if mistakes and program.is_single(_COORDINATOR.value, _NUM_PROCESSES.value):  # those of the config need JAX
-        print(rules.refusal(mistakes), file=sys.stderr)
-        return 2
     program.announce(f"evaluating {', '.join(_CHECKPOINT.value) or 'no checkpoint'}: starting JAX", _PROCESS_ID.value)
     import jax
 

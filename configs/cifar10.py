@@ -28,5 +28,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.teacher.update({"ema_momentum": 0.98, "ema_momentum_end": 0.998})
     config.optimizer.update({"base_lr": 4e-3, "warmup_epochs": 1})
     config.schedule.total_steps = 2000
-    config.run.update({"log_every_steps": 50, "eval_every_steps": 1000, "keep_checkpoints": 1})
+    config.run.update({"log_every_steps": 50, "keep_checkpoints": 1})
     return arguments(config, arg)

@@ -147,12 +147,17 @@ def augment(config: ConfigDict) -> Augment:
     return make_augment(global_kinds, local_kind)
 
 
+def crossing(config: ConfigDict, mesh: Mesh | None) -> Crossing | None:
+    """How gradients are summed over the devices of a mesh; None where there is one device."""
+    return Crossing(mesh, jnp.dtype(config.optimizer.grad_dtype)) if mesh is not None and mesh.size > 1 else None
+
+
 def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> PretrainStep:
     """The pure train step of the config, not yet compiled. With a `mesh` of several devices each runs the networks on its own rows."""
     rules = optimizer_schedules(config, length)
-    crossing = Crossing(mesh, jnp.dtype(config.optimizer.grad_dtype)) if mesh is not None and mesh.size > 1 else None
+    between = crossing(config, mesh)
     return PretrainStep(
-        forward=make_forward(network(config), moves_from=optimizer_rules(config, length).moves_from, crossing=crossing),
+        forward=make_forward(network(config), moves_from=optimizer_rules(config, length).moves_from, crossing=between),
         objective=objective(config, length),
         optimizer=optimizer(config, length),
         augment=augment(config),
@@ -160,7 +165,7 @@ def train_step(config: ConfigDict, length: Steps, mesh: Mesh | None = None) -> P
         ema_momentum=rules.ema_momentum,
         ema_timing=recipe(config).ema_timing,
         accumulate_steps=config.optimizer.accumulate_steps,
-        crossing=crossing,
+        crossing=between,
         seed=config.seed,
         logged={"learning_rate": rules.learning_rate, "weight_decay": rules.weight_decay},
     )

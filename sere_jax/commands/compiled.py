@@ -63,8 +63,8 @@ def default_directory() -> Path:
 
     A home directory may be shared by machines whose CPUs know different instructions, and code for the one may crash the other.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "sere_jax" / f"compiled-{_kind_of_cpu()}"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "sere_jax" / f"compiled-{_kind_of_cpu()}"
 
 
 def _setting(name: str) -> Any:

@@ -61,22 +61,22 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a fused qkv projection; the softmax is float32. The weights are returned beside the result."""
+    """Multi-head self-attention with a fused qkv projection; the softmax is float32. `weights` returns them beside the result."""
 
     heads: int
     dtype: Any
     init_rule: str = "normal"
+    weights: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b n d"]) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b m n n"]]:
+    def __call__(self, x: Float[jax.Array, "b n d"]) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b m n n"] | None]:
         d = x.shape[-1]
         init = block_init(self.init_rule, d)
         qkv = nn.Dense(3 * d, dtype=self.dtype, kernel_init=init.first, dot_general=dense_product, name="qkv")(x)
         q, k, v = rearrange(qkv, "b n (three m e) -> three b m n e", three=3, m=self.heads)
         mixed = rearrange(attend(q, k, v), "b m n e -> b n (m e)")
         project = nn.Dense(d, dtype=self.dtype, kernel_init=init.second, dot_general=dense_product, name="proj")
-        # Computed a second time only where somebody reads them; `attend` keeps its own for its backward pass.
-        return project(mixed), attention_weights(q, k)
+        return project(mixed), attention_weights(q, k) if self.weights else None
 
 
 class Mlp(nn.Module):
@@ -103,11 +103,12 @@ class Block(nn.Module):
     dtype: Any
     init_rule: str = "normal"
     norm_eps: float = 1e-6
+    attention: bool = False  # return its weights beside the tokens
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"], keep: Float[jax.Array, "b 2"] | None) -> tuple[Any, Any]:
         normed = computed_once(_layer_norm("norm1", self.norm_eps)(computed_once(x))).astype(self.dtype)
-        attended, attention = Attention(self.heads, self.dtype, self.init_rule, name="attn")(normed)
+        attended, attention = Attention(self.heads, self.dtype, self.init_rule, self.attention, name="attn")(normed)
         x = x + _scaled(attended, keep, 0)
         normed = computed_once(_layer_norm("norm2", self.norm_eps)(computed_once(x))).astype(self.dtype)
         x = x + _scaled(Mlp(self.dtype, self.init_rule, name="mlp")(normed), keep, 1)
@@ -123,7 +124,7 @@ class _ScannedBlock(Block):
     """A `Block` with the signature that `nn.scan` expects: the tokens are the carry, and nothing is collected."""
 
     def __call__(self, x: jax.Array, keep: jax.Array | None) -> tuple[jax.Array, None]:
-        # The attention is dropped here: collecting it over the scan would keep every layer's matrix alive.
+        # No attention is collected: the scan would keep every layer's matrix alive.
         return super().__call__(x, keep)[0], None
 
 
@@ -184,13 +185,13 @@ class ViT(nn.Module):
             x = self._scanned(x, keep)
             collected, last_attention = dict[int, jax.Array](), None
         else:
-            x, collected, last_attention = self._unrolled(x, keep, layers)
+            x, collected, last_attention = self._unrolled(x, keep, layers, attention)
         norm = _layer_norm("norm", self.norm_eps)
         normed = norm(x)
         if layers_norm == "post":
             collected = {i: norm(tokens) for i, tokens in collected.items()}
         patches, patches_prenorm = (tokens[:, 1:].reshape(x.shape[0], *grid, -1) for tokens in (normed, x))
-        return Features(normed[:, 0], patches, patches_prenorm, tuple(collected[i] for i in layers), last_attention if attention else None)
+        return Features(normed[:, 0], patches, patches_prenorm, tuple(collected[i] for i in layers), last_attention)
 
     def _embed(self, images: jax.Array, masks: jax.Array | None) -> tuple[jax.Array, tuple[int, int]]:
         if images.shape[-1] != self.in_channels:
@@ -213,15 +214,18 @@ class ViT(nn.Module):
         side = self.image_size // self.patch_size
         return jnp.asarray(sincos_positions(self.width, (side, side), "rows" if self.positions == "sincos_rows" else "columns"), dtype)
 
-    def _unrolled(self, x: jax.Array, keep: jax.Array | None, layers: tuple[int, ...]) -> tuple[jax.Array, dict[int, jax.Array], Any]:
+    def _unrolled(
+        self, x: jax.Array, keep: jax.Array | None, layers: tuple[int, ...], attention: bool
+    ) -> tuple[jax.Array, dict[int, jax.Array], Any]:
         block_type = _rematerialised(Block, self.remat, scanned=False)
-        collected, attention = {}, None
+        collected, weights = {}, None
         for i in range(self.depth):
-            block = block_type(self.heads, self.dtype, self.init_rule, self.norm_eps, name=f"blocks_{i}")
-            x, attention = block(x, None if keep is None else keep[:, i])
+            asked = attention and i == self.depth - 1
+            block = block_type(self.heads, self.dtype, self.init_rule, self.norm_eps, asked, name=f"blocks_{i}")
+            x, weights = block(x, None if keep is None else keep[:, i])
             if i in layers:
                 collected[i] = x
-        return x, collected, attention
+        return x, collected, weights
 
     def _scanned(self, x: jax.Array, keep: jax.Array | None) -> jax.Array:
         scanned = nn.scan(

@@ -89,7 +89,9 @@ def quick(monkeypatch) -> list[str]:
 
     def run(config, networks, workdir):
         print(f"evaluated: {networks[0].name}")
+        classified = {"baseline": False, "scores": {"top1": 0.5}}
         results = {"knn": {"tokens": "cls", "best_top1": len(trained) / 10}, "relations": {"variants": {}}}
+        results |= {"logistic": classified, "linear": classified}
         path = workdir / "eval" / f"{config.protocol}.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"protocol": config.protocol, "results": [results[config.protocol]]}))
@@ -106,7 +108,7 @@ def test_rows_are_trained_once_kept_and_shared_between_tables(command, tmp_path,
     assert ablate.main(["--table=8", "--rows=none,channel,image_channel", *here]) == 1  # one row ended badly
     assert quick == ["dino", "channel", "dino_channel"]
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluated: ")]
-    assert told == ["evaluated: row none, seed 0"] * 2 + ["evaluated: row image_channel, seed 0"] * 2  # by two protocols
+    assert told == ["evaluated: row none, seed 0"] * 4 + ["evaluated: row image_channel, seed 0"] * 4  # by four protocols
     assert "channel, seed 0: 11 bad steps" in (tmp_path / "table8.md").read_text()
     table = json.loads((tmp_path / "table8.json").read_text())
     assert [row["runs"][0]["error"] for row in table["rows"]] == ["", "11 bad steps", ""]

@@ -21,6 +21,7 @@ from sere_jax.config.keys import KEYS
 from sere_jax.config.launch import Launch, adjustments, fitted
 from sere_jax.config.names import GUESSES, flatten, unknown_key
 from sere_jax.config.unread import READERS, unread
+from sere_jax.sharding import make_mesh
 
 
 def _launch(file: str, argument: str) -> tuple[ConfigDict, list[str]]:
@@ -204,6 +205,7 @@ def _built(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> set[str]:
     moves_from("backbone/norm/scale"), moves_from("dino/last_layer/kernel")
     pretraining.objective(config, pretraining.Steps(10, 100))
     pretraining.network(config)
+    pretraining.crossing(config, make_mesh())  # of the suite's eight devices
     return seen
 
 

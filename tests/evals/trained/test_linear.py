@@ -146,7 +146,7 @@ def test_mistakes_name_key_value_and_what_would_do(tmp_path, photographs):
     assert protocols.mistakes(config(photographs)) == []
     wrong = "\n".join(protocols.mistakes(config(photographs, select="validation", eval_batch_size=7, rates=(0.0,)), processes=2))
     assert "validation: found ''" in wrong and "eval_batch_size: found 7" in wrong and "rates: found (0.0,)" in wrong
-    assert protocols.mistakes(config(photographs, batch_size=8.5, eval_batch_size=8), processes=3)[1:] == [
+    assert protocols.mistakes(config(photographs, batch_size=0, eval_batch_size=8), processes=3)[1:] == [
         "eval_batch_size: found 8, expected a multiple of the 3 processes; nearest: 9"
     ]
     with pytest.raises(EvalError, match="batch_size: found 64, expected at most the 32 training images"):
