@@ -67,7 +67,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
     It is the first that ends with `key`, else the one that other programs call so, else the one that is written most alike.
     """
-    known = list(known)
+    known, key = list(known), key.replace("-", "_")
     last = {path.rpartition(".")[2]: path for path in reversed(known)}
     if key in WORKDIR_GUESSES:
         return "unknown key; nearest: --workdir=DIR"

@@ -244,6 +244,13 @@ def test_usual_guesses_have_their_nearest_key(guess: str):
         assert nearest == GUESSES[guess]
 
 
+@pytest.mark.parametrize(
+    "key", ["learning-rate", "optimizer.learning-rate", "batch-size", "num-workers", "data-path", "warmup-epochs", "output-dir"]
+)
+def test_dashes_are_underscores_in_guesses(key: str):
+    assert unknown_key(key, KEYS) == unknown_key(key.replace("-", "_"), KEYS) != "unknown key"
+
+
 def test_evaluations_by_epochs_read_their_settings():
     config, _ = _launch("quickstart", "eval_every_steps=0,eval_every_epochs=1")
     assert config.eval.gallery == "bundled:gallery" and _mistakes(config) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import common
 from sere_jax.config import check as rules
@@ -55,6 +56,13 @@ def test_a_workdir_below_a_folder_of_images_is_refused(tmp_path, form: str):
         assert line == f"--workdir: found '{workdir}', expected a directory that is not below {images}, whose images eval.gallery reads"
     for workdir in (tmp_path, tmp_path / "images2", tmp_path / "run"):
         assert rules.workdir_mistakes(str(workdir), sources) == []
+
+
+@pytest.mark.parametrize("key", ["train", "validation", "test", "gallery", "query", "source"])
+def test_a_workdir_below_the_images_of_an_evaluation_is_refused(tmp_path, key: str):
+    sources = rules.sources(ConfigDict({"protocol": "linear", key: f"folder:{tmp_path}"}))
+    [line] = rules.workdir_mistakes(str(tmp_path / "run"), sources)
+    assert key in line
 
 
 def test_a_workdir_in_the_home_directory(tmp_path, monkeypatch):

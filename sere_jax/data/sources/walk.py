@@ -81,6 +81,9 @@ def _output_of(directory: str, names: set[str]) -> str:
         # In a workdir other files may lie among them. Elsewhere a folder of this name may be anybody's.
         if len(figures) == len(names) or (figures and protocols):
             return "the figures of an evaluation"
+    parent, name = os.path.split(directory)
+    if name.endswith("-predictions") and os.path.basename(parent) == "eval" and name.startswith(tuple(f"{p}-" for p in _evaluated(parent))):
+        return "the predictions of an evaluation"
     return ""
 
 

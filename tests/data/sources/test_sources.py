@@ -164,6 +164,16 @@ def test_specs_of_no_known_kind(tmp_path):
         open_source("")
 
 
+def test_predictions_of_an_evaluation_are_no_images(tmp_path):
+    labels = tmp_path / "run" / "eval" / "upernet-teacher-predictions"
+    labels.mkdir(parents=True)
+    (labels / "0.png").write_bytes(PICTURE)
+    assert len(open_source(f"folder:{tmp_path}")) == 1  # no report beside it: anybody's directory
+    (labels.parent / "upernet.json").write_text("{}")
+    with pytest.raises(SourceError, match="teacher-predictions' is the predictions of an evaluation, no images"):
+        open_source(f"folder:{tmp_path}")
+
+
 def test_a_folder_that_holds_what_a_run_wrote_is_refused(tmp_path: Path):
     """The figures of a run below the images would become a class of their own."""
     for name in ("a/0.png", "b/0.png"):
