@@ -25,6 +25,7 @@ def keep(workdir: Location, step: int, facts: Mapping[str, Any]) -> str:
     which takes no space until the run deletes its own. `facts` are written to `step.json`.
 
     Example:
+      >>> from pathlib import Path
       >>> keep(Path("run"), 7, {"seed": 0})
       'step 7 was skipped; run/bad_steps/7 says of which images. To repeat it: the same command with --workdir=run/bad_steps/7'
       >>> keep(Path("run"), 9, {"seed": 0})
