@@ -81,7 +81,7 @@ def _run(config: Any, what: str, deviation: Deviation, batch: int = 8) -> None:
     _compare(state, oracle, rate, what, deviation)
 
 
-@pytest.mark.parametrize("local_count", [0, pytest.param(4, marks=pytest.mark.slow), 10])
+@pytest.mark.parametrize("local_count", [0, pytest.param(4, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow)])
 def test_dino_sere(local_count, deviation):
     # Losses are compared with both implementations; this one compiles faster, and with 10 crops that tells.
     impl = {"relation": {"sampling_impl": "separable" if local_count == 10 else "map_coordinates"}}
