@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -143,10 +143,11 @@ def publish(outcome: Outcome, workdir: Location, *, save_predictions: bool = Fal
     """
     notes = [*outcome.notes, *_notes(outcome)]
     names = list(dict.fromkeys(name for line in outcome.rows for name in line.scores))
-    cells = [[_label(line), *(_cell(line.scores.get(name)) for name in names)] for line in outcome.rows]
+    cells = [[label(line.name, line.head), *(_cell(line.scores.get(name)) for name in names)] for line in outcome.rows]
     headings = [HEADINGS.get(name, name.replace("_", " ")) for name in names]
     table.show(outcome.title, ["accuracy, %", *headings], cells, notes)
-    table.write(workdir / "eval" / f"{outcome.protocol}.json", _report(outcome, notes))
+    facts = report(outcome.protocol, outcome.settings, outcome.images, len(outcome.classes), outcome.rows, notes)
+    table.write(workdir / "eval" / f"{outcome.protocol}.json", facts)
     if jax.process_index() != 0:
         return
     for line, slug in zip(outcome.rows, slugs([line.name for line in outcome.rows]), strict=True):
@@ -190,37 +191,56 @@ def _check(logits: np.ndarray, labels: np.ndarray) -> None:
         raise EvalError(f"labels: found {labels.min()} to {labels.max()}; expected 0 to {logits.shape[1] - 1}, the classes of the logits")
 
 
-def _label(line: Row) -> str:
-    return line.name + (f" ({', '.join(f'{key} {_value(value)}' for key, value in line.head.items())})" if line.head else "")
+def label(name: str, head: Mapping[str, Any]) -> str:
+    """The name of a row, with what was chosen for it.
+
+    >>> label("run", {"k": 10, "rate": 0.125})
+    'run (k 10, rate 0.125)'
+    """
+    return name + (f" ({', '.join(f'{key} {value_text(value)}' for key, value in head.items())})" if head else "")
 
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A setting as the notes show it: three digits of a float."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def protocol_note(protocol: str, settings: Mapping[str, Any]) -> str:
+    """The whole protocol, wrapped."""
+    values = ", ".join(f"{key}={value_text(value)}" for key, value in settings.items())
+    return textwrap.fill(f"protocol {protocol}: {values}", 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def image_notes(images: Mapping[str, Images]) -> Iterator[str]:
+    """How many images of each part were read, and which were left out."""
+    for part, counts in images.items():
+        yield f"{part}: {counts.read:,} images of {counts.source}"
+        if note := left_out_note(f"{part} images", counts.left_out, counts.read + len(counts.left_out)):
+            yield note
+
+
+def origin_notes(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """Checkpoint, network, step and seed of each name, where something is known of it."""
+    for name, about in rows:
+        words = [f"{key} {about[key]}" for key in ("checkpoint", "network", "step", "seed") if about.get(key) is not None]
+        if words:
+            yield f"{name}: {', '.join(words)}"
 
 
 def _notes(outcome: Outcome) -> Iterator[str]:
     """The protocol in one line, the images of each part, the precision of the scores, the origin of the weights."""
-    protocol = ", ".join(f"{key}={_value(value)}" for key, value in outcome.settings.items())
-    yield textwrap.fill(
-        f"protocol {outcome.protocol}: {protocol}", 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-    for part, images in outcome.images.items():
-        yield f"{part}: {images.read:,} images of {images.source}"
-        if note := left_out_note(f"{part} images", images.left_out, images.read + len(images.left_out)):
-            yield note
+    yield protocol_note(outcome.protocol, outcome.settings)
+    yield from image_notes(outcome.images)
     trained = [line for line in outcome.rows if not line.baseline]
     if trained and "top1" in trained[0].scores and "test" in outcome.images:
         share, count = trained[0].scores["top1"], outcome.images["test"].read
         error = math.sqrt(share * (1 - share) / count)
         yield f"{count:,} test images: a top-1 accuracy of {100 * share:.1f} % has a standard error of {100 * error:.1f} points"
-    for line in outcome.rows:
-        words = [f"{key} {line.about[key]}" for key in ("checkpoint", "network", "step", "seed") if line.about.get(key) is not None]
-        if words and line.predictions is not None:
-            yield f"{line.name}: {', '.join(words)}"
+    yield from origin_notes((line.name, line.about) for line in outcome.rows if line.predictions is not None)
     yield from _verdicts(outcome.rows)
 
 
@@ -237,18 +257,25 @@ def _verdicts(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{line.name}: {abs(difference):.1f} points {'above' if difference >= 0 else 'below'} the best baseline, {best.name}"
 
 
-def _report(outcome: Outcome, notes: Sequence[str]) -> dict[str, Any]:
-    images = {part: {"source": i.source, "read": i.read, "left_out": list(i.left_out)} for part, i in outcome.images.items()}
-    results = [
-        {"name": line.name, "baseline": line.baseline, "scores": dict(line.scores), "head": dict(line.head), **line.details, **line.about}
-        for line in outcome.rows
-    ]
-    settings = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in outcome.settings.items()}
+def report(
+    protocol: str, settings: Mapping[str, Any], images: Mapping[str, Images], classes: int, rows: Iterable[Any], notes: Sequence[str]
+) -> dict[str, Any]:
+    """What eval/NAME.json holds. `rows` have name, baseline, scores, head, details and about, as those of both kinds of outcomes."""
     return {
-        "protocol": outcome.protocol,
-        "settings": settings,
-        "images": images,
-        "classes": len(outcome.classes),
-        "results": results,
+        "protocol": protocol,
+        "settings": {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in settings.items()},
+        "images": {part: {"source": i.source, "read": i.read, "left_out": list(i.left_out)} for part, i in images.items()},
+        "classes": classes,
+        "results": [
+            {
+                "name": line.name,
+                "baseline": line.baseline,
+                "scores": dict(line.scores),
+                "head": dict(line.head),
+                **line.details,
+                **line.about,
+            }
+            for line in rows
+        ],
         "notes": list(notes),
     }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
-from sere_jax.data.sources.example import Source
+from sere_jax.data.sources.example import Example, Source
 
 _log = logging.getLogger(__name__)
+Content = TypeVar("Content")
 _NAMED = 3  # unreadable images that a note names
 
 
@@ -53,20 +54,28 @@ class LeftOut(dict[int, str]):
         return [name for position, name in self.items() if position in self.too_small]
 
 
-def read_pictures(
-    source: Source, positions: Iterable[int], left_out: LeftOut, reading: ImageReading = DEFAULT_READING
-) -> Iterator[Picture]:
-    """Decode the images at these positions, one at a time. Those that cannot be read are added to `left_out`."""
+def read_examples(
+    source: Source, positions: Iterable[int], left_out: LeftOut, read: Callable[[Example], Content]
+) -> Iterator[tuple[int, str, Content]]:
+    """Position, name and what `read` makes of each example, one at a time. Those that cannot be read are added to `left_out`."""
     for position in positions:
         name = f"item {position}"
         try:
             example = source[position]
             name = example.name
-            pixels = decode(example.data, reading)
+            content = read(example)
         except (BadImage, OSError) as error:
             left_out.add(source, position, name, error)
             continue
-        yield Picture(position, name, pixels)
+        yield position, name, content
+
+
+def read_pictures(
+    source: Source, positions: Iterable[int], left_out: LeftOut, reading: ImageReading = DEFAULT_READING
+) -> Iterator[Picture]:
+    """Decode the images at these positions, one at a time. Those that cannot be read are added to `left_out`."""
+    for picture in read_examples(source, positions, left_out, lambda example: decode(example.data, reading)):
+        yield Picture(*picture)
 
 
 def names(source: Source, positions: Sequence[int]) -> list[str]:

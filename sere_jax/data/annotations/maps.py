@@ -15,6 +15,7 @@ from PIL import Image
 
 from sere_jax.data.images.deep import PNG, check_png
 from sere_jax.data.images.reading import MAX_PIXELS
+from sere_jax.data.sources.annotation import Annotation
 from sere_jax.data.sources.example import BadImage
 
 NO_MAP = 65535  # every pixel of the map that `prepare` writes for an image without one
@@ -58,3 +59,14 @@ def decode_label_map(data: bytes, *, coding: Coding = "index", max_pixels: int =
     if coding == "red_green":
         return samples[..., 0] + 256 * samples[..., 1]
     return samples // _GREY_STEP[header.depth] if header.colour == _GREY else samples
+
+
+def label_map_of(annotation: Annotation | None, shape: tuple[int, int], max_pixels: int = MAX_PIXELS) -> UInt16[np.ndarray, "H W"]:
+    """The label map of an image with this height and width. Raises BadImage where there is none, or it is of another size."""
+    if annotation is None or annotation.label_map is None:
+        raise BadImage("an image without a label map")
+    label_map = decode_label_map(annotation.label_map, max_pixels=max_pixels)
+    if label_map.shape != shape:
+        (height, width), (rows, columns) = shape, label_map.shape
+        raise BadImage(f"an image of {width} x {height} pixels with a label map of {columns} x {rows}")
+    return label_map

@@ -9,15 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt16
 
-from sere_jax.data.annotations.maps import decode_label_map
+from sere_jax.data.annotations.maps import label_map_of
 from sere_jax.data.annotations.transforms import Transform
 from sere_jax.data.batches.maker import Arrays, BatchMaker, Position, rows_of_process
 from sere_jax.data.batches.order import Stream
 from sere_jax.data.batches.workers import batches_of_steps
 from sere_jax.data.images.decode import decode
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
-from sere_jax.data.sources.annotation import Annotation
-from sere_jax.data.sources.example import BadImage, Example, Source
+from sere_jax.data.sources.example import Example, Source
 
 
 class LabelledImage(NamedTuple):
@@ -63,16 +62,8 @@ class LabelledRow:
     def read(self, example: Example) -> LabelledImage:
         """Raises BadImage where the image or its label map cannot be read, or their sizes differ."""
         image = decode(example.data, self.reading, reuse=True)
-        return LabelledImage(image, example.label, self._read_map(example.annotation, image) if self.maps else None)
-
-    def _read_map(self, annotation: Annotation | None, image: np.ndarray) -> UInt16[np.ndarray, "H W"]:
-        if annotation is None or annotation.label_map is None:
-            raise BadImage("an image without a label map")
-        label_map = decode_label_map(annotation.label_map, max_pixels=self.reading.max_pixels)
-        if label_map.shape != image.shape[:2]:
-            (height, width), (rows, columns) = image.shape[:2], label_map.shape
-            raise BadImage(f"an image of {width} x {height} pixels with a label map of {columns} x {rows}")
-        return label_map
+        label_map = label_map_of(example.annotation, image.shape[:2], self.reading.max_pixels) if self.maps else None
+        return LabelledImage(image, example.label, label_map)
 
     def fill(self, decoded: LabelledImage, position: Position, out: Arrays) -> None:
         """Transform the image and its label map with the random numbers of the position."""

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from sere_jax.data.annotations.maps import decode_label_map
-from sere_jax.data.images.decode import BadImage, decode
+from sere_jax.data.annotations.maps import label_map_of
+from sere_jax.data.images.decode import decode
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
-from sere_jax.data.sources.example import Source
-from sere_jax.evals.pictures import LeftOut
+from sere_jax.data.sources.example import Example, Source
+from sere_jax.evals.pictures import LeftOut, read_examples
 from sere_jax.evals.segmentation.labelling import NONE, Labelling
 
 
@@ -37,21 +37,12 @@ def read_masked(
 
     Raises EvalError for a number that is no class: it would be wrong in every image.
     """
-    for position in positions:
-        name = f"item {position}"
-        try:
-            example = source[position]
-            name = example.name
-            pixels = decode(example.data, reading)
-            if example.annotation is None or example.annotation.label_map is None:
-                raise BadImage("it has no label map")
-            label_map = decode_label_map(example.annotation.label_map, max_pixels=reading.max_pixels)
-            if label_map.shape != pixels.shape[:2]:
-                (height, width), (rows, columns) = pixels.shape[:2], label_map.shape
-                raise BadImage(f"an image of {width} x {height} pixels with a label map of {columns} x {rows}")
-        except (BadImage, OSError) as error:
-            left_out.add(source, position, name, error)
-            continue
+
+    def read(example: Example) -> tuple[np.ndarray, np.ndarray]:
+        pixels = decode(example.data, reading)
+        return pixels, label_map_of(example.annotation, pixels.shape[:2], reading.max_pixels)
+
+    for position, name, (pixels, label_map) in read_examples(source, positions, left_out, read):
         yield MaskedPicture(position, name, pixels, labelling.targets(label_map, name))
 
 

@@ -14,7 +14,6 @@ Files below the workdir, where NAME is the protocol and ROW the name of a networ
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +23,7 @@ from jaxtyping import Int
 
 from sere_jax.buckets import Location
 from sere_jax.evals import outcome_files
-from sere_jax.evals.outcome import Images, slugs
-from sere_jax.evals.pictures import left_out_note
+from sere_jax.evals.outcome import Images, image_notes, label, origin_notes, protocol_note, report, slugs
 from sere_jax.evals.segmentation import scores
 from sere_jax.evals.segmentation.labelling import Labelling
 from sere_jax.evals.segmentation.scores import Absent
@@ -109,9 +107,10 @@ def publish(outcome: Outcome, workdir: Location) -> None:
     """Print the table and write the files of the module's docstring but pictures, which are written while images are read."""
     notes = [*outcome.notes, *_notes(outcome)]
     names = [name for name in dict.fromkeys(name for line in outcome.rows for name in line.scores) if name in HEADINGS]
-    cells = [[_label(line), *(f"{100 * line.scores[name]:.1f}" for name in names)] for line in outcome.rows]
+    cells = [[label(line.name, line.head), *(f"{100 * line.scores[name]:.1f}" for name in names)] for line in outcome.rows]
     table.show(outcome.title, ["%", *(HEADINGS[name] for name in names)], cells, notes)
-    table.write(workdir / "eval" / f"{outcome.protocol}.json", _report(outcome, notes))
+    facts = report(outcome.protocol, outcome.settings, outcome.images, len(outcome.labelling.classes), outcome.rows, notes)
+    table.write(workdir / "eval" / f"{outcome.protocol}.json", facts)
     if jax.process_index() != 0:
         return
     for line, slug in zip(outcome.rows, slugs([line.name for line in outcome.rows]), strict=True):
@@ -147,48 +146,14 @@ def _share(value: float) -> float | str:
     return "" if np.isnan(value) else round(float(value), 6)
 
 
-def _label(line: Row) -> str:
-    return line.name + (f" ({', '.join(f'{key} {_value(value)}' for key, value in line.head.items())})" if line.head else "")
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def _notes(outcome: Outcome) -> Iterator[str]:
     """The protocol in a line, the images of each part, the origin of the weights."""
-    protocol = ", ".join(f"{key}={_value(value)}" for key, value in outcome.settings.items())
-    yield textwrap.fill(
-        f"protocol {outcome.protocol}: {protocol}", 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
+    yield protocol_note(outcome.protocol, outcome.settings)
     yield f"{len(outcome.labelling.classes):,} classes; scores count the pixels of the label maps in the size of the images"
-    for part, images in outcome.images.items():
-        yield f"{part}: {images.read:,} images of {images.source}"
-        if note := left_out_note(f"{part} images", images.left_out, images.read + len(images.left_out)):
-            yield note
-    for line in outcome.rows:
-        words = [f"{key} {line.about[key]}" for key in ("checkpoint", "network", "step", "seed") if line.about.get(key) is not None]
-        if words:
-            yield f"{line.name}: {', '.join(words)}"
+    yield from image_notes(outcome.images)
+    yield from origin_notes((line.name, line.about) for line in outcome.rows)
     best = max((line.scores["miou"] for line in outcome.rows if line.baseline), default=None)
     for line in outcome.rows:
         if best is not None and not line.baseline:
             points = 100 * (line.scores["miou"] - best)
             yield f"{line.name}: {abs(points):.1f} points of mIoU {'above' if points >= 0 else 'below'} the best baseline"
-
-
-def _report(outcome: Outcome, notes: Sequence[str]) -> dict[str, Any]:
-    images = {part: {"source": i.source, "read": i.read, "left_out": list(i.left_out)} for part, i in outcome.images.items()}
-    results = [
-        {"name": line.name, "baseline": line.baseline, "scores": dict(line.scores), "head": dict(line.head), **line.details, **line.about}
-        for line in outcome.rows
-    ]
-    settings = {key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in outcome.settings.items()}
-    return {
-        "protocol": outcome.protocol,
-        "settings": settings,
-        "images": images,
-        "classes": len(outcome.labelling.classes),
-        "results": results,
-        "notes": list(notes),
-    }
