@@ -57,11 +57,11 @@ demo: $(RUN_STAMP)
 	@printf '\n%-12s%s\n' checkpoint $(DEMO)/checkpoints figures $(DEMO)/figures export $(DEMO)/backbone.safetensors
 
 demo-seeds: $(RUN_STAMP)
-	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python -m benchmarks.demo_seeds
 
 # With the machine's own Python where it has a JAX for its accelerator: make accelerator BIN=$$(dirname $$(which python))
 accelerator:
-	$(BIN)/python benchmarks/accelerator.py $(ARGUMENTS)
+	$(BIN)/python -m benchmarks.accelerator $(ARGUMENTS)
 
 test: $(TEST_STAMP)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile

@@ -1,7 +1,7 @@
 """What this project does on the accelerator of this machine, in one table: make accelerator, or
 
-    python benchmarks/accelerator.py [--minutes=30] [--skip=tests,training]
-    python benchmarks/accelerator.py --small --tests=tests/losses        sizes cut, to see on a CPU that it works
+    python -m benchmarks.accelerator [--minutes=30] [--skip=tests,training]
+    python -m benchmarks.accelerator --small --tests=tests/losses        sizes cut, to see on a CPU that it works
 
 tests       the fast suite's numeric tests on the device, matrix products in float32 (`JAX_DEFAULT_MATMUL_PRECISION=highest`)
 precision   a ViT's tokens on the device in float32, in the device's default precision and in bfloat16, against float32 on the CPU
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 NUMERIC = ("tests/ops", "tests/losses", "tests/objectives", "tests/models", "tests/train/test_optim.py", "tests/parity")
 # Largest relative error of the tokens, by what multiplied: float32, whatever the device prefers (TF32, bfloat16 passes), bfloat16.
 TOLERANCES = {"float32": 1e-4, "default": 2e-2, "bfloat16": 5e-2}

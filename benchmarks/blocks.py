@@ -1,7 +1,7 @@
 """Blocks of a ViT forwards and backwards on one core: ours, ours by plain automatic differentiation, and PyTorch's.
 
-    PYTHONPATH=. taskset -c 0 python benchmarks/blocks.py                                # ViT-S: 8 images of 197 tokens, width 384
-    PYTHONPATH=. taskset -c 0 python benchmarks/blocks.py --shape=64,26,96 --heads=3     # the size of the quickstart
+    taskset -c 0 python -m benchmarks.blocks                                # ViT-S: 8 images of 197 tokens, width 384
+    taskset -c 0 python -m benchmarks.blocks --shape=64,26,96 --heads=3     # the size of the quickstart
 
 CPU time, which other work on the machine disturbs less than wall time; medians of alternating rounds, ratios to PyTorch's. The gradients
 of the two JAX versions are compared before anything is timed. "Plain" replaces the functions of `sere_jax.ops.products` in the ViT.

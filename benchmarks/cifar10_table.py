@@ -2,7 +2,7 @@
 
     python train.py --config=configs/cifar10.py:recipe=dino,source=folder:CIFAR10/train --workdir=runs/dino
     python train.py --config=configs/cifar10.py:recipe=dino_sere,source=folder:CIFAR10/train --workdir=runs/dino_sere
-    python benchmarks/cifar10_table.py --train=CIFAR10/train --test=CIFAR10/test --checkpoint=runs/dino,runs/dino_sere --workdir=runs/table
+    python -m benchmarks.cifar10_table --train=CIFAR10/train --test=CIFAR10/test --checkpoint=runs/dino,runs/dino_sere --workdir=runs/table
 
 CIFAR10/train and CIFAR10/test hold a folder a class. Raw pixels and random initialisation stand beside the networks. Cheap protocols
 (k-NN, least squares, logistic regression, linear on cached features) run with every seed, which draws the images, the held-out ones

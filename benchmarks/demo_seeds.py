@@ -1,6 +1,6 @@
 """`make demo` for several seeds: mean and spread of its k-NN table.
 
-Launch: python benchmarks/demo_seeds.py [--seeds=0,1,2] [--workdir=runs/demo_seeds]. Finished seeds are kept; a seed that was
+Launch: python -m benchmarks.demo_seeds [--seeds=0,1,2] [--workdir=runs/demo_seeds]. Finished seeds are kept; a seed that was
 interrupted goes on from its checkpoint. The spread is the standard deviation of a sample (n - 1).
 """
 

@@ -1,7 +1,7 @@
 """The device's share of the augmentation: its time beside that of the train step it feeds, compiled and run side by side.
 
-    python benchmarks/device_augmentation.py [--config=configs/dino_sere_vits16.py] [--batch_size=4] [--rounds=3]
-    python benchmarks/device_augmentation.py --aot=v5e:2x2 --batch_size=64    (no TPU needed, but `pip install libtpu`)
+    python -m benchmarks.device_augmentation [--config=configs/dino_sere_vits16.py] [--batch_size=4] [--rounds=3]
+    python -m benchmarks.device_augmentation --aot=v5e:2x2 --batch_size=64    (no TPU needed, but `pip install libtpu`)
 
 On a CPU the step's matrix products run at the CPU's speed; on an accelerator run it there. Beside the time it tells the arithmetic
 and the bytes that XLA counts for both, which hold for any device. `--aot` compiles for a TPU of that topology without running

@@ -1,7 +1,7 @@
 """Images a second of feature extraction: `python -m sere_jax extract`'s path, and a PyTorch loop over a ViT of the same size.
 
-    taskset -c 0 python benchmarks/extraction.py --rounds=5                    # ViT-S/16 at 224 pixels, on one core
-    taskset -c 0 python benchmarks/extraction.py --rounds=5 --compute_only     # images decoded beforehand
+    taskset -c 0 python -m benchmarks.extraction --rounds=5                    # ViT-S/16 at 224 pixels, on one core
+    taskset -c 0 python -m benchmarks.extraction --rounds=5 --compute_only     # images decoded beforehand
 
 Both read the same JPEG files, resize the shorter side, cut the centre, normalise, and compute the cls token in float32. The PyTorch
 loop is what people write: Pillow's bicubic resize, a batch, `model(batch)` under `inference_mode`. Its attention is

@@ -1,4 +1,4 @@
-"""CPU time of the host's work on one image, ours beside other pipelines: python benchmarks/input_pipeline.py --source=folder:DIR
+"""CPU time of the host's work on one image, ours beside other pipelines: python -m benchmarks.input_pipeline --source=folder:DIR
 
 Contenders take turns on the same images, one thread each; the table shows the median of each round's milliseconds, and the median of each
 round's ratio to ours. Ours is all that a worker does (read, decode, crop, collate into the batch; photometry is the device's);
@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 
 import cv2
-import input_peers as peers
 import numpy as np
 import rich.console
 import rich.table
 import torch
 
+from benchmarks import input_peers as peers
 from sere_jax.data.batches.maker import BatchMaker
 from sere_jax.data.batches.order import Stream, example_index, position_rng
 from sere_jax.data.batches.pipeline import ViewsRow

@@ -1,7 +1,7 @@
 """Linear classifiers on cached features: the grid of this project, the same grid in PyTorch, and scikit-learn's SGDClassifier.
 
-    taskset -c 0 python benchmarks/linear_probe.py --rounds=3 --epochs=2          # on one core; alternating rounds, medians
-    taskset -c 0 python benchmarks/linear_probe.py --rounds=1 --epochs=100        # whole
+    taskset -c 0 python -m benchmarks.linear_probe --rounds=3 --epochs=2          # on one core; alternating rounds, medians
+    taskset -c 0 python -m benchmarks.linear_probe --rounds=1 --epochs=100        # whole
 
 Features are drawn: classes with centres, and noise. All contestants train `--heads` learning rates for `--epochs` epochs.
 PyTorch does what the grid of this project does, operation by operation, on the same batches: heads stacked in one matrix product,

@@ -1,6 +1,6 @@
 """What logging costs a step: the meter, metrics.jsonl, TensorBoard and the console, without the step itself.
 
-    python benchmarks/logging_overhead.py [--steps=2000] [--log_every=10] [--metrics=30] [--step_ms=100]
+    python -m benchmarks.logging_overhead [--steps=2000] [--log_every=10] [--metrics=30] [--step_ms=100]
 
 The step is a program that does nothing, so all the time between two of them is the driver's. The main thread's CPU time is told, which
 other programs do not change, in microseconds a step and as a share of a step of --step_ms. On an accelerator it passes while the device

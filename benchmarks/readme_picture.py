@@ -1,4 +1,4 @@
-"""The picture of the README, from the checkpoint of a demo: python benchmarks/readme_picture.py --checkpoint=demo
+"""The picture of the README, from the checkpoint of a demo: python -m benchmarks.readme_picture --checkpoint=demo
 
 Two figures of `eval.py`, one above the other: the first image of the first batch with its crops and the points of their overlaps,
 and the attention of the trained and of the untrained network. `make demo` makes the checkpoint.

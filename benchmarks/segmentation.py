@@ -1,6 +1,6 @@
 """Segmentation of a small set by random and trained networks: mean and spread over seeds.
 
-    python benchmarks/segmentation.py --data=coco100 --output=OUT --checkpoint=RUN[,RUN...] --protocols=patch_knn,patch_logistic
+    python -m benchmarks.segmentation --data=coco100 --output=OUT --checkpoint=RUN[,RUN...] --protocols=patch_knn,patch_logistic
 
 DATA holds images/*.jpg, semantic/*.png (a class number a pixel, 0 = unlabelled) and semantic_classes.json (number -> name). Every fifth
 image by name is for the test. Into OUT go the images, masks/, train.txt and test.txt, which eval.py reads as well:
@@ -51,10 +51,10 @@ def split(data: Path, output: Path) -> dict[str, str]:
     images = [path for path in sorted((data / "images").iterdir()) if path.stem in maps]
     sources = {}
     for part, which in (("train", False), ("test", True)):
-        chosen = [path for number, path in enumerate(images) if (number % 5 == 0) == which]
-        for path in chosen:
+        paths = [path for number, path in enumerate(images) if (number % 5 == 0) == which]
+        for path in paths:
             shutil.copy(path, output)
-        (output / f"{part}.txt").write_text("".join(f"{path.name}\n" for path in chosen))
+        (output / f"{part}.txt").write_text("".join(f"{path.name}\n" for path in paths))
         sources[part] = f"masks:{output / 'masks'}:list:{output / f'{part}.txt'}"
     return sources
 
@@ -87,14 +87,14 @@ def main() -> None:
     sources = split(flags.data, flags.output.resolve())
     networks = [evaluate.load(path)._replace(name="trained") for path in flags.checkpoint.split(",")]
     for protocol in flags.protocols.split(","):
-        found: dict[str, list[dict[str, float]]] = {}
+        scores_of: dict[str, list[dict[str, float]]] = {}
         for seed in range(flags.seeds):
             network, workdir = networks[seed % len(networks)], flags.output / f"seed{seed}"
             evaluate.run(settings_of(protocol, sources, seed, flags, network.depth), [network], workdir)
             for result in json.loads((workdir / "eval" / f"{protocol}.json").read_text())["results"]:
-                found.setdefault(result["name"], []).append(result["scores"])
+                scores_of.setdefault(result["name"], []).append(result["scores"])
         print(f"\n{protocol}, {flags.seeds} seeds: mean ± standard deviation, %")
-        for name, scores in found.items():
+        for name, scores in scores_of.items():
             cells = [[100 * one[score] for one in scores] for score in SCORES]
             print(f"{name:14}", *(f"{statistics.mean(c):6.1f} ±{statistics.pstdev(c):4.1f}" for c in cells))
 

@@ -1,8 +1,8 @@
 """The train step against the PyTorch statement of the same step (tests/oracles), in alternating processes on this machine's CPU.
 
-    python benchmarks/train_step.py                                       the whole comparison and the table of sizes, some hours
-    python benchmarks/train_step.py --rounds=2 --steps=1 --settings=2x224 --threads=1 --no-sizes
-    python benchmarks/train_step.py --small --rounds=1 --steps=1 --settings=2x224+4x96 --threads=1 --no-sizes      to see that it works
+    python -m benchmarks.train_step                                       the whole comparison and the table of sizes, some hours
+    python -m benchmarks.train_step --rounds=2 --steps=1 --settings=2x224 --threads=1 --no-sizes
+    python -m benchmarks.train_step --small --rounds=1 --steps=1 --settings=2x224+4x96 --threads=1 --no-sizes      to see that it works
 
 Both start from the same parameters and take the same batch: iBOT + SERE, ViT-S/16, K = 8,192, 4 images, in float32, and with
 PyTorch's autocast in bfloat16 where the CPU has such products. The losses of the first step must agree to 1e-4 (bfloat16: 2e-2), or
@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 # Number of local crops.
 SETTINGS = {"2x224+4x96": 4, "2x224": 0, "2x224+10x96": 10}
@@ -155,7 +154,14 @@ def child(side: str, changes: dict[str, Any], flags: argparse.Namespace) -> None
 
 
 def run(side: str, changes: dict[str, Any], threads: int, flags: argparse.Namespace, cache: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, f"--child={side}", f"--changes={json.dumps(changes)}", f"--steps={flags.steps}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.train_step",
+        f"--child={side}",
+        f"--changes={json.dumps(changes)}",
+        f"--steps={flags.steps}",
+    ]
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[:threads])
     xla = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" if flags.small else ""
     environ = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": xla, "OMP_NUM_THREADS": str(threads)}

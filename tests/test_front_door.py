@@ -127,3 +127,21 @@ def test_ctrl_c_ends_an_evaluation_with_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read()
     assert (process.returncode, errors) == (130, "eval.py: interrupted\n")
+
+
+BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "input_peers")  # what input_pipeline imports
+
+
+def test_documents_run_benchmarks_as_modules():
+    """`python benchmarks/NAME.py` would not find the package in a clone."""
+    paths = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.py")]
+    texts = {path: path.read_text() for path in paths}
+    assert not [path for path, text in texts.items() if re.search(r"python\S* benchmarks/", text)]
+    assert {name for text in texts.values() for name in re.findall(r"-m benchmarks\.(\w+)", text)} == set(BENCHMARKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_from_the_clone(name: str):
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr

@@ -28,6 +28,6 @@ def pixel_cross_entropy(logits: Float[Array, "b h w k"], targets: Int[Array, "b 
     large = resize_bilinear(jnp.asarray(logits), (targets.shape[1], targets.shape[2]))
     targets = jnp.asarray(targets)
     counted = targets >= 0
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(large, axis=-1), jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    total = -jnp.sum(jnp.where(counted, chosen, 0.0))
+    log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(large, axis=-1), jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    total = -jnp.sum(jnp.where(counted, log_probabilities, 0.0))
     return total / (targets.size if average == "all" else jnp.maximum(jnp.sum(counted), 1))

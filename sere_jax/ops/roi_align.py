@@ -55,10 +55,10 @@ def roi_align_pyramid(
     levels: Sequence[Float[jax.Array, "_ _ d"]], strides: Sequence[float], boxes: Float[jax.Array, "n 4"], size: int
 ) -> Float[jax.Array, "n s s d"]:
     """`roi_align` of each box on the level that its size asks for."""
-    chosen = level_of(boxes, len(levels))
+    level = level_of(boxes, len(levels))
     aligned = jnp.zeros((boxes.shape[0], size, size, levels[0].shape[-1]))
     for i, (features, stride) in enumerate(zip(levels, strides, strict=True)):
-        here = chosen == i
+        here = level == i
         # Boxes of other levels become empty: they take no samples here.
         on_level = jnp.where(here[:, None], boxes, 0.0)
         aligned = jnp.where(here[:, None, None, None], roi_align(features, on_level, size, stride), aligned)

@@ -35,10 +35,13 @@ class CollapseAlarm:
 
     It judges the losses of cls tokens, of iBOT's hidden patches and of DINO+'s aligned patches. A distillation loss is the
     entropy of the teacher's assignments plus their divergence from the student's. Where all images get the same
-    answer, both vanish or the entropy is ln K. The alarm is raised, two logs in a row, when the loss is below 7 % of ln K
-    (one prototype for everything), or when it is the entropy to within 0.3 % of ln K (every image gets the same distribution, often
-    because the center takes everything away). At the start both may be near ln K without a collapse: then the run must have been
-    below 95 % of it before, or have taken 2,000 steps.
+    answer, both vanish or the entropy is ln K. Either of two signs in two logs in a row raises the alarm:
+
+    - the loss is below 7 % of ln K: one prototype takes everything;
+    - the loss is the entropy to within 0.3 % of ln K: every image gets the same distribution, often because of the center.
+
+    At the start both may be near ln K without a collapse. The second sign therefore counts after the entropy was below 95 % of ln K,
+    or after 2,000 steps.
 
     It is also raised when the effective rank of the features (`rank/rankme`) is below 1.5, or below a fifth of its highest value.
 

@@ -63,15 +63,15 @@ def read_run(directory: Path, name: str = "") -> Run:
 
 def read_metrics(path: Path) -> dict[str, Series]:
     """The metrics of a run by name. A last line that is not complete, and values that were not finite, are left out."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    curves: dict[str, tuple[list[int], list[float]]] = {}
     for record in _records(path):
         for name, value in record.items():
             if name not in ("step", "time") and isinstance(value, int | float):
-                steps, values = found.setdefault(name, ([], []))
+                steps, values = curves.setdefault(name, ([], []))
                 steps.append(record["step"])
                 values.append(float(value))
-    random = {name.removesuffix(_RANDOM): values[-1] for name, (_, values) in found.items() if name.endswith(_RANDOM)}
-    return {name: Series(*curve, random.get(name)) for name, curve in found.items() if not name.endswith(_RANDOM)}
+    random = {name.removesuffix(_RANDOM): values[-1] for name, (_, values) in curves.items() if name.endswith(_RANDOM)}
+    return {name: Series(*curve, random.get(name)) for name, curve in curves.items() if not name.endswith(_RANDOM)}
 
 
 def runs_below(directory: Path) -> Iterator[Path]:

@@ -103,8 +103,8 @@ class Peers:
             gone = {key.rpartition("/")[2] for key, _ in self._client.key_value_dir_get(_LEFT)}
         except Exception:
             return f"process 0 of {self._count} was lost"
-        own = str(self._process)
-        lost = [rank for key in now if (rank := key.rpartition("/")[2]) not in gone | {own} and before.get(key) == now[key]]
+        this = str(self._process)
+        lost = [rank for key in now if (rank := key.rpartition("/")[2]) not in gone | {this} and before.get(key) == now[key]]
         return f"process {', '.join(sorted(lost, key=int))} of {self._count} was lost: it gives no sign of life" if lost else ""
 
     def _beat(self) -> None:
@@ -145,8 +145,8 @@ class Peers:
             process, _, reason = text.partition("\n")
             if " was lost: " in reason:
                 self._end(f"{reason}; {self.where()}", grace=0.0)
-            own = reason if int(process) == self._process else f"process {process} of {self._count} ended: {reason.splitlines()[0]}"
-            self._end(f"{own}\nprocess {self._process} ends too; {self.where()}", grace=GRACE_SECONDS)
+            sentence = reason if int(process) == self._process else f"process {process} of {self._count} ended: {reason.splitlines()[0]}"
+            self._end(f"{sentence}\nprocess {self._process} ends too; {self.where()}", grace=GRACE_SECONDS)
 
     def _end(self, text: str, grace: float) -> None:
         if self._stop.wait(grace):

@@ -81,9 +81,9 @@ def _stacks() -> str:
     """The Python stacks of all threads, the main thread first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != threading.main_thread().ident)
-    own = threading.get_ident()
+    this_thread = threading.get_ident()
     return "".join(
-        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames if ident != own
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames if ident != this_thread
     )
 
 

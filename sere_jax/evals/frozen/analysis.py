@@ -82,8 +82,8 @@ def moments(features: Features) -> tuple[Float[jax.Array, " d"], Float[jax.Array
 def standard(total: Float[np.ndarray, " d"], squares: Float[np.ndarray, " d"], count: int) -> Standard:
     """From sums of `count` tokens; BatchNorm's epsilon of 1e-5 is added to the variance.
 
-    >>> found = standard(np.array([4.0]), np.array([10.0]), 2)  # of the tokens 1 and 3
-    >>> float(found.mean[0]), round(float(found.scale[0]), 4)
+    >>> standards = standard(np.array([4.0]), np.array([10.0]), 2)  # of the tokens 1 and 3
+    >>> float(standards.mean[0]), round(float(standards.scale[0]), 4)
     (2.0, 1.0)
     """
     mean = total / count

@@ -43,8 +43,8 @@ class Part(NamedTuple):
 def columns(width: int, blocks: Sequence[int], pooling: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Where the features of each kind lie in the D columns of `Part.features`: kind -> (first, end).
 
-    Columns are ordered [cls of the last block but n - 1, ..., cls of the last block, mean patch token], n = max(blocks), so that the
-    last k blocks, with or without the mean patch token, are always neighbours.
+    Columns are ordered [cls of the last block but n - 1, ..., cls of the last block, mean patch token], where n = max(blocks). The
+    last k blocks, with or without the mean patch token, are then always neighbours.
 
     Args:
       width: D / (n + 1), that of one token.

@@ -94,9 +94,9 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     for network, (size, resize) in zip(compared, sides, strict=True):
         batches = eval_batches(source, size=size, resize=resize, batch_size=settings.batch_size, reading=reading)
         tracked = track(batches, f"{network.name}: {len(source):,} images", -(-len(source) // settings.batch_size))
-        found = measure(network, tracked, settings.times)
-        results.append({"name": network.name, **network.about, "blocks": {str(norms.block): norms._asdict() for norms in found}})
-        for norms in found:
+        of_blocks = measure(network, tracked, settings.times)
+        results.append({"name": network.name, **network.about, "blocks": {str(norms.block): norms._asdict() for norms in of_blocks}})
+        for norms in of_blocks:
             numbers = (norms.cls, norms.median, norms.high, norms.largest)
             rows.append([f"{network.name}, block {norms.block}", *(f"{value:.1f}" for value in numbers), f"{100 * norms.long_share:.2f}"])
     notes = [

@@ -80,7 +80,7 @@ class Sources(NamedTuple):
     test: Source
     labelling: Labelling
     positions: Int[np.ndarray, " n"]  # of the training images
-    chosen: Int[np.ndarray, " m"]  # those of them that settings are chosen on; with select=test none
+    selecting: Int[np.ndarray, " m"]  # those of them that settings are chosen on; with select=test none
     in_both: int  # test images that are training images too
 
 
@@ -110,14 +110,14 @@ def open_sources(settings: PatchSettings) -> Sources:
         raise EvalError(f"test: {settings.test!r} names other classes of its label maps than {settings.train!r}; expected the same")
     order = np.random.default_rng(settings.seed).permutation(len(train))
     positions = np.sort(order[: settings.train_images or len(train)])
-    chosen = positions[:0]
+    selecting = positions[:0]
     if settings.select == "split":
         number = min(max(1, round(settings.held_out * len(positions))), len(positions) - 1)
         if number < 1:
             raise EvalError("select: found split and one training image; expected at least two, or select=test")
-        chosen = np.sort(order[: len(positions)][:number])
+        selecting = np.sort(order[: len(positions)][:number])
     pair = image_numbers(train, test)
-    return Sources(train, test, classes, positions, chosen, int(np.isin(pair[1], pair[0][positions]).sum()))
+    return Sources(train, test, classes, positions, selecting, int(np.isin(pair[1], pair[0][positions]).sum()))
 
 
 def encoder(network: Network, size: int, batch_size: int) -> tuple[Encode, int]:
@@ -178,7 +178,7 @@ def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def training_patches(encode: Encode, sources: Sources, reading: ImageReading, left_out: LeftOut, name: str) -> Patches:
     """The labelled patches of all training images. Raises EvalError where there is none."""
-    found: list[Patches] = []
+    parts: list[Patches] = []
     pictures = read_masked(
         sources.train, track(sources.positions.tolist(), f"{name}: training images"), sources.labelling, left_out, reading
     )
@@ -186,10 +186,10 @@ def training_patches(encode: Encode, sources: Sources, reading: ImageReading, le
         labels = patch_classes(picture.truth, patches.shape[:2], len(sources.labelling.classes)).ravel()
         counted = labels != NONE
         images = np.full(int(counted.sum()), picture.position, np.int64)
-        found.append(Patches(patches.reshape(len(labels), -1)[counted], labels[counted], images))
-    if not sum(len(part.labels) for part in found):
+        parts.append(Patches(patches.reshape(len(labels), -1)[counted], labels[counted], images))
+    if not sum(len(part.labels) for part in parts):
         raise EvalError("train: found no patch with a class; expected label maps with other numbers than the ignored ones")
-    return Patches(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+    return Patches(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def images_of(settings: PatchSettings, sources: Sources, left_out: Mapping[str, LeftOut]) -> dict[str, Images]:

@@ -199,12 +199,12 @@ class _Probe:
         """The setting with the best mIoU on the images that choose, the first of equals; and the mIoU of each."""
         if len(self._grid) == 1:
             return self._grid[0], {}
-        out = np.isin(self._patches.images, self._sources.chosen)
+        out = np.isin(self._patches.images, self._sources.selecting)
         if self._data.select == "test" or out.all() or not out.any():
             part, source, positions = self._patches, self._sources.test, range(len(self._sources.test))
         else:
             part, source = Patches(*(array[~out] for array in self._patches)), self._sources.train
-            positions = self._sources.chosen.tolist()
+            positions = self._sources.selecting.tolist()
         tallies = {setting: Tally(self._classes) for setting in self._grid}
         logits = self._fit(part, self._classes, self._grid)
         key = "test" if source is self._sources.test else "train"

@@ -76,14 +76,14 @@ class Model:
         """The network's own weights under a fresh head; running statistics apart."""
         images = jnp.zeros((1, self._settings.size, self._settings.size, self._network.channels))
         fresh = jax.jit(self.evaluation.init)(jax.random.key(self._settings.seed), images)
-        own = split_statistics(self._network.params)
+        trained = split_statistics(self._network.params)
         params, running = (
             {name: jax.tree.map(np.asarray, leaf) for name, leaf in fresh.get(kind, {}).items() if name != "backbone"}
             for kind in ("params", "batch_stats")
         )
-        params["backbone"] = jax.tree.map(np.asarray, own["params"])
-        if own["batch_stats"]:
-            running["backbone"] = jax.tree.map(np.asarray, own["batch_stats"])
+        params["backbone"] = jax.tree.map(np.asarray, trained["params"])
+        if trained["batch_stats"]:
+            running["backbone"] = jax.tree.map(np.asarray, trained["batch_stats"])
         return params, running
 
     def loss(self, params: PyTree, running: PyTree, batch: Batch, keys: jax.Array) -> tuple[jax.Array, LossOutput]:
