@@ -177,8 +177,16 @@ except Exception as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        # Process 0 serves JAX's coordination: when its socket closes, JAX aborts the others in C++ before Python can say anything.
+        pytest.param(0, "SIGKILL", marks=pytest.mark.xfail(strict=True)),
+        (0, "SIGSTOP"),
+        (1, "SIGKILL"),
+        (1, "SIGSTOP"),
+    ],
+)
 def test_a_real_process_that_dies_or_stops_is_told_in_a_line(victim: int, how: str):
     outputs = outputs_of_two(_DEATHS, victim, how)
     survivor = outputs[1 - victim]
