@@ -46,6 +46,47 @@ class Features(NamedTuple):
     attention: Float[Array, "b m n n"] | None = None  # the last block's softmax attention, on request
 
 
+class Objects(NamedTuple):
+    """The objects of images, padded to n; rows that are not `valid` hold zeros. Crowd regions are not among them.
+
+    Boxes are (left, top, right, bottom) in pixels of the padded image. A mask is drawn on a grid of m x m cells over its own box,
+    so its size does not depend on the image's: cell (i, j) is True where the object covers the point at
+    ((j + 1/2) / m, (i + 1/2) / m) of the box's (width, height). The axis b is absent for one image.
+    """
+
+    boxes: Float[Array, "*b n 4"]
+    labels: Int[Array, "*b n"]  # from 0; a detector's background is the number after the last class
+    valid: Bool[Array, "*b n"]
+    masks: Bool[Array, "*b n m m"] | None = None  # None where the data have boxes alone
+
+
+class DetectionBatch(NamedTuple):
+    """Images of several sizes in one array, each in the left upper corner; the rest is padding."""
+
+    images: UInt8[Array, "b H W c"]  # the padding's values do not matter: it is set to the mean colour on the device
+    sizes: Int[Array, "b 2"]  # (height, width) of each image without its padding
+    objects: Objects
+    index: Int[Array, "b"]  # type: ignore[assignment]  # hides tuple.index; which example of the source
+
+
+class Detections(NamedTuple):
+    """What a detector answers for each image, by falling score, padded to n; rows that are not `valid` hold zeros.
+
+    Boxes are in pixels of the padded image, clipped to the image without its padding. `masks` are probabilities on a grid of m x m cells
+    over the box, as in `Objects`; pasted into the image, the object is where they reach one half.
+    """
+
+    boxes: Float[Array, "*b n 4"]
+    scores: Float[Array, "*b n"]
+    labels: Int[Array, "*b n"]
+    valid: Bool[Array, "*b n"]
+    masks: Float[Array, "*b n m m"] | None = None
+
+
+# Cells along a side of `Objects.masks`: four times the side of a detector's mask, in a box of median size finer than the pixels.
+MASK_SIDE = 112
+
+
 class Request(NamedTuple):
     """One thing a method wants from the network, static and hashable; it is also the key of the answer in `Outputs`.
 
