@@ -44,6 +44,7 @@ class Features(NamedTuple):
     patches_prenorm: Float[Array, "b h w d"]  # before it
     layers: tuple[Float[Array, "b n d"], ...] = ()  # tokens (cls first) after the requested blocks, by default before the final norm
     attention: Float[Array, "b m n n"] | None = None  # the last block's softmax attention, on request
+    maps: tuple[Float[Array, "b _ _ _"], ...] = ()  # a ResNet's maps after every stage, on request
 
 
 class Objects(NamedTuple):

@@ -100,8 +100,11 @@ class ResNet(nn.Module):
         drop_path_noise: None = None,
         layers: tuple[int, ...] = (),
         attention: bool = False,
+        maps: bool = False,
     ) -> Features:
-        """Compute features. `Features.attention` is None, since there is none; masks, drop path and `layers` belong to a ViT.
+        """Compute features; with `maps` also those of every stage, of strides 4, 8, 16 and so on.
+
+        `Features.attention` is None, since there is none; masks, drop path and `layers` belong to a ViT.
 
         Raises ValueError for another number of channels than it was built for, and where `layers` are asked for.
         """
@@ -112,7 +115,7 @@ class ResNet(nn.Module):
         x = _convolution(self.stem, 7, 2, self.dtype, "conv1")(images.astype(self.dtype))
         x = nn.relu(BatchNorm(running=self.running_statistics, name="bn1")(x)).astype(self.dtype)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        block_type = nn.remat(Bottleneck) if self.remat else Bottleneck
+        block_type, of_stages = nn.remat(Bottleneck) if self.remat else Bottleneck, []
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 x = block_type(
@@ -124,5 +127,6 @@ class ResNet(nn.Module):
                     zero_init_residual=self.zero_init_residual,
                     name=f"layer{stage + 1}_{block}",
                 )(x)
+            of_stages.append(x)
         x = x.astype(jnp.float32)
-        return Features(jnp.mean(x, axis=(1, 2)), x, x)
+        return Features(jnp.mean(x, axis=(1, 2)), x, x, maps=tuple(of_stages) if maps else ())
