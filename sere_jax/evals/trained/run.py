@@ -20,9 +20,11 @@ import optax
 
 from sere_jax import distributed, sharding
 from sere_jax.buckets import Location
+from sere_jax.config.names import flatten
 from sere_jax.evals.features import to_host
 from sere_jax.evals.network import EvalError
 from sere_jax.reporting.progress import Progress
+from sere_jax.train.checkpoint import CheckpointError, read_config
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.digest import digests
 from sere_jax.train.evaluations import Periodic
@@ -121,12 +123,13 @@ def check_batch(batch_size: int, accumulate_steps: int) -> None:
 def train(training: Training, directory: Location) -> Trained:
     """Train to the end, going on from the newest checkpoint in `directory`; a finished training is only read.
 
-    Raises Stopped, WorkdirError and what else `train.fit.fit` raises.
+    Raises EvalError where the checkpoints there are of another training; Stopped, WorkdirError and what else `train.fit.fit` raises.
     """
     with contextlib.ExitStack() as stack:
         with distributed.together():
             if jax.process_index() == 0:
                 stack.enter_context(locked(directory))
+                _check_same(training.description, directory)
         checkpoints = stack.enter_context(
             Checkpoints(directory / "checkpoints", every_steps=training.every_steps, keep=1, best=Best(training.best))
         )
@@ -139,6 +142,22 @@ def train(training: Training, directory: Location) -> Trained:
             )
         )
         return _train(training, directory, checkpoints, progress)
+
+
+def _check_same(description: Mapping[str, Any], directory: Location) -> None:
+    """Raise EvalError, with the keys that differ, where the newest checkpoint in a directory was saved by another training."""
+    try:
+        saved = flatten(read_config(directory))
+    except CheckpointError:
+        return  # there is none, or a damaged one, which `fit` sets aside
+    expected = flatten(json.loads(json.dumps(description, default=str)))
+    lines = [
+        f"{key}: found {expected.get(key)!r}, expected {saved.get(key)!r}, with which the checkpoints in {directory} were made"
+        for key in sorted({*saved, *expected})
+        if saved.get(key) != expected.get(key)
+    ]
+    if lines:
+        raise EvalError("\n".join(lines))
 
 
 def _train(training: Training, directory: Location, checkpoints: Checkpoints, progress: Progress) -> Trained:

@@ -15,6 +15,7 @@ from sere_jax.buckets import Location
 from sere_jax.data.annotations.scale_crop import ScaleCrop
 from sere_jax.data.annotations.transforms import RandomCrop, Transform
 from sere_jax.data.batches.labelled import labelled_batches
+from sere_jax.data.sources.example import Source
 from sere_jax.evals.frozen.labelled import image_numbers
 from sere_jax.evals.network import EvalError, Network, shared_reading, untrained
 from sere_jax.evals.outcome import Images, slugs
@@ -30,7 +31,7 @@ from sere_jax.evals.trained.segmenter import Batch, Model
 from sere_jax.train import optim, schedules
 from sere_jax.types import PyTree, Schedule
 
-# What a training does not depend on: it is resumed with other values of these.
+# What a training does not depend on: it is resumed with other values of these. Of the test images their digest counts, not their path.
 _RUNNING = (
     "workers",
     "log_every_steps",
@@ -62,7 +63,7 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
     rows: list[Row] = []
     for network, model in zip(compared, models, strict=True):
         tester = Tester(model, network, test, classes, settings)
-        rows.append(_row(protocol, network, model, tester, workdir, settings, classes, train))
+        rows.append(_row(protocol, network, model, tester, workdir, settings, classes, train, test))
     images = {"train": Images(settings.train, len(train)), "test": tester.images()}
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "save_predictions", "panels")}
     heading = f"{protocol}: {images['test'].read:,} images of {settings.test}, {len(classes.classes):,} classes"
@@ -83,10 +84,18 @@ def _how(settings: Settings) -> str:
 
 
 def _row(
-    protocol: str, network: Network, model: Model, tester: Tester, workdir: Location, settings: Settings, classes: Labelling, train: Any
+    protocol: str,
+    network: Network,
+    model: Model,
+    tester: Tester,
+    workdir: Location,
+    settings: Settings,
+    classes: Labelling,
+    train: Source,
+    test: Source,
 ) -> Row:
     slug = slugs([network.name])[0]
-    training = _training(network, settings, model, tester, classes, train)
+    training = _training(network, settings, model, tester, classes, train, test)
     trained = run.train(training, run.place(workdir, protocol, slug, training.description))
     baseline = network.name == "random init"
     directory = workdir / "eval" / f"{protocol}-{slug}-predictions" if settings.save_predictions and not baseline else None
@@ -132,12 +141,14 @@ def optimizer(settings: Settings, model: Model) -> Any:
     return optim.adamw(rules)
 
 
-def _training(network: Network, settings: Settings, model: Model, tester: Tester, classes: Labelling, train: Any) -> run.Training:
+def _training(
+    network: Network, settings: Settings, model: Model, tester: Tester, classes: Labelling, train: Source, test: Source
+) -> run.Training:
     def evaluate(params: PyTree, running: PyTree) -> Iterator[tuple[str, float]]:
         return ((f"test/{name}", value) for name, value in tester(params, running).scores(settings.absent).items())
 
     learning = {key: value for key, value in settings._asdict().items() if key not in _RUNNING}
-    images = {"train": train.fingerprint().digest}
+    images = {"train": train.fingerprint().digest, "test": test.fingerprint().digest}  # the best step is chosen on the test images
     return run.Training(
         kind="segmentation",
         loss=model.loss,
@@ -160,7 +171,7 @@ def _training(network: Network, settings: Settings, model: Model, tester: Tester
     )
 
 
-def batches(train: Any, classes: Labelling, network: Network, settings: Settings) -> Callable[[int], Iterator[Batch]]:
+def batches(train: Source, classes: Labelling, network: Network, settings: Settings) -> Callable[[int], Iterator[Batch]]:
     """step -> this process's rows of the batches from that step on."""
     transform: Transform = ScaleCrop(
         settings.size,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs.eval import imagenet_s, segmentation_linear, upernet
 from sere_jax import sharding
@@ -19,11 +20,14 @@ from sere_jax.commands import evaluate
 from sere_jax.data.annotations.maps import decode_label_map
 from sere_jax.evals import protocols
 from sere_jax.evals.network import EvalError
+from sere_jax.evals.segmentation.labelling import labelling, open_masked
 from sere_jax.evals.segmentation.windows import slide
-from sere_jax.evals.trained import segmentation
+from sere_jax.evals.trained import run, segmentation
 from sere_jax.evals.trained.segmentation_settings import Settings
+from sere_jax.evals.trained.segmentation_test import Tester
 from sere_jax.evals.trained.segmenter import Batch, Model
 from sere_jax.models.resnet import ResNet
+from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.state import State
 from sere_jax.train.update import make_update
 from tests import micro
@@ -89,6 +93,37 @@ def test_the_rate_is_mmsegmentations(sources):
         poly = 1 - step / 100
         expected = poly * (1 - (1 - step / 10) * (1 - 1e-6)) if step < 10 else poly
         assert float(rate(jnp.int32(step))) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+def _changed(spec: str, number: str = "00") -> None:
+    """One more pixel in an image of a source and in its label map."""
+    _, masks, _, images = spec.split(":")
+    for directory in (masks, images):
+        path = Path(directory, f"{number}.png")
+        with Image.open(path) as image:
+            larger = image.resize((image.width + 1, image.height), Image.Resampling.NEAREST)
+        larger.save(path)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_another_training_or_test_set_is_another_training(part, tmp_path):
+    specs = {"train": micro_masks.masked(tmp_path / "train", 8), "test": micro_masks.masked(tmp_path / "test", 2, seed=1)}
+    network, settings = micro_training.network(), evaluate.settings(linear(**specs), [])
+
+    def training(settings: Settings = settings) -> run.Training:
+        train, test = open_masked("train", settings.train), open_masked("test", settings.test)
+        model, classes = Model(network, settings, 3), labelling(train)
+        return segmentation._training(network, settings, model, Tester(model, network, test, classes, settings), classes, train, test)
+
+    before = training()
+    assert training(settings._replace(panels=0, stride=0)).description == before.description
+    with Checkpoints(tmp_path / "run" / "checkpoints", every_steps=1) as checkpoints:
+        checkpoints.save(1, {"weight": jnp.zeros(2)}, before.description, force=True)
+    _changed(specs[part])
+    after = training()
+    assert run.place(tmp_path, "p", "n", after.description) != run.place(tmp_path, "p", "n", before.description)
+    with pytest.raises(EvalError, match=f"^images.{part}: found '.*', expected '.*', with which the checkpoints in .*run were made$"):
+        run.train(after, tmp_path / "run")
 
 
 @pytest.mark.slow
