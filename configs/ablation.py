@@ -222,8 +222,8 @@ def _small(config: ConfigDict) -> None:
     if resnet_model:
         config.model.update({"width": 512, "depth": 1})  # one block in each of the four stages
     else:
-        # Heads as wide as at full size: 64, of MoCo v3's ViT 32. One compiled block trains the same and is faster on a CPU.
-        config.model.update({"width": 192, "depth": 6, "heads": (config.model.heads or 6) // 2, "scan_blocks": True, "remat": "dots"})
+        # Heads as wide as at full size: 64, of MoCo v3's ViT 32.
+        config.model.update({"width": 192, "depth": 6, "heads": (config.model.heads or 6) // 2})
     # The cheaper form of the overlap sampling, at as many points as the patch grids have.
     change_read(config, {"relation.sampling_impl": "separable", "relation.global_points": 7, "relation.local_points": 3})
     change_read(config, {"head.prototypes": 512, "head.hidden": 512, "head.bottleneck": 128})

@@ -20,12 +20,22 @@ from sere_jax.config import keys, unread
 from sere_jax.config.arguments import arguments
 from sere_jax.config.names import flatten
 
-__all__ = ["arguments", "change_read", "pretrain"]
+__all__ = ["arguments", "change_read", "full_size", "pretrain"]
 
 
 def pretrain() -> ConfigDict:
     """The defaults of all keys: ViT-S/16, DINO + SERE, ImageNet sizes. A run needs a `data.source` as well."""
     return ConfigDict(keys.defaults())
+
+
+def full_size() -> ConfigDict:
+    """`pretrain()` for a ViT-S or larger: one compiled block, whose activations other than matrix products are computed again.
+
+    The step compiles in a fraction of the time and needs less memory; it trains the same. docs/performance.md has what both cost.
+    """
+    config = pretrain()
+    config.model.update({"scan_blocks": True, "remat": "dots"})
+    return config
 
 
 def change_read(config: ConfigDict, changes: dict[str, object]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import pretrain
+from configs.common import full_size
 
 
 def mae(variant: str, *, epochs: int) -> ConfigDict:
     """One crop an image, 75 % of its patches hidden, no colours changed, no teacher."""
-    config = pretrain()
+    config = full_size()
     config.recipe = "mae"
     config.data.batch_size = 4096
     config.views.update({"global_count": 1, "global_scale": (0.2, 1.0), "local_count": 0})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import pretrain
+from configs.common import full_size
 
 
 def views(config: ConfigDict, smallest: float) -> None:
@@ -17,7 +17,7 @@ def views(config: ConfigDict, smallest: float) -> None:
 
 def vit(recipe: str) -> ConfigDict:
     """MoCo v3's ViT-S recipe in the setting of Table 7: ImageNet-S300, 100 epochs, batches of 256."""
-    config = pretrain()
+    config = full_size()
     config.recipe = recipe
     config.data.batch_size = 256
     views(config, smallest=0.08)

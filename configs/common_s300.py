@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import pretrain
+from configs.common import full_size
 
 
 def s300(recipe: str) -> ConfigDict:
     """The config of a recipe of the DINO or iBOT family in this setting. The 300 classes: data.source = classes:LIST:SOURCE."""
-    config = pretrain()
+    config = full_size()
     config.recipe = recipe
     config.data.batch_size = 256
     config.views.update({"global_scale": (0.14, 1.0), "local_count": 0})

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, pretrain
+from configs.common import arguments, full_size
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = pretrain()
+    config = full_size()
     config.run.checkpoint_every_steps = 1000
     return arguments(config, arg)

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.common import arguments, pretrain
+from configs.common import arguments, full_size
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = pretrain()
+    config = full_size()
     config.recipe = "ibot_sere"
     config.data.batch_size = 1024
     config.views.update({"global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4), "local_count": 10})

@@ -35,6 +35,13 @@ from sere_jax.writing import place, replacing, writing_to
 # A run of ImageNet's length. The step is the same for any, but for the constants of its schedules.
 _IMAGES = 1_281_167
 _USABLE = 0.95  # of a chip's memory; the rest is the runtime's and fragments
+# libtpu asks about the machine that it runs on. These are answers for one that has no TPU; without them it waits and prints warnings.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _CONTROL = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "shard_map"}  # in the paths of sources
 
 
@@ -96,8 +103,8 @@ def devices(topology: str) -> list[Any]:
         raise TopologyError(
             f"--topology: found {topology!r}, expected cpu:N, or a TPU's version and shape such as v5e:2x2, v5p:2x2x1, v6e:4x4"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for name, value in _LIBTPU.items():
+        os.environ.setdefault(name, value)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # of many types: no libtpu, no such topology, a lock
@@ -207,7 +214,7 @@ def _config(spec: str) -> ConfigDict:
     if mistakes := command_line.parse(["aot", f"--config={spec}"], required=("config",), flag_values=values):
         raise rules.refusal(mistakes)
     config: Any = values["config"].value
-    config.data.source = config.data.source or "bundled"  # no image is read
+    config.data.source = "bundled"  # no image is read, so the config's own need not be on this machine
     return config
 
 

@@ -175,9 +175,17 @@ def describe(config: ConfigDict, length: pretraining.Steps, source: Source, mesh
     )
     yield f"learning     peak rate {optimizer.base_lr * batch / 256:.3g} = base_lr {optimizer.base_lr:g} x {batch} / 256"
     yield f"parameters   {_count(params):,}, of these backbone {_count(params['backbone']):,}; teacher {_teacher(state)}"
+    if _samples_dearly(config, mesh):
+        yield "sampling     by map_coordinates; relation.sampling_impl=auto (or separable) samples the same for less on a CPU"
     if (every := _cadence(config, length, "eval")) and config.eval.gallery and config.eval.query:
         yield f"evaluation   every {every:,} steps: k-NN of {config.eval.query} by {config.eval.gallery}"
     yield f"compiled     code is {compiled.where()}"
+
+
+def _samples_dearly(config: ConfigDict, mesh: Mesh) -> bool:
+    """Whether the run samples by the implementation that costs more on its devices."""
+    sampled = {"spatial", "aligned"} & set(pretraining.recipe(config).losses)
+    return bool(sampled) and config.relation.sampling_impl == "map_coordinates" and mesh.devices.flat[0].platform == "cpu"
 
 
 def _ending(checkpoints: Checkpoints, length: pretraining.Steps) -> Iterator[str]:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 Sampling = Literal["endpoints", "centers"]
 Padding = Literal["zeros", "border"]
-SamplingImpl = Literal["map_coordinates", "separable"]
+SamplingImpl = Literal["map_coordinates", "separable", "auto"]
 
 # Crop coordinate of points of a pair that does not overlap: [-1, 1] coordinate -2, outside of every bilinear footprint.
 _OUTSIDE = -0.5
@@ -91,17 +91,24 @@ def sample(
     (`align_corners=False`). With `zeros` the neighbours beyond the border count as 0, so a point on the border of the view
     keeps half its weight and one on a corner a quarter; with `border` the position is clipped to the outermost pixels.
     Points of pairs that do not overlap give zeros. Both implementations are the same function: `map_coordinates` gathers,
-    `separable` multiplies with two small matrices, W_y F W_x^T with W = max(0, 1 - |position - i|).
+    `separable` multiplies with two small matrices, W_y F W_x^T with W = max(0, 1 - |position - i|). `auto` is `separable` in a
+    program that is compiled for a CPU, where it costs less, and `map_coordinates` in any other.
     """
     features = features.astype(jnp.float32)
     height, width = features.shape[1:3]
     rows, columns = _positions(points.y, height, padding), _positions(points.x, width, padding)
-    if impl == "separable":
-        sampled = jnp.einsum("bsh,bhwd,btw->bstd", _hat(rows, height), features, _hat(columns, width), precision="highest")
-        sampled = sampled.reshape(sampled.shape[0], -1, sampled.shape[-1])
+    gather = jax.vmap(_gather)
+    if impl == "auto":
+        sampled = jax.lax.platform_dependent(features, rows, columns, cpu=_separable, default=gather)
     else:
-        sampled = jax.vmap(_gather)(features, rows, columns)
+        sampled = (_separable if impl == "separable" else gather)(features, rows, columns)
     return sampled * points.valid[:, None, None]
+
+
+def _separable(features: Float[jax.Array, "b h w d"], rows: Float[jax.Array, "b s"], columns: Float[jax.Array, "b t"]) -> jax.Array:
+    _, height, width, channels = features.shape
+    sampled = jnp.einsum("bsh,bhwd,btw->bstd", _hat(rows, height), features, _hat(columns, width), precision="highest")
+    return sampled.reshape(sampled.shape[0], -1, channels)
 
 
 def _positions(coordinates: Float[jax.Array, "b s"], length: int, padding: Padding) -> Float[jax.Array, "b s"]:

@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from sere_jax import sharding
+from sere_jax.build import pretraining
 from sere_jax.commands import pretrain
 from sere_jax.config.check import ConfigError
+from sere_jax.data.sources.open import open_source
 from sere_jax.train.checkpoint import read_state
 from sere_jax.train.fit import Stopped
 from tests import micro
@@ -245,6 +248,16 @@ def test_mistakes_are_listed_together_and_nothing_starts(tmp_path: Path):
         "relation.alpha: found nan",
     ):
         assert part in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "impl", "said"), [("dino_sere", "map_coordinates", True), ("dino_sere", "auto", False), ("dino", "map_coordinates", False)]
+)
+def test_a_run_on_a_cpu_says_that_it_could_sample_for_less(recipe: str, impl: str, said: bool):
+    config, source = micro.config({"relation": {"sampling_impl": impl}}, recipe=recipe), open_source("bundled")
+    state = pretraining.abstract_state(config, micro.LENGTH)
+    lines = list(pretrain.describe(config, micro.LENGTH, source, sharding.make_mesh(1, jax.devices()[:1]), state))
+    assert any("relation.sampling_impl=auto" in line for line in lines) == said
 
 
 def test_data_that_fills_no_batch_is_a_mistake_like_others(tmp_path: Path):

@@ -76,7 +76,7 @@ def test_points_are_those_of_the_definition(sampling: str):
             assert bool(points.valid[e]) == (grid[0, 0, 0] != -2)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", [*IMPLS, "auto"])
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 def test_sampling_is_grid_sample(impl: str, padding: str):
     rng = np.random.default_rng(1)
@@ -104,7 +104,19 @@ def test_both_implementations_agree_in_value_and_gradient(padding: str):
     (a, gradient_a), (b, gradient_b) = value("map_coordinates"), value("separable")
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradient_a, gradient_b, atol=1e-5)
+    chosen, gradient_of_chosen = value("auto")
+    np.testing.assert_allclose(chosen, b, rtol=1e-6)
+    np.testing.assert_allclose(gradient_of_chosen, gradient_b, atol=1e-6)
     assert np.abs(gradient_a[2:]).max() > 0.1 and not np.any(gradient_a[:2])
+
+
+@pytest.mark.parametrize(("platform", "gathers"), [("cpu", False), ("tpu", True), ("cuda", True)])
+def test_auto_is_separable_on_cpus_alone(platform: str, gathers: bool):
+    """Of the platform that the program is compiled for, not of the one that compiles it; in both passes."""
+    points = _points(*_batch(np.random.default_rng(2), 8), size=5)[0]
+    gradient = jax.jit(jax.grad(lambda f: jnp.sum(sample(f, points, impl="auto") ** 2)))
+    text = gradient.trace(jnp.ones((8, 4, 6, 3))).lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.gather" in text) == ("stablehlo.scatter" in text) == gathers
 
 
 def test_sampling_features_equals_sampling_their_relation():

@@ -60,8 +60,8 @@ _RELATION = {
     "padding": Key("zeros", choice("zeros", "border"), "Features beyond a view's border: zeros (code), or those of the border."),
     "sampling_impl": Key(
         "map_coordinates",
-        choice("map_coordinates", "separable"),
-        "Two ways to sample, equal to 1e-5; separable is faster: two small matrices.",
+        choice("map_coordinates", "separable", "auto"),
+        "Two ways to sample, equal to 1e-5; separable (two small matrices) costs less on CPUs, where auto takes it.",
         machine=True,
     ),
     "disjoint": Key(
