@@ -7,19 +7,19 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 
-def patch_cross_entropy(
-    teacher: Float[jax.Array, "b v t k"],
-    student: Float[jax.Array, "b v t k"],
-    counted: Bool[jax.Array, "b v t"],
-    temperature: float,
-) -> Float[jax.Array, "b v"]:
-    """Mean cross-entropy over a view's counted tokens: teacher probabilities against softmax(student / temperature)::
+def token_cross_entropy(
+    teacher: Float[jax.Array, "*tokens k"], student: Float[jax.Array, "*tokens k"], temperature: float
+) -> Float[jax.Array, "*tokens"]:
+    """-sum_k(teacher * log_softmax(student / temperature)) of each token: teacher probabilities against the student's logits."""
+    return -jnp.sum(teacher * jax.nn.log_softmax(student.astype(jnp.float32) / temperature, axis=-1), axis=-1)
+
+
+def mean_of_counted(tokens: Float[jax.Array, "b v t"], counted: Bool[jax.Array, "b v t"]) -> Float[jax.Array, "b v"]:
+    """The mean over a view's counted tokens::
 
         for b, v:
-            total = sum(-sum_k(teacher[b, v, t] * log_softmax(student[b, v, t] / temperature)) for t if counted[b, v, t])
-            loss[b, v] = total / max(number of counted t, 1)
+            mean[b, v] = sum(tokens[b, v, t] for t if counted[b, v, t]) / max(number of counted t, 1)
 
     A view without a counted token gives 0. Source: iBOT's patch loss.
     """
-    tokens = -jnp.sum(teacher * jax.nn.log_softmax(student.astype(jnp.float32) / temperature, axis=-1), axis=-1)
     return jnp.sum(jnp.where(counted, tokens, 0.0), axis=-1) / jnp.maximum(jnp.sum(counted, axis=-1), 1)

@@ -51,4 +51,9 @@ def update_center(center: Float[jax.Array, "1 k"], batch_mean: Float[jax.Array, 
 
 def entropy(probabilities: Float[jax.Array, "*tokens k"]) -> Float[jax.Array, ""]:
     """Mean Shannon entropy in nats: 0 when every token picks one prototype, ln K when assignments are uniform."""
-    return jnp.mean(-jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities), axis=-1))
+    return jnp.mean(token_entropy(probabilities))
+
+
+def token_entropy(probabilities: Float[jax.Array, "*tokens k"]) -> Float[jax.Array, "*tokens"]:
+    """Shannon entropy of each token's assignment in nats."""
+    return -jnp.sum(jax.scipy.special.xlogy(probabilities, probabilities), axis=-1)

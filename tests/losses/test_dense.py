@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sere_jax.losses.batch_relation import barlow_loss
-from sere_jax.losses.dense import patch_cross_entropy
+from sere_jax.losses.dense import mean_of_counted, token_cross_entropy
 from sere_jax.ops.normalise import standardise
 from tests.oracles import patch as oracle
 
@@ -18,14 +18,15 @@ def test_a_view_is_the_mean_of_its_counted_tokens_and_0_without_one():
     student = rng.normal(size=(1, 2, 3, 5)).astype(np.float32)
     teacher = np.full((1, 2, 3, 5), 0.2, np.float32)
     counted = np.array([[[True, False, True], [False] * 3]])
-    found = patch_cross_entropy(jnp.asarray(teacher), jnp.asarray(student), jnp.asarray(counted), 0.5)
+    found = mean_of_counted(token_cross_entropy(jnp.asarray(teacher), jnp.asarray(student), 0.5), jnp.asarray(counted))
     rows = [-0.2 * np.log(np.exp(row / 0.5) / np.exp(row / 0.5).sum()).sum() for row in student[0, 0].astype(np.float64)]
     np.testing.assert_allclose(found, [[(rows[0] + rows[2]) / 2, 0.0]], rtol=1e-5)
 
 
 def test_tokens_that_do_not_count_get_no_gradient_whatever_they_hold():
     logits = jnp.zeros((1, 1, 2, 3)).at[0, 0, 1].set(jnp.array([1e4, -1e4, 0.0]))
-    gradient = jax.grad(lambda x: jnp.sum(patch_cross_entropy(jnp.full_like(x, 1 / 3), x, jnp.array([[[True, False]]]), 0.1)))(logits)
+    counted = jnp.array([[[True, False]]])
+    gradient = jax.grad(lambda x: jnp.sum(mean_of_counted(token_cross_entropy(jnp.full_like(x, 1 / 3), x, 0.1), counted)))(logits)
     assert np.all(np.isfinite(gradient)) and not np.any(gradient[0, 0, 1])
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sere_jax import sharding
 from sere_jax.build import pretraining
+from sere_jax.commands import hlo
 from sere_jax.objectives import patch
 from sere_jax.types import Objective, PrototypeOutput, Views
 from tests import micro
@@ -73,6 +77,48 @@ def test_no_patch_hidden_anywhere_is_a_loss_of_0():
     gradient = jax.grad(lambda o: method.apply(o, views, method.init(), jnp.int32(0))[0])(outputs)
     assert float(method.apply(outputs, views, method.init(), jnp.int32(0))[0]) == 0
     assert all(not np.any(x) for x in jax.tree.leaves(gradient))
+
+
+def _of_the_student(limit: int, monkeypatch: pytest.MonkeyPatch) -> tuple[jax.Array, PrototypeOutput]:
+    """The masked loss and its gradient with respect to the student's answer, with so many bytes of logits at a time."""
+    monkeypatch.setattr(patch, "MAX_BYTES_OF_LOGITS", limit)
+    views, method = _masked_views(), patch.patch(**SETTINGS)
+    student, teacher = _masked_student(views, _outputs(BATCH, 2, SIDE, SIDE)[0]), _outputs(BATCH, 2, SIDE + 1, SIDE)[0]
+    teacher = teacher._replace(bottleneck=teacher.bottleneck[:, :, :SIDE])
+
+    def loss(student: PrototypeOutput) -> jax.Array:
+        return method.apply({patch.STUDENT_MASKED: student, patch.TEACHER_PATCHES: teacher}, views, method.init(), jnp.int32(1))[0]
+
+    return micro.jit(jax.value_and_grad(loss))(student)
+
+
+def test_tokens_that_take_turns_learn_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Six tokens of 216 bytes in four turns, the last of them half empty."""
+    (whole, expected), (in_turns, gradient) = (_of_the_student(limit, monkeypatch) for limit in (2**28, 400))
+    np.testing.assert_allclose(in_turns, whole, rtol=1e-6)
+    micro.assert_close(gradient, expected, atol=1e-6)  # sums of 36 float32 products of order 1 in another order
+    assert np.abs(expected.prototypes).max() > 1e-2
+
+
+def test_turns_need_less_memory_and_keep_rows_and_gradients_on_their_device(monkeypatch: pytest.MonkeyPatch):
+    """Eight devices with a copy of the prototypes each: 64 tokens a device, one turn or eight."""
+    mesh = sharding.make_mesh(1)
+    rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    tokens, copies, center = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 1, 64, E), (8, 512, E), (1, 512)))
+
+    def loss(student: PrototypeOutput, bottleneck: jax.Array, center: jax.Array) -> jax.Array:
+        return jnp.sum(
+            patch.compare(PrototypeOutput(bottleneck, center.T * jnp.ones((1, E))), student, center, jnp.float32(0.1), 0.1).cross_entropy
+        )
+
+    def compiled(limit: int) -> Any:
+        monkeypatch.setattr(patch, "MAX_BYTES_OF_LOGITS", limit)
+        gradient = jax.jit(jax.grad(loss), in_shardings=(rows, rows, everywhere), compiler_options=micro.FAST_COMPILE)
+        return gradient.lower(PrototypeOutput(tokens, copies), tokens, center).compile()
+
+    whole, in_turns = compiled(2**28), compiled(64 * 512 * 4 // 8)
+    assert in_turns.memory_analysis().temp_size_in_bytes < whole.memory_analysis().temp_size_in_bytes / 3
+    assert hlo.collectives(hlo.parse(in_turns.as_text()), dict(mesh.shape)) == []
 
 
 def test_views_without_masks_are_refused():
