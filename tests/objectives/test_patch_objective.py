@@ -96,7 +96,8 @@ def test_tokens_that_take_turns_learn_the_same(monkeypatch: pytest.MonkeyPatch):
     """Six tokens of 216 bytes in four turns, the last of them half empty."""
     (whole, expected), (in_turns, gradient) = (_of_the_student(limit, monkeypatch) for limit in (2**28, 400))
     np.testing.assert_allclose(in_turns, whole, rtol=1e-6)
-    micro.assert_close(gradient, expected, atol=1e-6)  # sums of 36 float32 products of order 1 in another order
+    # A logit near 5 is rounded by 5e-7, and the temperature of 0.06 magnifies it.
+    micro.assert_close(gradient, expected, atol=1e-5)
     assert np.abs(expected.prototypes).max() > 1e-2
 
 
