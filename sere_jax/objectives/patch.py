@@ -47,7 +47,7 @@ def compare(
     pass computes the logits of a turn again: the memory then depends neither on the number of tokens nor on that of prototypes.
     """
 
-    def of_turn(bottlenecks: tuple[jax.Array, jax.Array]) -> Compared:
+    def of_turn(bottlenecks: tuple[Array, Array]) -> Compared:
         ours, theirs = (logits(side._replace(bottleneck=part)) for side, part in zip((student, teacher), bottlenecks, strict=True))
         targets = teacher_probabilities(theirs, center, teacher_temp)
         return Compared(token_cross_entropy(targets, ours, student_temp), token_entropy(targets))
@@ -58,7 +58,7 @@ def compare(
         return of_turn((student.bottleneck, teacher.bottleneck))
     missing = -tokens % turns
 
-    def cut(bottleneck: jax.Array) -> jax.Array:
+    def cut(bottleneck: Array) -> jax.Array:
         padded = jnp.pad(bottleneck, ((0, 0), (0, 0), (0, missing), (0, 0)))
         return rearrange(padded, "b v (turns t) e -> turns b v t e", turns=turns)
 
