@@ -3,6 +3,7 @@
 It trains every row of the table as `train.py` would and evaluates each by the same protocols. After each row it prints and
 saves the table so far: the measurements, beside the paper's figures, which come from other data and another protocol.
 After a stop, the same command continues. Finished rows are not run again, and a row that several tables share is run once (DIR/rows).
+Images that have changed since a row was begun are refused; other images to evaluate on are evaluated anew.
 
 Exit code 0: the rows were run, or a signal stopped one of them, which was saved. 1: a row ended badly, as the table says, and the
 others were run. 2: the command cannot be carried out. 130: Ctrl-C outside of the training of a row.
@@ -26,7 +27,7 @@ from ml_collections import ConfigDict
 
 from sere_jax.buckets import Location, path_of
 from sere_jax.build import pretraining
-from sere_jax.commands import ablation_table, evaluate, pretrain
+from sere_jax.commands import ablation_table, evaluate, identity, pretrain
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.commands.compiled import keep_compiled
 from sere_jax.config import check as rules
@@ -48,6 +49,13 @@ from sere_jax.writing import destination
 _BAD_RUN = (TooManyBadSteps, TooManyBadImages, UnreadableData, BadImage)
 
 
+class Evaluation(NamedTuple):
+    """A protocol and the images that it reads."""
+
+    config: ConfigDict
+    images: dict[str, str]  # key of the config that names a source -> digest of its listing
+
+
 class Run(NamedTuple):
     """One training of one row."""
 
@@ -65,15 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_compiled()
     try:
         tables = _module(options.config)
-        evaluations = [_protocol(spec) for spec in options.protocol or _default_protocols(options)]
+        configs = [_protocol(spec) for spec in options.protocol or _default_protocols(options)]
         runs = [run for table in options.table for run in _runs(tables, table, options)]
-        _check(runs, evaluations, _never_read(tables, options))
+        _check(runs, configs, _never_read(tables, options))
+        evaluations = [Evaluation(config, _digests(config)) for config in configs]
+        _check_images(runs, options.data)
         failed = False
         for table in options.table:
             rows = [run for run in runs if run.table == table]
             measured: list[Measured] = []
             for run in rows:
-                finished_before = all(_report(run, config).is_file() for config in evaluations)
+                finished_before = all(_report(run, evaluation).is_file() for evaluation in evaluations)
                 measured.append(_measured(run, evaluations))
                 if not finished_before or run is rows[-1]:
                     ablation_table.publish(
@@ -222,7 +232,23 @@ def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], never_read: S
         raise rules.ConfigError(list(dict.fromkeys(lines)))
 
 
-def _measured(run: Run, evaluations: Sequence[ConfigDict]) -> Measured:
+def _digests(config: ConfigDict) -> dict[str, str]:
+    return {key: open_source(spec).fingerprint().digest for key, spec in rules.sources(config).items() if spec}
+
+
+def _check_images(runs: Sequence[Run], source: str) -> None:
+    """Compare the images with those of the rows that earlier starts began or finished. Raises ConfigError where they have changed."""
+    data = identity.read_data(open_source(source))
+    for run in runs:
+        try:
+            lines = identity.check_step(run.config, data, *checkpoint.find_step(run.workdir), run.workdir)
+        except checkpoint.CheckpointError:
+            continue  # not begun, or damaged: training sets it aside
+        for line in lines:
+            print(f"table {run.table}, row {run.row}, seed {run.seed}: {line}")
+
+
+def _measured(run: Run, evaluations: Sequence[Evaluation]) -> Measured:
     """Train and evaluate a run, as far as an earlier start has not done it."""
     length = pretraining.steps(run.config, len(open_source(run.config.data.source)))
     about = (run.row, run.seed, str(run.workdir), length.total, pretraining.effective_epochs(run.config, length))
@@ -231,8 +257,8 @@ def _measured(run: Run, evaluations: Sequence[ConfigDict]) -> Measured:
             print(f"table {run.table}, row {run.row}, seed {run.seed}: training in {run.workdir}", flush=True)
             pretrain.train(run.config, str(run.workdir))
         values: dict[str, float] = {}
-        for config in evaluations:
-            values |= protocols.protocol(config.protocol).columns(_evaluated(run, config))
+        for evaluation in evaluations:
+            values |= protocols.protocol(evaluation.config.protocol).columns(_evaluated(run, evaluation))
         return Measured(*about, values)
     except _BAD_RUN as error:
         print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}", file=sys.stderr)
@@ -246,18 +272,19 @@ def _trained(workdir: Location, total: int) -> bool:
         return False
 
 
-def _report(run: Run, config: ConfigDict) -> Location:
-    """Where a protocol with these settings writes its report of the run."""
-    settings = rules.to_json(config)
-    return run.workdir / "evaluations" / hashlib.sha256(settings.encode()).hexdigest()[:10] / "eval" / f"{config.protocol}.json"
+def _report(run: Run, evaluation: Evaluation) -> Location:
+    """Where a protocol with these settings and images writes its report of the run."""
+    facts = rules.to_json(evaluation.config) + json.dumps(evaluation.images, sort_keys=True)
+    key = hashlib.sha256(facts.encode()).hexdigest()[:10]
+    return run.workdir / "evaluations" / key / "eval" / f"{evaluation.config.protocol}.json"
 
 
-def _evaluated(run: Run, config: ConfigDict) -> dict[str, Any]:
-    """The report of a protocol on this run. The protocol runs unless it has run with the same settings before."""
-    report = _report(run, config)
+def _evaluated(run: Run, evaluation: Evaluation) -> dict[str, Any]:
+    """The report of a protocol on this run. The protocol runs unless it has run with the same settings and images before."""
+    report = _report(run, evaluation)
     if not report.is_file():
         network = evaluate.load(str(run.workdir))._replace(name=f"row {run.row}, seed {run.seed}")  # the directory's name is a digest
-        evaluate.run(config, [network], report.parent.parent)
+        evaluate.run(evaluation.config, [network], report.parent.parent)
     return json.loads(report.read_text()) if report.is_file() else {}
 
 

@@ -83,12 +83,17 @@ def check_resumed(config: ConfigDict, data: Data, checkpoints: Checkpoints, dire
     if step is None:
         return []
     with distributed.together():
-        meta = read_meta(checkpoints.directory, step)
-        saved = completed(meta["config"])
-        if differences := rules.differences(saved, config):
-            heading = f"{checkpoints.directory} holds step {step} of another run; take another workdir, or the same config"
-            raise rules.ConfigError(differences, heading=heading)
-        return [*_changed_versions(meta["versions"]), *_changed_data(config, saved, data, meta["identity"], step, directory)]
+        return check_step(config, data, checkpoints.directory, step, directory)
+
+
+def check_step(config: ConfigDict, data: Data, checkpoints: Location, step: int, directory: Location) -> list[str]:
+    """Compare a run with one of its checkpoints, as `check_resumed` does with the newest. Raises ConfigError."""
+    meta = read_meta(checkpoints, step)
+    saved = completed(meta["config"])
+    if differences := rules.differences(saved, config):
+        heading = f"{checkpoints} holds step {step} of another run; take another workdir, or the same config"
+        raise rules.ConfigError(differences, heading=heading)
+    return [*_changed_versions(meta["versions"]), *_changed_data(config, saved, data, meta["identity"], step, directory)]
 
 
 def keep_entries(data: Data, directory: Location) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from configs import ablation
 from sere_jax.build import pretraining
@@ -76,6 +77,9 @@ def _assert_nothing_is_done_again(command: list[str], runs: list, capsys) -> Non
     assert "training in" not in capsys.readouterr().out
 
 
+_train, _trained = ablate.pretrain.train, ablate._trained
+
+
 @pytest.fixture
 def quick(monkeypatch) -> list[str]:
     """No training and no evaluation, only their traces: which recipes were trained, in order."""
@@ -121,6 +125,33 @@ def test_rows_are_trained_once_kept_and_shared_between_tables(command, tmp_path,
     assert quick[3:] == ["dino", "dino", "dino_sere", "dino_sere"]
     row = json.loads((tmp_path / "table10.json").read_text())["rows"][1]
     assert [run["seed"] for run in row["runs"]] == [0, 1]
+
+
+def _squares(folder: Path, count: int) -> None:
+    for number in range(count):
+        path = folder / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (9 * number, 99, 200)).save(path)
+
+
+def test_changed_images_are_not_taken_for_those_of_a_finished_row(tmp_path, quick, monkeypatch, capsys):
+    """Other images to evaluate on: evaluated anew. Other images to train on: refused, with what differs."""
+    monkeypatch.setattr(ablate.pretrain, "train", _train)
+    monkeypatch.setattr(ablate, "_trained", _trained)
+    _squares(tmp_path / "train", 18)
+    _squares(tmp_path / "judged", 8)
+    near = f"configs/eval/knn.py:gallery=folder:{tmp_path}/judged,query=folder:{tmp_path}/judged,neighbours=(1,)"
+    command = ["--table=8", "--rows=none", "--size=small", f"--data=folder:{tmp_path}/train", f"--set={MICRO}", f"--protocol={near}"]
+    command.append(f"--workdir={tmp_path}/work")
+    told = "evaluated: row none, seed 0"
+    assert ablate.main(command) == 0 and capsys.readouterr().out.count(told) == 1
+    assert ablate.main(command) == 0 and capsys.readouterr().out.count(told) == 0
+    _squares(tmp_path / "judged", 9)
+    assert ablate.main(command) == 0 and capsys.readouterr().out.count(told) == 1
+    _squares(tmp_path / "train", 19)
+    assert ablate.main(command) == 2
+    message = capsys.readouterr().err
+    assert "found 19 images" in message and "expected the 18 of step 0" in message and "class0/18.png" in message
 
 
 @pytest.mark.parametrize(
