@@ -58,6 +58,7 @@ def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_
         return True
     hosts = _tpu_hosts(os.environ)
     if hosts > 1:
+        _order_collectives()  # a TPU's hosts may run on their CPUs: JAX_PLATFORMS=cpu
         jax.distributed.initialize()
         return True
     return hosts == 0 and _has_tpu() and _start_on_tpu_vm()
@@ -74,6 +75,7 @@ def _order_collectives() -> None:
 
 
 def _start_on_tpu_vm() -> bool:
+    _order_collectives()
     try:
         jax.distributed.initialize()
     except ValueError:  # no cluster was recognised: one machine by itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from importlib.metadata import distribution
 
@@ -58,3 +59,14 @@ def test_what_the_direct_packages_need_is_locked_too():
         needs = [Requirement(text) for text in distribution(name).requires or ()]
         pending += [canonicalize_name(one.name) for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})]
     assert len(seen) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(path.name for path in ROOT.glob("requirements*.txt")))
+def test_every_file_of_requirements_can_be_installed(file: str):
+    """pip finds versions that fit each other, without installing them. Needs the package index."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, "--requirement", file], cwd=ROOT, capture_output=True, text=True)
+    if "No matching distribution found" in done.stderr and "from versions: none" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr

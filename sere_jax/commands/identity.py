@@ -25,8 +25,8 @@ from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.versions import versions
 from sere_jax.writing import replacing
 
-# Keys that may differ between processes. Images are compared by their listings, because their paths may differ between machines.
-_OF_ONE_PROCESS = frozenset({"data.source", "data.workers", "data.prefetch"})
+# Keys that may differ between processes, because paths may differ between machines. Images are compared by their listings.
+_OF_ONE_PROCESS = frozenset({"data.source", "data.workers", "data.prefetch", "eval.gallery", "eval.query"})
 _HEADING = "the processes of this run disagree, nothing was started"
 
 

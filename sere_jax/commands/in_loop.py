@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from sere_jax import distributed
 from sere_jax.build import pretraining
+from sere_jax.data.sources.open import open_source
 from sere_jax.evals.network import Network
 from sere_jax.evals.protocol import Evaluation, Protocol
 from sere_jax.evals.protocols import PROTOCOLS
@@ -21,9 +23,16 @@ from sere_jax.weights import read
 def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
     """What protocols run in the training loop, by their names; none without a cadence, a gallery and a query set.
 
-    Raises EvalError or SourceError where the images cannot be used, before training starts.
+    Raises EvalError or SourceError where the images cannot be used, and OtherProcessError where processes see different ones, before
+    training starts.
     """
-    if not (config.run.eval_every_steps or config.run.eval_every_epochs) or not (config.eval.gallery and config.eval.query):
+    if not (config.run.eval_every_steps or config.run.eval_every_epochs):
+        return {}
+    specs = {"eval.gallery": config.eval.gallery, "eval.query": config.eval.query}
+    with distributed.together():
+        digests = {key: open_source(spec).fingerprint().digest if all(specs.values()) else "" for key, spec in specs.items()}
+    distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
+    if not all(specs.values()):
         return {}
     network = _network(config)
     return {entry.name: entry.periodic(network, _settings(config, entry)) for entry in PROTOCOLS if entry.periodic}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from sere_jax.buckets import is_address
 from sere_jax.data.batches.whole_images import resize_and_centre_crop
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import ImageReading
@@ -71,6 +72,8 @@ def _square(item: Any, name: str, reading: ImageReading, how: Preprocess) -> np.
 def _encoded(item: Any, name: str) -> bytes:
     """The bytes of a file with the image's pixels."""
     if isinstance(item, str | os.PathLike):
+        if is_address(item):
+            raise BackboneError(f"{name}: found an address, expected a path on this machine; download it first")
         return read_file(str(place(os.fsdecode(item))))
     if isinstance(item, Image.Image):
         return _png(item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -73,13 +74,11 @@ def read_weights(
     Raises CheckpointError, FileError and InteropError as `load_backbone` does.
     """
     path = _path_of(source)
-    patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    choice = _Choice(network, step, heads, with_heads, norm_last_layer, patterns)
     if network and network not in NETWORKS:
         raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
-    for name, number in (("heads", heads), ("image_size", image_size)):
-        if number < 0:
-            raise InteropError(f"{name}: found {number}, expected a whole number of at least 0")
+    step = None if step is None else _whole("step", step)
+    heads, image_size = _whole("heads", heads), _whole("image_size", image_size)
+    choice = _Choice(network, step, heads, with_heads, norm_last_layer, _patterns(ignore))
     with _reading(path):
         is_run = path.is_dir()
     if step is not None and not is_run:
@@ -90,6 +89,25 @@ def read_weights(
         return _resized(weights._replace(about={"source": os.fspath(source)} | weights.about), image_size)
     except InteropError as error:
         raise InteropError(f"{path}: {error}") from error
+
+
+def _whole(name: str, number: Any) -> int:
+    """A whole number of any type but bool. Raises InteropError for anything else, and for a negative one."""
+    try:
+        if not isinstance(number, bool) and operator.index(number) >= 0:
+            return operator.index(number)
+    except TypeError:
+        pass
+    raise InteropError(f"{name}: found {number!r}, expected a whole number of at least 0")
+
+
+def _patterns(ignore: Any) -> tuple[str, ...]:
+    if isinstance(ignore, str):
+        return (ignore,)
+    patterns = tuple(ignore) if isinstance(ignore, Iterable) else (ignore,)
+    if wrong := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+        raise InteropError(f"ignore: found {wrong[0]!r}, expected names of tensors, which may hold * and ?")
+    return patterns
 
 
 def networks_of(source: str | Location) -> tuple[str, ...]:
@@ -115,6 +133,8 @@ def part(state: Any, path: str) -> Any:
 
 def _path_of(source: str | Location) -> Location:
     """The directory of a run or the file that a source means. Raises FileError where it is neither."""
+    if not isinstance(source, str | os.PathLike):
+        raise FileError(f"source: found {source!r}, expected the path of a run or a file")
     if mistake := address_mistake(os.fspath(source)):
         raise FileError(f"{source}: {mistake}")
     path = place(source)

@@ -127,7 +127,7 @@ import sys
 from pathlib import Path
 from configs import quickstart
 from sere_jax import distributed
-from sere_jax.commands import pretrain
+from sere_jax.commands import in_loop, pretrain
 port, rank, place = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 distributed.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
 
@@ -137,7 +137,7 @@ def refused(workdir, **changes):
     config.update(changes)
     config.optimizer.update(warmup_epochs=0, freeze_last_layer_epochs=0)
     try:
-        pretrain.train(config, workdir)
+        pretrain.train(config, workdir, in_loop.evaluations(config))
     except distributed.OtherProcessError as error:
         return str(error)
 
@@ -148,6 +148,8 @@ text = refused(run + str(rank))
 assert f"process 1: --workdir: found '{run}1', process 0 has '{run}0'" in text, text
 text = refused(run, data={'source': f'folder:{place / ("photos" if rank else "fewer")}'})
 assert 'process 1: data.source: found 24 images' in text and 'compared with process 0: 1 new: ' in text, text
+text = refused(run, eval={'gallery': f'folder:{place / ("photos" if rank else "fewer")}', 'query': f'folder:{place / "photos"}'})
+assert 'the processes of this run see different images' in text and 'process 1: eval.gallery' in text and 'eval.query' not in text, text
 assert not Path(run).exists()
 print('agreed')
 """

@@ -32,15 +32,17 @@ def test_a_config_with_a_cadence_and_images_runs_the_knn(tmp_path: Any):
     assert in_loop.evaluations(micro.config({"run": {"eval_every_epochs": 1}, "eval": {"gallery": "", "query": ""}})) == {}
 
 
-def test_a_protocol_of_the_tuple_gets_the_network_and_its_settings(monkeypatch: Any):
+def test_a_protocol_of_the_tuple_gets_the_network_and_its_settings(tmp_path: Any, monkeypatch: Any):
     """Nothing but the tuple names the k-NN: another protocol with `periodic` runs beside it, and one without does not."""
 
+    folder = f"folder:{micro_network.photographs(tmp_path, count=2, classes=2)}"
+
     def periodic(network: Network, settings: classification.Settings) -> Any:
-        assert network.params is None and settings.gallery == "folder:here" and settings.tokens == ("patches",)
+        assert network.params is None and settings.gallery == folder and settings.tokens == ("patches",)
         return lambda params: [("toy/size", float(network.size))]
 
     toy = classification.PROTOCOL._replace(name="toy", periodic=periodic)
     monkeypatch.setattr(in_loop, "PROTOCOLS", (toy, toy._replace(name="silent", periodic=None)))
-    images = {"gallery": "folder:here", "query": "folder:here", "tokens": "patches", "size": 16}
+    images = {"gallery": folder, "query": folder, "tokens": "patches", "size": 16}
     evaluations = in_loop.evaluations(micro.config({"run": {"eval_every_epochs": 1}, "eval": images}))
     assert {name: list(evaluation({})) for name, evaluation in evaluations.items()} == {"toy": [("toy/size", 16.0)]}

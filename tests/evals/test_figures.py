@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from sere_jax.evals.figures import attention, canvas, channels, crops, pca, relations
 from sere_jax.evals.figures.first_batch import FirstBatch
@@ -92,6 +93,19 @@ def test_relation_rows_equal_the_naive_statement(flips, sampling, at, query):
         sampled = np.stack([oracle.bilinear_border(maps[side, 0], y, x) for y, x in grid])
         rows.append(oracle.softmax(sampled @ asked / np.sqrt(6) / 0.5))
     np.testing.assert_allclose(found.difference[0].ravel(), abs(rows[0] - rows[1]), atol=1e-5)
+
+
+def test_both_views_of_a_relation_share_a_scale_that_the_bar_states():
+    """Shares in units of the uniform relation: 4 patches in view 1, 9 in view 2, of which the largest has 0.5 x 9."""
+    maps = [np.full((1, 2, 2), 0.25), np.full((1, 3, 3), 0.5 / 8)]
+    maps[1][0, 1, 2] = 0.5
+    boxes = np.array([[0, 0, 40, 30], [10, 5, 60, 50]], np.float32)
+    case = relations.Case("photo", np.zeros((60, 80, 3), np.uint8), np.zeros((2, 8, 8, 3)), boxes, np.array([False, False]), (11.0, 34.0))
+    axes = Figure().subplots(1, 5)
+    relations._draw_network(axes, case, relations.Rows(maps, np.full((1, 2, 2), 0.1)))
+    assert [axis.images[0].get_clim() for axis in axes[:2]] == [(0.0, 4.5), (0.0, 4.5)]
+    assert [text.get_text() for text in axes[2].texts] == ["4.5", "0"]
+    assert axes[3].images[0].get_clim() == (0.0, pytest.approx(0.4)) and [text.get_text() for text in axes[4].texts] == ["0.4", "0"]
 
 
 def test_overlap_box_and_places_in_a_view():

@@ -26,6 +26,7 @@ from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.figures.first_batch import Feed
 from sere_jax.evals.frozen import classification, labelled, relations
 from sere_jax.evals.frozen.analysis import Differences
+from sere_jax.evals.frozen.comparison import ImageSet
 from sere_jax.evals.frozen.views import batch_count, pairs, view_side
 from sere_jax.evals.network import EvalError, prepared
 from sere_jax.evals.pictures import LeftOut
@@ -353,3 +354,27 @@ def test_the_command_lists_every_mistake(tmp_path):
     assert found.returncode == 2
     for words in ("neighbours: found (0,)", "baselins: unknown key; nearest: baselines", "--x: unknown flag", "--checkpoint: missing"):
         assert words in found.stderr
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_work_shows_itself_before_it_begins(tmp_path, monkeypatch, capsys):
+    """The maps of figures, and the images of k-NN, which the label of the set names."""
+
+    def stop(*arguments, **named):
+        raise _Stop
+
+    def batches(size, resize):
+        stop()
+        yield
+
+    with pytest.raises(_Stop):
+        next(iter(ImageSet("gallery", batches, 18, 8).read((16, 18), "micro")))
+    assert "micro: gallery, 18 images in batches of 8: 0 of 3" in capsys.readouterr().out
+    photographs = micro_network.photographs(tmp_path / "photographs", 2)
+    monkeypatch.setattr(figures, "_whole_images", lambda network, tokens: stop)
+    with pytest.raises(_Stop):
+        figures.run([micro_network.network()], tmp_path, drawn(f"folder:{photographs}", which=("attention",), images=(0, 1), size=32))
+    assert "micro: images of 32 x 32 pixels: 0 of 2" in capsys.readouterr().out

@@ -143,11 +143,25 @@ def test_a_resnet_has_no_layers_and_no_attention(images):
         ({"dtype": "int32"}, "dtype: found 'int32'"),
         ({"image_size": -16}, "image_size: found -16"),
         ({"network": "ema"}, "network: found 'ema', expected one of teacher, student"),
+        ({"network": 1}, "network: found 1, expected one of teacher, student"),
+        ({"image_size": 64.0}, "image_size: found 64.0, expected a whole number"),
+        ({"heads": "3"}, "heads: found '3', expected a whole number"),
+        ({"heads": True}, "heads: found True"),
+        ({"step": "7"}, "step: found '7', expected a whole number"),
+        ({"step": -1}, "step: found -1"),
+        ({"ignore": 3}, "ignore: found 3, expected names of tensors"),
+        ({"ignore": ["head.*", None]}, "ignore: found None"),
     ],
 )
 def test_contradicting_and_unknown_settings_are_refused(run, arguments, message):
     with pytest.raises(InteropError, match=message):
         load_backbone(run, **arguments)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"run", ["run"]])
+def test_what_is_no_path_is_refused(source):
+    with pytest.raises(FileError, match="source: found .*, expected the path of a run or a file"):
+        load_backbone(source)
 
 
 def test_settings_that_a_file_contradicts(run, tmp_path):
@@ -199,6 +213,10 @@ def test_pillow_images_of_every_mode(backbone, photo, mode, tmp_path):
         (Image.new("I", (16, 16)), "image 0: a Pillow image of mode I"),
         ([np.zeros((16, 16, 3), np.uint8), None], "image 1: found NoneType"),
         ({"a": 1}, "found dict"),
+        (
+            "https://host.example/photo.jpg",
+            r"image 0 \(https://host.example/photo.jpg\): found an address, expected a path on this machine",
+        ),
     ],
 )
 def test_what_prepare_cannot_read_is_named(backbone, tmp_path, monkeypatch, given, message):

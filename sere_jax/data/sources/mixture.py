@@ -76,10 +76,10 @@ class Mixture(Source):
         """The class of every example, -1 where there are none."""
         if not self.classes:
             return np.full(len(self), -1, np.int32)
-        labels = [table[part.labels()] for part, table in zip(self._parts, self._tables, strict=True) if isinstance(part, Labelled)]
-        if len(labels) < len(self._parts):
+        before = [part.labels() for part in self._parts if isinstance(part, Labelled)]
+        if len(before) < len(self._parts):
             raise SourceError(f"{self.spec!r}: one of its parts cannot tell its labels without reading every image")
-        return np.concatenate(labels)
+        return np.concatenate([np.where(labels < 0, -1, table[labels]) for labels, table in zip(before, self._tables, strict=True)])
 
 
 def split_mixture(spec: str) -> tuple[list[str], list[float]]:

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,22 +81,36 @@ class TfdsSource(Source):
             yield Entry(f"{name}[{part.skip}:{last}]", next(file_sizes([part.filename])), -1)
 
     def labels(self) -> Int[np.ndarray, " n"]:
-        """The class of every example. The first call reads all records, and saves the classes beside the data if it can be written."""
-        path = os.path.join(self._data_dir, f"sere_jax_labels-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npy")
+        """The class of every example, -1 for a record that cannot be read.
+
+        The first call reads all records, and saves the classes beside the data if it can be written and every record was read.
+        """
+        path = os.path.join(self._data_dir, f"sere_jax_labels-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npz")
+        digest = self.fingerprint().digest
         try:
-            labels = np.load(path)
-            if labels.shape == (len(self),):
-                return labels
-        except (OSError, ValueError):
+            with np.load(path) as saved:
+                if saved["digest"] == digest:
+                    return saved["labels"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass
         _log.warning("%s: reading the classes of %d examples, once", self.spec, len(self))
-        labels = np.array([self[i].label for i in range(len(self))], np.int32)
+        labels = np.array([self._label(index) for index in range(len(self))], np.int32)
+        if unreadable := int((labels < 0).sum()):
+            _log.warning("%s: %d of %d records have no class that can be read", self.spec, unreadable, len(self))
+            return labels
         try:
-            with replacing(path) as temporary:
-                np.save(temporary, labels)
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, labels=labels, digest=digest)
         except OSError as error:
             _log.warning("%s: the classes cannot be saved beside the data: %s", self.spec, error)
         return labels
+
+    def _label(self, index: int) -> int:
+        try:
+            return self[index].label
+        except OSError as error:
+            _log.warning("%s", error)
+            return -1
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_data"}  # open files stay where they are

@@ -120,14 +120,14 @@ def raw_pixels(images: ImageSet, sides: tuple[int, int], numbers: Int[np.ndarray
 
 
 def held_out(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
-    """Which images are held out to choose a setting on: the same share of every class, but never its last image.
+    """Which images are held out to choose a setting on: the same share of every class, but never its last image, nor one without a class.
 
     >>> held_out(np.array([0] * 10 + [1] * 4 + [2]), 0.3, seed=0).nonzero()[0].size
     4
     """
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), np.bool_)
-    for label in np.unique(labels):
+    for label in np.unique(labels[labels >= 0]):
         rows = rng.permutation(np.flatnonzero(labels == label))
         chosen[rows[: min(round(share * len(rows)), len(rows) - 1)]] = True
     return chosen

@@ -6,7 +6,7 @@ a norm many times the others', and dense features suffer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from sere_jax.data.sources.open import open_source
 from sere_jax.evals.features import normalise
 from sere_jax.evals.frozen.comparison import SIDE
 from sere_jax.evals.network import EvalError, Network, prepared, shared_reading, untrained
+from sere_jax.evals.pictures import left_out_note, names
 from sere_jax.evals.protocol import Protocol
 from sere_jax.reporting import table
 from sere_jax.reporting.progress import track
@@ -89,22 +90,32 @@ def run(networks: Sequence[Network], workdir: Path, settings: Settings) -> None:
     reading = shared_reading(networks, settings.reading)
     compared = [*networks, *([untrained(networks[0], settings.seed)] if settings.random else [])]
     sides = [prepared(network, settings.size, settings.resize) for network in compared]  # all, before the first is measured
-    source = open_source(settings.source)
+    source, unreadable = open_source(settings.source), set[int]()
     rows, results = [], []
     for network, (size, resize) in zip(compared, sides, strict=True):
         batches = eval_batches(source, size=size, resize=resize, batch_size=settings.batch_size, reading=reading)
         tracked = track(batches, f"{network.name}: {len(source):,} images", -(-len(source) // settings.batch_size))
-        of_blocks = measure(network, tracked, settings.times)
+        of_blocks = measure(network, _noting(tracked, unreadable), settings.times)
         results.append({"name": network.name, **network.about, "blocks": {str(norms.block): norms._asdict() for norms in of_blocks}})
         for norms in of_blocks:
             numbers = (norms.cls, norms.median, norms.high, norms.largest)
             rows.append([f"{network.name}, block {norms.block}", *(f"{value:.1f}" for value in numbers), f"{100 * norms.long_share:.2f}"])
+    left_out, read = names(source, sorted(unreadable)), len(source) - len(unreadable)
     notes = [
-        f"{len(source):,} images of {settings.source}; norms of tokens before the final norm",
+        f"{read:,} images of {settings.source}; norms of tokens before the final norm",
         f"long = above {settings.times:g} x the median of the block's patch tokens, % of them",
+        *filter(None, [left_out_note("images", left_out, len(source))]),
     ]
     table.show("Norms of tokens", ["", "cls\nmean", "patches\nmedian", "patches\n99 %", "patches\nlargest", "long, %"], rows, notes)
-    table.write(workdir / "eval" / "norms.json", {"protocol": "norms", "source": settings.source, "results": results, "notes": notes})
+    about = {"protocol": "norms", "source": settings.source, "read": read, "left_out": left_out}
+    table.write(workdir / "eval" / "norms.json", {**about, "results": results, "notes": notes})
+
+
+def _noting(batches: Iterable[EvalBatch], unreadable: set[int]) -> Iterator[EvalBatch]:
+    """The batches; the positions of images that cannot be read are added to `unreadable`."""
+    for batch in batches:
+        unreadable.update(batch.index[(batch.index >= 0) & ~batch.valid].tolist())
+        yield batch
 
 
 def _among(values: Any, wrong: Any, processes: int) -> list[str]:

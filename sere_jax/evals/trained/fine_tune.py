@@ -16,7 +16,18 @@ from sere_jax.evals import outcome
 from sere_jax.evals.network import Network, shared_reading, untrained
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import layers, run
-from sere_jax.evals.trained.images import Parts, Predicted, Predictor, Whole, augmented_batches, check_enough, notes, open_parts, prefixed
+from sere_jax.evals.trained.images import (
+    Parts,
+    Predicted,
+    Predictor,
+    Whole,
+    augmented_batches,
+    check_enough,
+    notes,
+    open_parts,
+    prefixed,
+    training_images,
+)
 from sere_jax.evals.trained.model import Model
 from sere_jax.evals.trained.settings import RULES, Settings, among
 from sere_jax.train import optim, schedules
@@ -78,9 +89,9 @@ def _row(
         about={**network.about, "training": str(trained.directory), "best_step": trained.best.step},
         baseline=network.name == "random init",
     )
-    read = {"train": outcome.Images(settings.train, len(parts.train.source)), "test": best.images}
+    read = {"train": training_images(settings.train, parts.train.source, trained.directory, settings.reading), "test": best.images}
     if settings.select != "test":
-        read["validation"] = outcome.Images(parts.choose.spec, len(parts.choose.source))
+        read["validation"] = predictor(trained.best.params, trained.best.running, parts.choose).images
     return row, read
 
 

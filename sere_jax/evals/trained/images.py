@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -10,11 +11,14 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from sere_jax.buckets import Location
+from sere_jax.data.annotations.maps import label_map_of
 from sere_jax.data.annotations.transforms import Transform
 from sere_jax.data.batches.labelled import LabelledBatch, labelled_batches
 from sere_jax.data.batches.whole_images import EvalBatch
+from sere_jax.data.images.decode import decode
 from sere_jax.data.images.reading import ImageReading
-from sere_jax.data.sources.example import Source
+from sere_jax.data.sources.example import Example, Source
 from sere_jax.data.sources.subset import Labelled, Selection
 from sere_jax.evals import overlap
 from sere_jax.evals.features import collect, normalise
@@ -23,7 +27,9 @@ from sere_jax.evals.frozen.classification import image_set
 from sere_jax.evals.frozen.labelled import open_labelled
 from sere_jax.evals.network import EvalError
 from sere_jax.evals.outcome import Images, Predictions
-from sere_jax.evals.pictures import names
+from sere_jax.evals.pictures import LeftOut, names, read_examples
+from sere_jax.reporting import records
+from sere_jax.reporting.progress import track
 from sere_jax.types import PyTree
 
 
@@ -114,6 +120,24 @@ def augmented_batches(
         return (batch._replace(labels=part.numbers[batch.labels]) for batch in made)
 
     return batches
+
+
+def training_images(spec: str, source: Source, directory: Location, reading: ImageReading, *, maps: bool = False) -> Images:
+    """The images that the training in `directory` learned from, with their label maps where it has `maps`.
+
+    They are read once more only where the training met one that cannot be read, to name them all. Known to process 0 only.
+    """
+    left_out = LeftOut()
+
+    def read(example: Example) -> None:
+        image = decode(example.data, reading)
+        if maps:
+            label_map_of(example.annotation, image.shape[:2], reading.max_pixels)
+
+    if jax.process_index() == 0 and any(record.get("data/replaced") for record in records.read(directory)):
+        positions = track(range(len(source)), "counting the training images that can be read")
+        collections.deque(read_examples(source, positions, left_out, read), maxlen=0)
+    return Images(spec, len(source) - len(left_out), left_out.unreadable())
 
 
 class Whole(NamedTuple):

@@ -141,7 +141,8 @@ def _row(network: Network, workdir: Location, settings: Settings, parts: Parts) 
         baseline=network.name == "random init",
         details={"selection_accuracy": {kinds.titles[kind]: _by_rate(settings.rates, values) for kind, values in accuracy.items()}},
     )
-    counts = {"train": outcome.Images(settings.train, len(parts.train.source)), "test": _images(parts.test, test)}
+    learned = images.training_images(settings.train, parts.train.source, trained.directory, settings.reading)
+    counts = {"train": learned, "test": _images(parts.test, test)}
     if settings.select != "test":
         counts["validation"] = _images(parts.choose, choose)
     return row, counts

@@ -18,18 +18,20 @@ from sere_jax.data.batches.labelled import labelled_batches
 from sere_jax.data.sources.example import Source
 from sere_jax.evals.frozen.labelled import image_numbers
 from sere_jax.evals.network import EvalError, Network, shared_reading, untrained
-from sere_jax.evals.outcome import Images, slugs
+from sere_jax.evals.outcome import slugs
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.segmentation import outcome
 from sere_jax.evals.segmentation.labelling import Labelling, labelling, open_masked
 from sere_jax.evals.segmentation.outcome import Outcome, Row
 from sere_jax.evals.segmentation.pictures import PictureFiles
 from sere_jax.evals.trained import layers, run
+from sere_jax.evals.trained.images import training_images
 from sere_jax.evals.trained.segmentation_settings import RULES, Settings, among
 from sere_jax.evals.trained.segmentation_test import Tester, mean_levels
 from sere_jax.evals.trained.segmenter import Batch, Model
 from sere_jax.train import optim, schedules
 from sere_jax.types import PyTree, Schedule
+from sere_jax.writing import place
 
 # What a training does not depend on: it is resumed with other values of these. Of the test images their digest counts, not their path.
 _RUNNING = (
@@ -64,7 +66,8 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
     for network, model in zip(compared, models, strict=True):
         tester = Tester(model, network, test, classes, settings)
         rows.append(_row(protocol, network, model, tester, workdir, settings, classes, train, test))
-    images = {"train": Images(settings.train, len(train)), "test": tester.images()}
+    trained = place(rows[-1].about["training"])
+    images = {"train": training_images(settings.train, train, trained, settings.reading, maps=True), "test": tester.images()}
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "save_predictions", "panels")}
     heading = f"{protocol}: {images['test'].read:,} images of {settings.test}, {len(classes.classes):,} classes"
     numbers = image_numbers(train, test)

@@ -63,6 +63,37 @@ def test_encoded_bytes_labels_and_names():
         np.testing.assert_array_equal(decode(example.data), gradient(20 + i, 30, i))
 
 
+def test_a_damaged_record_has_no_class_and_the_others_keep_theirs(tmp_path, data_dir, monkeypatch, caplog):
+    """One record is refused by hand: ArrayRecord keeps several in a chunk, so that damaged bytes take all seven along."""
+    shutil.copytree(data_dir / "tiny_photos" / "plain" / "1.2.0", tmp_path / "copy")
+    source = open_source(f"tfds:{tmp_path / 'copy'}:train")
+    expected = [source[i].label for i in range(7)]
+    read = type(source).__getitem__
+
+    def damaged(self, index: int):
+        if index == 2:
+            raise OSError("record 2 is damaged")
+        return read(self, index)
+
+    monkeypatch.setattr(type(source), "__getitem__", damaged)
+    assert source.labels().tolist() == [*expected[:2], -1, *expected[3:]]
+    assert "record 2 is damaged" in caplog.text and not list((tmp_path / "copy").glob("sere_jax_labels-*"))
+    monkeypatch.undo()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    assert source.labels().tolist() == expected and list((tmp_path / "copy").glob("sere_jax_labels-*"))
+
+
+def test_saved_classes_of_other_shards_are_not_taken(tmp_path, data_dir):
+    copy = tmp_path / "copy"
+    shutil.copytree(data_dir / "tiny_photos" / "plain" / "1.2.0", copy)
+    expected = open_source(f"tfds:{copy}:train").labels().tolist()
+    (saved,) = copy.glob("sere_jax_labels-*")
+    np.savez(saved, labels=np.zeros(7, np.int32), digest="of other shards")
+    assert open_source(f"tfds:{copy}:train").labels().tolist() == expected
+    saved.write_bytes(b"torn")
+    assert open_source(f"tfds:{copy}:train").labels().tolist() == expected
+
+
 def test_no_label_no_classes():
     source = open_source("tfds:tiny_photos/unlabelled:train")
     assert source.classes == () and source[0].label == -1 and len(source) == 7

@@ -35,6 +35,16 @@ def test_the_report_holds_the_norms_of_every_block(tmp_path, capsys):
     assert "micro, block 2" in capsys.readouterr().out
 
 
+def test_images_that_cannot_be_read_are_not_counted(tmp_path, capsys):
+    photographs = micro_network.photographs(tmp_path / "photos", 3)
+    (photographs / "0_torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    evaluate.run(config_file.get_config(f"source=folder:{photographs},batch_size=2,random=False"), [micro_network.network()], tmp_path)
+    report = json.loads((tmp_path / "eval" / "norms.json").read_text())
+    assert (report["read"], report["left_out"]) == (3, ["0_torn.png"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "3 images of folder:" in shown and "1 of 4 images cannot be read and is left out: 0_torn.png" in shown
+
+
 def test_a_long_token_is_counted_and_a_resnet_refused():
     patches = np.ones((4, 25))
     patches[2, 7] = 3.5

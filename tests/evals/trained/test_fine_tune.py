@@ -177,6 +177,18 @@ def test_a_training_that_is_broken_off_ends_as_one_that_is_not(tmp_path, photogr
         fine_tune.fine_tune("finetune", [network], tmp_path / "parts", settings._replace(seed=1))
 
 
+def test_images_that_cannot_be_read_are_not_counted(tmp_path, capsys):
+    directory = micro_network.photographs(tmp_path / "photographs", count=23, classes=3)
+    (directory / "class0" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    settings = micro_training.settings(directory, validation=f"folder:{directory}", select="validation", epochs=1, warmup_epochs=0)
+    fine_tune.fine_tune("finetune", [mean_colour()], tmp_path, settings)
+    images = json.loads((tmp_path / "eval" / "finetune.json").read_text())["images"]
+    assert {part: (counts["read"], counts["left_out"]) for part, counts in images.items()} == dict.fromkeys(
+        ("train", "validation", "test"), (23, ["class0/torn.png"])
+    )
+    assert "1 of 24 train images cannot be read and is left out: class0/torn.png" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.slow
 def test_eight_devices_train_as_one(tmp_path):
     settings = micro_training.settings(tmp_path, **DEVICE, accumulate_steps=2)
