@@ -68,6 +68,7 @@ class DetectionBatch(NamedTuple):
     sizes: Int[Array, "b 2"]  # (height, width) of each image without its padding
     objects: Objects
     index: Int[Array, "b"]  # type: ignore[assignment]  # hides tuple.index; which example of the source
+    replaced: Bool[Array, "b"] | None = None  # True where an unreadable example was replaced by another
 
 
 class Detections(NamedTuple):

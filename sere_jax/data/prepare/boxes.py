@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 import xml.etree.ElementTree
-from typing import Any
+from collections.abc import Iterator
 
+from sere_jax.data.annotations.coco import CocoTable, read_coco
 from sere_jax.data.prepare.records import Layout, Place, Record
 from sere_jax.data.sources.annotation import Instance
 from sere_jax.data.sources.example import SourceError
+
+_log = logging.getLogger(__name__)
 
 VOC_CLASSES = (
     "aeroplane",
@@ -97,20 +100,32 @@ def _voc_instances(path: str) -> tuple[Instance, ...]:
 def coco(directory: str) -> Layout:
     """`annotations/instances_{train,val}2017.json` with images in `{train,val}2017/`, or `instances.json` with `images/`.
 
-    Labels number the categories by id from 0 (the ids of 80 of COCO's 90 have gaps); `id` and `image_id` are COCO's, as its
-    evaluation needs them. Label maps in `semantic/*.png`, where there are any, go with `images/`.
+    Labels number the categories by id from 0 (the ids of 80 of COCO's 90 have gaps); `id`, `image_id` and `object_ids` are COCO's, as its
+    evaluation needs them. Label maps in `semantic/*.png`, where there are any, go with `images/`. Images that are missing are counted in
+    a warning, and again among those that are left out. Raises SourceError for what `read_coco` refuses, for splits of different
+    categories, and where no image is there.
     """
     files = _coco_files(directory)
     if not files:
         raise SourceError(f"{directory}: expected annotations/instances_*.json or instances.json")
-    tables = {split: _load(path) for split, (path, _) in files.items()}
-    categories = sorted(next(iter(tables.values()))["categories"], key=lambda category: category["id"])
-    number = {category["id"]: index for index, category in enumerate(categories)}
+    tables = {split: read_coco(path) for split, (path, _) in files.items()}
+    first = next(iter(tables))
+    for split, table in tables.items():
+        if (table.classes, table.class_ids) != (tables[first].classes, tables[first].class_ids):
+            raise SourceError(f"{files[split][0]}: has other categories than {files[first][0]}; expected the same in all splits")
+        for note in (*table.notes, *_missing(*files[split], table)):
+            _log.warning("%s: %s", ascii(files[split][0])[1:-1], note)
     maps = os.path.join(directory, "semantic")
-    splits = {split: _coco_records(tables[split], files[split][1], maps, number) for split in files}
+    splits = {split: _coco_records(tables[split], files[split][1], maps) for split in files}
     has_maps = any(record.label_map for records in splits.values() for record in records)
-    names = tuple(str(category["name"]) for category in categories)
-    return Layout("coco", splits, object_classes=names, map_classes=() if has_maps else None, has_ids=True)
+    return Layout(
+        "coco",
+        splits,
+        object_classes=tables[first].classes,
+        object_ids=tables[first].class_ids,
+        map_classes=() if has_maps else None,
+        has_ids=True,
+    )
 
 
 def _coco_files(directory: str) -> dict[str, tuple[str, str]]:
@@ -128,34 +143,19 @@ def _coco_files(directory: str) -> dict[str, tuple[str, str]]:
     return files
 
 
-def _load(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            table = json.load(file)
-        return {key: table[key] for key in ("images", "annotations", "categories")}
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path}: cannot be read as COCO's JSON: {error!r}") from error
+def _missing(path: str, images: str, table: CocoTable) -> Iterator[str]:
+    missing = [image.name for image in table.images if not os.path.isfile(os.path.join(images, image.name))]
+    if missing and len(missing) == len(table.images):
+        raise SourceError(f"{path}: none of its {len(missing):,} images is in {images}; the first would be {missing[0]!r}")
+    if missing:
+        yield f"{len(missing):,} of {len(table.images):,} images are not in {images}, the first is {missing[0]!r}"
 
 
-def _coco_records(table: Any, images: str, maps: str, number: dict[int, int]) -> list[Record]:
-    instances: dict[int, list[Instance]] = {}
-    for annotation in sorted(table["annotations"], key=lambda annotation: annotation["id"]):
-        left, top, width, height = annotation["bbox"]
-        segmentation = json.dumps(annotation["segmentation"], separators=(",", ":")) if annotation.get("segmentation") else ""
-        instance = Instance(
-            number[annotation["category_id"]],
-            (left, top, left + width, top + height),
-            id=annotation["id"],
-            area=float(annotation.get("area", width * height)),
-            is_crowd=bool(annotation.get("iscrowd", 0)),
-            segmentation=segmentation,
-        )
-        instances.setdefault(annotation["image_id"], []).append(instance)
+def _coco_records(table: CocoTable, images: str, maps: str) -> list[Record]:
     records = []
-    for image in sorted(table["images"], key=lambda image: image["id"]):
-        name, image_id = image["file_name"], image["id"]
-        path = os.path.join(maps, os.path.splitext(name)[0] + ".png")
+    for image in table.images:
+        path = os.path.join(maps, os.path.splitext(image.name)[0] + ".png")
         label_map = Place(path) if os.path.isfile(path) else None
-        place = Place(os.path.join(images, name))
-        records.append(Record(name, place, label_map=label_map, instances=tuple(instances.get(image_id, ())), id=image_id))
+        place = Place(os.path.join(images, image.name))
+        records.append(Record(image.name, place, label_map=label_map, instances=image.instances, frame=image.frame, id=image.id))
     return records

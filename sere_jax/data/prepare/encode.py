@@ -41,10 +41,11 @@ class Encoder:
         self._serializer = tfds.core.example_serializer.ExampleSerializer(self.features.get_serialized_info())
 
     def __call__(self, record: Record) -> bytes:
-        """Raises BadImage or OSError where the image or its label map cannot be read."""
+        """Raises BadImage or OSError where the image or its label map cannot be read, or its objects are of an image of another shape."""
         data, stored, original = shrink(record.image.read(), self._sizes)
         # Of a set that was shrunk before: the size that its boxes and segmentations are measured in. (1, 1) are shares.
-        frame = original if record.frame in (None, (1, 1)) else record.frame
+        frame = original if record.frame is None or record.frame == (1, 1) else record.frame
+        check_frame(frame, original)
         example: dict[str, Any] = {
             "image": io.BytesIO(data),
             "file_name": printable(record.name),
@@ -144,6 +145,16 @@ def label_map(record: Record, coding: Coding, original: Size, stored: Size) -> b
     buffer = io.BytesIO()
     Image.fromarray(crop_map(classes, (0, 0, *original[::-1]), False, stored)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def check_frame(frame: Size, image: Size) -> None:
+    """Raises BadImage where an image is no smaller or larger copy of the frame that its boxes are measured in, up to a pixel.
+
+    A turned photograph is one: some tools apply an EXIF tag and some do not.
+    """
+    factor = max(image) / max(frame)
+    if any(abs(side - factor * whole) > 1 for side, whole in zip(image, frame, strict=True)):
+        raise BadImage(f"an image of {image[1]} x {image[0]} pixels, its boxes are measured in one of {frame[1]} x {frame[0]}")
 
 
 def objects(instances: tuple[Instance, ...], frame: Size) -> list[dict[str, Any]]:

@@ -68,14 +68,15 @@ class Record(NamedTuple):
 class Layout:
     """A data set: `classes` are the names of images' labels, `object_classes` those of objects' labels, `map_classes` those of pixels.
 
-    The latter two are None where the data set does not annotate these, and () where the names are not known. `map_coding` says how its
-    label maps store a class.
+    The latter two are None where the data set does not annotate these, and () where the names are not known. `object_ids` are the
+    numbers that the data set itself gives the object classes, () where it gives none. `map_coding` says how its label maps store a class.
     """
 
     name: str
     splits: Mapping[str, Sequence[Record]]
     classes: tuple[str, ...] = ()
     object_classes: tuple[str, ...] | None = None
+    object_ids: tuple[int, ...] = ()
     map_classes: tuple[str, ...] | None = None
     map_coding: Coding = "index"
     has_ids: bool = False
@@ -108,7 +109,14 @@ def from_source(source: Source, name: str, split: str) -> Layout:
         described = (source.describe(index) for index in range(len(source)))
         return Layout(name, {split: [Record(path, Place(full), label) for path, full, label in described]}, source.classes)
     records = SourceRecords(source)
-    return Layout(name, {split: records}, source.classes, object_classes=source.object_classes, map_classes=source.map_classes)
+    return Layout(
+        name,
+        {split: records},
+        source.classes,
+        object_classes=source.object_classes,
+        object_ids=source.object_ids,
+        map_classes=source.map_classes,
+    )
 
 
 def subset(layout: Layout, *, classes: str = "", images: str = "") -> Layout:

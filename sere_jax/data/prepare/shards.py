@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sere_jax.data.images.decode import BadImage
 from sere_jax.data.prepare.encode import Encoder, printable
 from sere_jax.data.prepare.records import Layout, Record
+from sere_jax.data.sources.tfds_features import OBJECT_IDS
 from sere_jax.writing import replacing
 
 MANIFEST = "manifest.json"
@@ -144,7 +145,9 @@ def write_info(directory: str, layout: Layout, features: Any, shards: dict[str, 
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=layout.name, version=tfds.core.Version("1.0.0"), data_dir=directory, module_name="sere_jax"
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=features, description=f"{layout.name}, prepared by sere_jax")
+    # The ids of classes are of no feature; TFDS keeps what a set likes to say of itself in metadata.json.
+    metadata = tfds.core.MetadataDict({OBJECT_IDS: list(layout.object_ids)}) if layout.object_ids else None
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description=f"{layout.name}, prepared by sere_jax", metadata=metadata)
     infos = []
     for split, notes in shards.items():
         template = naming.ShardedFileTemplate(data_dir=directory, dataset_name=layout.name, split=split, filetype_suffix="array_record")

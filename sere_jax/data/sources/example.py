@@ -60,7 +60,8 @@ class Source(Protocol):
 
     `spec` is the text that the source was opened with. `classes[label]` is the name of a label in NFC; `classes` is empty
     when the source has no labels. `map_classes` names the values of label maps and `object_classes` the labels of instances: None where
-    the source has no such annotations, () where it does not know their names. Sources inherit from this class, and with it the methods
+    the source has no such annotations, () where it does not know their names. `object_ids` are the numbers that the data set itself gives
+    the object classes, which its result files name: () where there are none. Sources inherit from this class, and with it the methods
     that it implements.
     """
 
@@ -68,6 +69,7 @@ class Source(Protocol):
     classes: tuple[str, ...]
     map_classes: tuple[str, ...] | None = None
     object_classes: tuple[str, ...] | None = None
+    object_ids: tuple[int, ...] = ()
 
     def __len__(self) -> int: ...
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from jaxtyping import Int
 
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError
 from sere_jax.data.sources.folder import file_sizes
-from sere_jax.data.sources.tfds_features import annotation, read_features
+from sere_jax.data.sources.tfds_features import OBJECT_IDS, annotation, read_features
+from sere_jax.data.sources.with_objects import counted
 from sere_jax.writing import place, replacing
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class TfdsSource(Source):
         self._features = read_features(spec, builder.info.features)
         self.classes, self.map_classes = self._features.classes, self._features.map_classes
         self.object_classes = self._features.object_classes
+        self.object_ids = tuple((builder.info.metadata or {}).get(OBJECT_IDS, ()))
         self._data: Any = self._open(builder)
 
     def __len__(self) -> int:
@@ -85,25 +87,36 @@ class TfdsSource(Source):
 
         The first call reads all records, and saves the classes beside the data if it can be written and every record was read.
         """
-        path = os.path.join(self._data_dir, f"sere_jax_labels-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npz")
+        labels = self._read_once("labels", "classes", lambda: np.array([self._label(index) for index in range(len(self))], np.int32))
+        if unreadable := int((labels < 0).sum()):
+            _log.warning("%s: %d of %d records have no class that can be read", self.spec, unreadable, len(self))
+        return labels
+
+    def object_counts(self) -> Int[np.ndarray, "n 5"]:
+        """`count_objects` of every example, -1 for a record that cannot be read; read once as the classes are."""
+        return self._read_once("objects", "objects", lambda: counted(self))
+
+    def _read_once(self, kind: str, what: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `read` makes of all records, an entry each; saved beside the data where no entry is below 0."""
+        path = os.path.join(self._data_dir, f"sere_jax_{kind}-{re.sub(r'[^A-Za-z0-9]+', '_', self._split)}.npz")
         digest = self.fingerprint().digest
         try:
             with np.load(path) as saved:
                 if saved["digest"] == digest:
-                    return saved["labels"]
+                    return saved[kind]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass
-        _log.warning("%s: reading the classes of %d examples, once", self.spec, len(self))
-        labels = np.array([self._label(index) for index in range(len(self))], np.int32)
-        if unreadable := int((labels < 0).sum()):
-            _log.warning("%s: %d of %d records have no class that can be read", self.spec, unreadable, len(self))
-            return labels
+        _log.warning("%s: reading the %s of %d examples, once", self.spec, what, len(self))
+        values = read()
+        if (values < 0).any():
+            return values
+        arrays: dict[str, Any] = {kind: values, "digest": digest}
         try:
             with replacing(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, labels=labels, digest=digest)
+                np.savez(file, **arrays)
         except OSError as error:
-            _log.warning("%s: the classes cannot be saved beside the data: %s", self.spec, error)
-        return labels
+            _log.warning("%s: the %s cannot be saved beside the data: %s", self.spec, what, error)
+        return values
 
     def _label(self, index: int) -> int:
         try:

@@ -121,7 +121,7 @@ def coco(root):
             "bbox": box,
             "area": box[2] * box[3] / 2,
             "iscrowd": crowd,
-            "segmentation": {"counts": [1, 2], "size": [24, 40]} if crowd else [[1.5, 2, 3, 4, 5, 6]],
+            "segmentation": {"counts": [125, 5, 830], "size": [24, 40]} if crowd else [[1.5, 2, 3, 4, 5, 6]],
         }
         for i, found in boxes.items()
         for n, (category, box, crowd) in enumerate(found)

@@ -92,12 +92,13 @@ def test_voc(opened):
 
 @pytest.mark.parametrize("opened", ["coco"], indirect=True)
 def test_coco(opened):
-    assert opened.object_classes == ("person", "toothbrush") and list(opened.splits) == ["train"]
+    assert opened.object_classes == ("person", "toothbrush") and opened.object_ids == (1, 90)
+    assert list(opened.splits) == ["train"]
     first, second, third = opened.splits["train"]
     assert [r.id for r in (first, second, third)] == [3, 5, 7] and not second.instances
     person, crowd = first.instances
     assert (person.id, person.label, person.area, crowd.is_crowd) == (130, 0, 220.0, True)
-    assert json.loads(crowd.segmentation) == {"counts": [1, 2], "size": [24, 40]}
+    assert json.loads(crowd.segmentation) == {"counts": [125, 5, 830], "size": [24, 40]} and first.frame == (24, 40)
     assert third.instances[0].box == (4, 6, 24, 18) and third.instances[0].label == 1 and blue(third) == 0
 
 
