@@ -37,11 +37,15 @@ def instance(mask, label, **fields):
 
 @dataclasses.dataclass
 class Painted(Source):
-    """Scenes of several shapes. `without` have no objects, `damaged` are no images, `crowds` have one more object that is a crowd."""
+    """Scenes of several shapes.
+
+    `without` have no objects, `damaged` are no images, `lost` cannot be read at all, `crowds` have one more object that is a crowd.
+    """
 
     count: int = 12
     without: tuple[int, ...] = ()
     damaged: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
     crowds: tuple[int, ...] = ()
     boxes_alone: tuple[int, ...] = ()
     spec: str = "painted"
@@ -57,6 +61,8 @@ class Painted(Source):
         return (40 + index, 60) if index % 3 else (60, 40 + index)
 
     def __getitem__(self, index):
+        if index in self.lost:
+            raise OSError(f"record {index} is damaged")
         image, objects = scene(index, *self.shape(index))
         if index in self.crowds:
             objects = (*objects, instance(np.ones(self.shape(index), bool), 0, is_crowd=True, id=9))

@@ -94,7 +94,8 @@ def test_workers_change_nothing():
     same(batches(source, workers=2), batches(source))
 
 
-def test_images_without_objects_are_left_out_and_counted():
+def test_images_without_objects_are_left_out_and_counted(caplog):
+    assert len(WithObjects(Painted(lost=(5,)))) == 11 and "item 5 cannot be read and is left out: record 5 is damaged" in caplog.text
     source = WithObjects(Painted(without=(1, 4), crowds=(2,)))
     assert len(source) == 10 and source.without == 2 and source.others == 1 and source.masks
     assert {source[i].name for i in range(10)} == {f"{i}.png" for i in range(12) if i not in (1, 4)}

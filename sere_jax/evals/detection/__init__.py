@@ -1,0 +1,1 @@
+"""Detections as COCO judges them: result files, average precision, curves, drawn predictions."""
