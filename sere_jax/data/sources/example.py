@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from sere_jax.data.sources.annotation import Annotation
+
+ItemT = TypeVar("ItemT")
 
 
 class SourceError(ValueError):
@@ -113,9 +116,20 @@ def fingerprint(count: int, entries: Iterable[Entry], classes: Iterable[str]) ->
     digest = hashlib.sha256()
     for name in classes:
         digest.update(f"{nfc(name)}\0".encode(errors="surrogateescape"))
-    for name, *numbers in entries:
-        digest.update(f"\n{name}\0{numbers}".encode(errors="surrogateescape"))
+    for chunk in chunks(entries):
+        text = "".join([f"\n{name}\0[{size}, {label}, {annotation}]" for name, size, label, annotation in chunk])
+        digest.update(text.encode(errors="surrogateescape"))
     return Fingerprint(count, digest.hexdigest())
+
+
+def chunks(items: Iterable[ItemT], size: int = 1000) -> Iterator[tuple[ItemT, ...]]:
+    """The items in tuples of `size`, the last one shorter.
+
+    >>> list(chunks("abcde", 2))
+    [('a', 'b'), ('c', 'd'), ('e',)]
+    """
+    remaining = iter(items)
+    return iter(lambda: tuple(itertools.islice(remaining, size)), ())
 
 
 def nfc(name: str) -> str:

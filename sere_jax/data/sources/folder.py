@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
+from sere_jax.data.sources.example import Entry, Example, Source, SourceError, chunks, nfc
 from sere_jax.data.sources.walk import EXTENSIONS, Tree, count_extensions, walk
 from sere_jax.writing import place
 
@@ -43,16 +43,15 @@ class FolderSource(Source):
         if not self._paths:
             seen = f"; found {count_extensions(others)}" if others else ""
             raise SourceError(f"{spec!r}: no image files under {self.directory}{seen}, expected one of {' '.join(sorted(EXTENSIONS))}")
-        tops = [nfc(path.partition(os.sep)[0]) if os.sep in path else "" for path in self._paths]
-        if "" in tops and any(tops):
-            loose, nested = tops.count(""), len(tops) - tops.count("")
+        counts = _count_tops(self._paths)
+        if (loose := sum(count for top, count in counts if not top)) and (nested := len(self._paths) - loose):
             raise SourceError(
                 f"{spec!r}: {loose} images lie in {self.directory} itself and {nested} in its sub-folders; expected all in "
                 "sub-folders (they become the labels) or none (no labels). Move the loose ones, or name one sub-folder."
             )
-        self.classes = tuple(sorted(set(tops) - {""}))
+        self.classes = tuple(sorted({top for top, _ in counts} - {""}))
         numbers = {name: number for number, name in enumerate(self.classes)}
-        self._labels = [numbers.get(top, -1) for top in tops]
+        self._labels = np.repeat(np.array([numbers.get(top, -1) for top, _ in counts], np.int32), [count for _, count in counts])
         self._notes = _notes(self.directory, self._paths, others)
 
     def __len__(self) -> int:
@@ -60,12 +59,12 @@ class FolderSource(Source):
 
     def labels(self) -> Int[np.ndarray, " n"]:
         """The class of every image, -1 where there are none."""
-        return np.array(self._labels, np.int32)
+        return self._labels
 
     def __getitem__(self, index: int) -> Example:
         """Read one file. Raises OSError when it has become unreadable since it was listed, or is no plain file."""
         path = self._paths[index]
-        return Example(path, read_file(os.path.join(self.directory, path)), self._labels[index])
+        return Example(path, read_file(os.path.join(self.directory, path)), int(self._labels[index]))
 
     def places(self) -> Iterator[tuple[str, int]]:
         """The path of each image."""
@@ -73,8 +72,9 @@ class FolderSource(Source):
 
     def listing(self) -> Iterator[Entry]:
         """An entry an image."""
-        sizes = file_sizes(os.path.join(self.directory, path) for path in self._paths)
-        for path, size, label in zip(self._paths, sizes, self._labels, strict=True):
+        start = os.path.join(self.directory, "")
+        sizes = file_sizes(start + path for path in self._paths)
+        for path, size, label in zip(self._paths, sizes, self._labels.tolist(), strict=True):
             yield Entry(nfc(path.replace(os.sep, "/")), size, label)
 
     def notes(self) -> tuple[str, ...]:
@@ -92,7 +92,13 @@ class FolderSource(Source):
     def describe(self, index: int) -> tuple[str, str, int]:
         """Name, path and label of an item, without reading it."""
         path = self._paths[index]
-        return path, os.path.join(self.directory, path), self._labels[index]
+        return path, os.path.join(self.directory, path), int(self._labels[index])
+
+
+def _count_tops(paths: Iterable[str]) -> list[tuple[str, int]]:
+    """The first part of sorted paths, "" for a file without directories, and how many paths in a row have it."""
+    groups = itertools.groupby(paths, lambda path: path[: max(path.find(os.sep), 0)])
+    return [(nfc(top), sum(1 for _ in group)) for top, group in groups]
 
 
 def _notes(directory: str, paths: Sequence[str], others: list[str]) -> tuple[str, ...]:
@@ -156,10 +162,8 @@ def file_sizes(paths: Iterable[str]) -> Iterator[int]:
     def ask(chunk: tuple[str, ...]) -> list[int]:
         return [_size(path) for path in chunk]
 
-    remaining = iter(paths)
-    chunks = iter(lambda: tuple(itertools.islice(remaining, _CHUNK)), ())
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        for sizes in threads.map(ask, chunks):
+        for sizes in threads.map(ask, chunks(paths, _CHUNK)):
             yield from sizes
 
 

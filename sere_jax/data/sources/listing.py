@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sere_jax.data.sources.example import Entry, Fingerprint, Source, fingerprint
+from sere_jax.data.sources.example import Entry, Fingerprint, Source, chunks, fingerprint
 
 _SHOWN = 3
+_quoted = json.JSONEncoder().encode  # of a text; the rest of a line are numbers, which need no encoder
 
 
 class Listing(NamedTuple):
@@ -27,9 +28,10 @@ def take(source: Source) -> Listing:
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0) as file:
 
         def recorded() -> Iterator[Entry]:
-            for entry in source.listing():
-                file.write(f"{json.dumps(entry)}\n".encode())
-                yield entry
+            for chunk in chunks(source.listing()):
+                lines = [f"[{_quoted(name)}, {size}, {label}, {annotation}]\n" for name, size, label, annotation in chunk]
+                file.write("".join(lines).encode())
+                yield from chunk
 
         whole = fingerprint(len(source), recorded(), source.classes)
     return Listing(whole, buffer.getvalue())

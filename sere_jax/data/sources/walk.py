@@ -46,29 +46,46 @@ def walk(root: str) -> Tree:
     if linked:
         paths.sort(key=lambda path: [(nfc(part), part) for part in path.split(os.sep)])
     readable = EXTENSIONS | heif.extensions()
-    images = [path for path in paths if extension(path) in readable] or [path for path in paths if extension(path) in ARRAYS]
-    listed = set(images)
-    return Tree(images, [path for path in paths if path not in listed])
+    if not any(extension(path) in readable for path in paths):
+        readable = ARRAYS
+    images = [path for path in paths if extension(path) in readable]
+    return Tree(images, [] if len(images) == len(paths) else [path for path in paths if extension(path) not in readable])
 
 
 def _files(root: str, start: str, visited: set[tuple[int, int]], links: collections.deque[str]) -> Iterator[str]:
     """The files below `start` without following links to directories, which go to `links`. A stack, as trees may be very deep."""
-    stack = [(start, True)]
+    stack = [iter([(start, True)])]
     while stack:
-        prefix, is_directory = stack.pop()
+        for path, is_directory in stack[-1]:
+            if is_directory:
+                stack.append(iter(_children(root, path, visited, links)))
+                break
+            yield path
+        else:
+            stack.pop()
+
+
+def _children(root: str, prefix: str, visited: set[tuple[int, int]], links: collections.deque[str]) -> list[tuple[str, bool]]:
+    """The sorted entries of a directory that are shown, and which of them are directories to enter."""
+    directory = os.path.join(root, prefix) if prefix else root
+    visited.add(_identity(directory))
+    with os.scandir(directory) as entries:
+        listing = sorted(
+            (nfc(entry.name), entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries if entry.name[0] != "."
+        )
+    if output := _output_of(directory, {name for _, name, _, _ in listing}):
+        raise SourceError(f"{directory!a} is {output}, no images; expected a workdir outside of the images. Move it away.")
+    start = prefix + os.sep if prefix else ""
+    children = []
+    for _, name, is_directory, is_link in listing:
         if not is_directory:
-            yield prefix
-            continue
-        directory = os.path.join(root, prefix) if prefix else root
-        visited.add(_identity(directory))
-        with os.scandir(directory) as entries:
-            listing = sorted((nfc(entry.name), entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries)
-        shown = [item for item in listing if not item[1].startswith(".")]
-        if output := _output_of(directory, {name for _, name, _, _ in shown}):
-            raise SourceError(f"{directory!a} is {output}, no images; expected a workdir outside of the images. Move it away.")
-        links.extend(os.path.join(prefix, name) for _, name, directory_, link in shown if directory_ and link and not _is_waste(name))
-        plain = [(os.path.join(prefix, name), directory_) for _, name, directory_, link in shown if not (directory_ and link)]
-        stack.extend(item for item in reversed(plain) if not (item[1] and _is_waste(os.path.basename(item[0]))))
+            children.append((start + name, False))
+        elif not _is_waste(name):
+            if is_link:
+                links.append(start + name)
+            else:
+                children.append((start + name, True))
+    return children
 
 
 def _output_of(directory: str, names: set[str]) -> str:
@@ -113,7 +130,8 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 def extension(path: str) -> str:
     """The extension in lower case with its dot, "" where there is none."""
-    return os.path.splitext(path)[1].lower()
+    dot = path.rfind(".")  # as os.path.splitext, in half of its time; a million calls are seconds
+    return path[dot:].lower() if dot > path.rfind(os.sep) + 1 else ""
 
 
 def count_extensions(paths: list[str]) -> str:
