@@ -56,7 +56,7 @@ class DrawnImages:
         """Write one figure, a row an image; nothing without images."""
         if not self._images:
             return
-        note = f"Results with a score of at least {self._least_score:g}. Crowds are hatched; each class has a colour of its own."
+        note = f"Results with a score of at least {self._least_score:g}. Crowds are hatched; colours tell classes apart."
         headings = [["image", "truth", "detected"]]
         figure, axes = canvas.grid(len(self._images), 3, title=title, note=note, about=about, headings=headings, cell=2.4)
         for line, (name, image, frame, truth, results) in zip(axes, self._images, strict=True):
@@ -106,7 +106,7 @@ def draw_precision(path: Location, precisions: Mapping[Kind, Precision], classes
             for colour, (label, line) in zip(canvas.COLOURS, lines.items(), strict=False):
                 curves.plot(RECALLS, line, style, color=colour, label=f"{_KINDS[kind]}, {label}: {100 * line.mean():.1f}")
         curves.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title="mean of the classes, and its area in %")
-        curves.legend(frameon=False, loc="lower left")
+        curves.legend(frameon=False, loc="best")
         _class_bars(bars, precisions, classes, named)
     return canvas.save(figure, path)
 
@@ -118,8 +118,10 @@ def _class_bars(axis: Axes, precisions: Mapping[Kind, Precision], classes: Seque
         values = values if named else np.sort(values[~np.isnan(values)])[::-1]
         places = np.arange(len(values)) + (number - (len(precisions) - 1) / 2) * width
         axis.barh(places, np.nan_to_num(values), height=width, color=canvas.COLOURS[1 + number], label=_KINDS[kind])
-    axis.set(xlim=(0, 1), xlabel="AP", title="AP of each class" + ("" if named else ", best first"))
+    axis.set(xlim=(0, 1), xlabel="AP", title="AP of each class")
     if named:
         axis.set_yticks(range(len(classes)), [name.replace("$", r"\$")[:24] for name in classes])
+    else:
+        axis.set(yticks=[], ylabel="classes, best first")
     axis.invert_yaxis()
     axis.legend(frameon=False, loc="lower right")
