@@ -46,6 +46,13 @@ def test_the_lock_agrees_with_the_direct_pins(minor: str):
     assert direct == {name: lock.get(name) for name in direct}, "run: make lock"
 
 
+@pytest.mark.parametrize("minor", MINORS)
+def test_windows_does_without_the_package_that_has_no_wheel_there(minor: str):
+    for entries in (DIRECT, LOCK):
+        assert "array-record" in _pinned(entries, minor, "darwin")
+        assert "array-record" not in _pinned(entries, minor, "win32")
+
+
 def test_what_the_direct_packages_need_is_locked_too():
     """Of this interpreter's packages, as far down as they go."""
     minor = ".".join(map(str, sys.version_info[:2]))

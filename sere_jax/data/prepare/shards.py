@@ -76,7 +76,10 @@ class Output:
 
     def write(self, shard: Shard, results: Iterable[tuple[str, bytes | Exception]]) -> dict[str, Any]:
         """Write a shard and its note; records that are errors are left out and named."""
-        from array_record.python.array_record_module import ArrayRecordWriter
+        try:
+            from array_record.python.array_record_module import ArrayRecordWriter
+        except ModuleNotFoundError as error:
+            raise PrepareError("prepare needs the package array_record, which has no wheel for Windows") from error
 
         path = os.path.join(self.directory, shard.file)
         left_out, records = [], 0

@@ -142,6 +142,10 @@ class TfdsSource(Source):
                 return builder.as_data_source(self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
             images = filter(None, (self._features.image, self._features.label_map))
             return builder.as_data_source(self._split, decoders={name: tfds.decode.SkipDecoding() for name in images})
+        except ModuleNotFoundError as error:
+            raise SourceError(
+                f"{self.spec!r}: needs the package {error.name}, which has no wheel for Windows; expected folder:DIR there"
+            ) from error
         except NotImplementedError as error:
             raise SourceError(
                 f"{self.spec!r}: {self._data_dir} is prepared in a format without random access "

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.decode import decode
 from sere_jax.data.prepare.layouts import open_layout
-from sere_jax.data.prepare.shards import Output
+from sere_jax.data.prepare.shards import Output, PrepareError, Shard
 from sere_jax.data.sources.open import SourceError, open_source
 from tests.data.prepare import layouts
 
@@ -241,3 +242,9 @@ def test_a_prepared_set_can_be_prepared_again(photographs, tmp_path):
 def test_mistakes(arguments, message, tmp_path, capsys):
     assert program.main([*arguments, f"--output={tmp_path / 'out'}"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_array_record_the_line_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    with pytest.raises(PrepareError, match="prepare needs the package array_record, which has no wheel for Windows"):
+        Output(str(tmp_path), {}).write(Shard("x", "train", 0, 1), [])
