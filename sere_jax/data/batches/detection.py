@@ -38,7 +38,7 @@ def buckets(size: int, longest: int, multiple: int = MULTIPLE) -> tuple[Size, ..
     Sides are rounded up to multiples of `multiple`. Upright, lying and mixed images of 4 : 3 have a shape each, and so have longer ones.
 
     >>> buckets(800, 1333)
-    ((800, 1088), (1088, 800), (800, 1344), (1088, 1088), (1344, 800), (1344, 1344))
+    ((800, 1088), (1088, 800), (800, 1344), (1344, 800), (1088, 1088), (1344, 1344))
     >>> buckets(256, 256)
     ((256, 256),)
     """
