@@ -19,8 +19,10 @@ from sere_jax.build import pretraining
 from sere_jax.config import check as rules
 from sere_jax.config import unread
 from sere_jax.objectives.recipes import RECIPES
+from sere_jax.ops.keys import example_keys
 from sere_jax.train import optim
 from sere_jax.train.state import State
+from sere_jax.train.step import Running
 from sere_jax.types import Metrics, Views
 from tests import micro
 
@@ -95,11 +97,15 @@ def _on_one(config: ConfigDict) -> Stepped:
     """A step, and the gradients of its loss in both networks' parameters, in one compilation."""
     state, views, step = micro.state(config), _views(config), pretraining.train_step(config, micro.LENGTH)
 
-    def run(networks: Any, rest: State, views: Views) -> tuple[jax.Array, Any]:
-        after, metrics = step(micro.with_method(rest._replace(params=networks[0]), teacher=networks[1]), views)
-        return metrics["loss"], (after, metrics)
+    def run(state: State, views: Views) -> tuple[State, Metrics, Any]:
+        def loss(networks: Any) -> jax.Array:
+            method = state.method._replace(teacher=networks[1])
+            running = Running(state.batch_stats, method.teacher_batch_stats)
+            return step.loss(method, state.step, networks[0], running, views, example_keys(step.seed, state.step, len(views.index)))[0]
 
-    (gradients, teacher), (after, metrics) = micro.jit(jax.grad(run, has_aux=True))((state.params, state.method.teacher), state, views)
+        return *step(state, views), jax.grad(loss)((state.params, state.method.teacher))
+
+    after, metrics, (gradients, teacher) = micro.jit(run)(state, views)
     return Stepped(state, after, metrics, gradients, teacher)
 
 
