@@ -58,7 +58,7 @@ def test_a_workdir_below_a_folder_of_images_is_refused(tmp_path, form: str):
         assert rules.workdir_mistakes(str(workdir), sources) == []
 
 
-@pytest.mark.parametrize("key", ["train", "validation", "test", "gallery", "query", "source"])
+@pytest.mark.parametrize("key", ["train", "validation", "test", "submission", "gallery", "query", "source"])
 def test_a_workdir_below_the_images_of_an_evaluation_is_refused(tmp_path, key: str):
     sources = rules.sources(ConfigDict({"protocol": "linear", key: f"folder:{tmp_path}"}))
     [line] = rules.workdir_mistakes(str(tmp_path / "run"), sources)

@@ -69,10 +69,14 @@ class ClassSubset(Source):
         return self._source.left_out()
 
     def listing(self) -> Iterator[Entry]:
-        """The entries of the images that belong to a listed class; of a source of packed files all entries, as they hold any class."""
+        """The entries of the images that belong to a listed class; of a source of packed files all entries, and one of which they are.
+
+        A packed image whose class cannot be read belongs to no class, so the same files may hold fewer examples on another machine.
+        """
         entries = list(self._source.listing())
         if len(entries) != len(self._source):
             yield from entries
+            yield Entry(f"positions {hashlib.sha256(self._index.astype(np.int64).tobytes()).hexdigest()[:16]}", len(self._index), -1)
             return
         for index, label in zip(self._index, self._labels, strict=True):
             yield entries[index]._replace(label=int(label))

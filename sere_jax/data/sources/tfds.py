@@ -104,7 +104,7 @@ class TfdsSource(Source):
             with np.load(path) as saved:
                 if saved["digest"] == digest:
                     return saved[kind]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # EOFError: an empty file
             pass
         _log.warning("%s: reading the %s of %d examples, once", self.spec, what, len(self))
         values = read()

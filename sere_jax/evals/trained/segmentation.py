@@ -67,7 +67,8 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
         tester = Tester(model, network, test, classes, settings)
         rows.append(_row(protocol, network, model, tester, workdir, settings, classes, train, test))
     trained = place(rows[-1].about["training"])
-    images = {"train": training_images(settings.train, train, trained, settings.reading, maps=True), "test": tester.images()}
+    tested = tester.images()  # of all processes, before process 0 may read the training images again
+    images = {"train": training_images(settings.train, train, trained, settings.reading, maps=True), "test": tested}
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "save_predictions", "panels")}
     heading = f"{protocol}: {images['test'].read:,} images of {settings.test}, {len(classes.classes):,} classes"
     numbers = image_numbers(train, test)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from sere_jax.buckets import Location
 from sere_jax.data.annotations.scale_crop import fitted, resized
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
+from sere_jax.distributed import gather_texts
 from sere_jax.evals.network import Network
 from sere_jax.evals.outcome import Images
 from sere_jax.evals.pictures import LeftOut, left_out_note, read_pictures
@@ -54,8 +56,10 @@ class Tester:
         )
 
     def images(self) -> Images:
-        """What a report says of the test images; call it after a test."""
-        return Images(self._settings.test, len(self._source) - len(self._left_out), list(self._left_out.values()))
+        """What a report says of the test images; every process calls it after a test."""
+        texts = gather_texts(json.dumps(list(self._left_out.values())))  # each process has tested its own images
+        left_out = [name for text in texts for name in json.loads(text)]
+        return Images(self._settings.test, len(self._source) - len(left_out), left_out)
 
     def __call__(self, params: PyTree, running: PyTree, files: PictureFiles | None = None) -> Tally:
         """Test weights, which are host arrays. Predictions go to `files`, each process's own ones."""

@@ -22,7 +22,7 @@ from sere_jax.evals import protocols
 from sere_jax.evals.network import EvalError
 from sere_jax.evals.segmentation.labelling import labelling, open_masked
 from sere_jax.evals.segmentation.windows import slide
-from sere_jax.evals.trained import run, segmentation
+from sere_jax.evals.trained import run, segmentation, segmentation_test
 from sere_jax.evals.trained.segmentation_settings import Settings
 from sere_jax.evals.trained.segmentation_test import Tester
 from sere_jax.evals.trained.segmenter import Batch, Model
@@ -103,6 +103,15 @@ def _changed(spec: str, number: str = "00") -> None:
         with Image.open(path) as image:
             larger = image.resize((image.width + 1, image.height), Image.Resampling.NEAREST)
         larger.save(path)
+
+
+def test_the_images_that_any_process_cannot_read_are_left_out_of_the_count(tmp_path, monkeypatch):
+    test = micro_masks.masked(tmp_path / "test", 4)
+    source, network, settings = open_masked("test", test), micro_training.network(), evaluate.settings(linear(train=test, test=test), [])
+    tester = Tester(Model(network, settings, 3), network, source, labelling(source), settings)
+    tester._left_out.add(source, 0, "a.png", "damaged")
+    monkeypatch.setattr(segmentation_test, "gather_texts", lambda text: [text, '["b.png"]'])  # two processes, half of the images each
+    assert tester.images() == (test, 2, ["a.png", "b.png"])
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
