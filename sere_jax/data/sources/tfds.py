@@ -224,7 +224,11 @@ def _directory_builder(spec: str, directory: str) -> Any:
         raise SourceError(
             f"{spec!r}: expected a prepared directory, found {state if os.path.isdir(path) else 'no such directory'} ({path})"
         )
-    return tfds.builder_from_directory(path)
+    try:
+        return tfds.builder_from_directory(path)
+    except Exception as error:  # TFDS raises many types on JSON files that are damaged
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(f"{spec!r}: {path} cannot be opened as a prepared set: {reason}") from error
 
 
 def data_directory() -> str:

@@ -163,6 +163,13 @@ def test_errors_say_what_to_do(rest, message):
         open_source(f"tfds:{rest}")
 
 
+@pytest.mark.parametrize("content", ["{broken", "{}", ""])
+def test_damaged_facts_of_a_prepared_set_are_told(tmp_path, content: str):
+    (tmp_path / "dataset_info.json").write_text(content)
+    with pytest.raises(SourceError, match=f"{tmp_path} cannot be opened as a prepared set: "):
+        open_source(f"tfds:{tmp_path}:train")
+
+
 def test_some_classes_of_a_prepared_set(tmp_path, data_dir, caplog):
     """All records are read for their classes once; the answer is kept beside the data."""
     (tmp_path / "list.txt").write_text("eel\ncat\n")
