@@ -256,13 +256,22 @@ def _measured(run: Run, evaluations: Sequence[Evaluation]) -> Measured:
         if not _trained(run.workdir, length.total):
             print(f"table {run.table}, row {run.row}, seed {run.seed}: training in {run.workdir}", flush=True)
             pretrain.train(run.config, str(run.workdir))
-        values: dict[str, float] = {}
-        for evaluation in evaluations:
-            values |= protocols.protocol(evaluation.config.protocol).columns(_evaluated(run, evaluation))
-        return Measured(*about, values)
+        try:
+            return Measured(*about, _values(run, evaluations))
+        except checkpoint.DamagedCheckpoint as error:
+            print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}; going on from the checkpoint before it", flush=True)
+            pretrain.train(run.config, str(run.workdir))  # sets it aside
+            return Measured(*about, _values(run, evaluations))
     except _BAD_RUN as error:
         print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}", file=sys.stderr)
         return Measured(*about, {}, str(error))
+
+
+def _values(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for evaluation in evaluations:
+        values |= protocols.protocol(evaluation.config.protocol).columns(_evaluated(run, evaluation))
+    return values
 
 
 def _trained(workdir: Location, total: int) -> bool:
@@ -273,8 +282,12 @@ def _trained(workdir: Location, total: int) -> bool:
 
 
 def _report(run: Run, evaluation: Evaluation) -> Location:
-    """Where a protocol with these settings and images writes its report of the run."""
-    facts = rules.to_json(evaluation.config) + json.dumps(evaluation.images, sort_keys=True)
+    """Where a protocol with these settings and images writes its report of the run at its newest step."""
+    try:
+        step = checkpoint.find_step(run.workdir)[1]
+    except checkpoint.CheckpointError:
+        step = -1
+    facts = rules.to_json(evaluation.config) + json.dumps([evaluation.images, step], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:10]
     return run.workdir / "evaluations" / key / "eval" / f"{evaluation.config.protocol}.json"
 

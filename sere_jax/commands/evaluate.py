@@ -10,15 +10,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from sere_jax import distributed
 from sere_jax.buckets import Location, is_address
 from sere_jax.build import pretraining
+from sere_jax.config import check as rules
+from sere_jax.config.names import flatten
 from sere_jax.config.saved import completed
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals import protocols
 from sere_jax.evals.figures.first_batch import Feed
-from sere_jax.evals.network import Network
+from sere_jax.evals.network import Network, digest
 from sere_jax.weights.backbone import load_backbone
 from sere_jax.weights.read import read_weights
 from sere_jax.writing import place
@@ -128,5 +131,21 @@ def feed(config: ConfigDict, training: ConfigDict | None, run: str = "") -> Feed
 
 
 def run(config: ConfigDict, networks: Sequence[Network], workdir: Location) -> None:
-    """Run the config's protocol on the networks; results go below `workdir`."""
+    """Run the config's protocol on the networks; results go below `workdir`.
+
+    Raises OtherProcessError where processes have other settings, images, networks or another workdir.
+    """
+    _check_same(config, networks, workdir)
     protocols.protocol(config.protocol).run(distinct(networks), workdir, settings(config, networks))
+
+
+def _check_same(config: ConfigDict, networks: Sequence[Network], workdir: Location) -> None:
+    """Compare the processes. Paths of images may differ between machines, so that their listings are compared."""
+    if jax.process_count() == 1:
+        return
+    sources = rules.sources(config)
+    with distributed.together():
+        images = {f"images of {key}": open_source(spec).fingerprint().digest for key, spec in sources.items() if spec}
+        weights = {f"checkpoint {number}": digest(network) for number, network in enumerate(networks, 1)}
+    facts = {key: repr(value) for key, value in flatten(config).items() if key not in sources}
+    distributed.assert_equal(facts | images | weights | {"--workdir": str(workdir)}, "the processes of this evaluation disagree")

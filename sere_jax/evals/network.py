@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from sere_jax.data.images.reading import BY_TYPE, ImageReading, ValueRange
+from sere_jax.train.digest import digests
 from sere_jax.types import Features, PyTree
 
 
@@ -56,6 +61,19 @@ class Network(NamedTuple):
     def description(self) -> str:
         """The name with the checkpoint, network and step, as far as known: 'run: runs/run, teacher, step 5'."""
         return f"{self.name}: " + ", ".join(word for word in (self.about.get("checkpoint"), self.origin) if word)
+
+
+def digest(network: Network) -> str:
+    """What tells a network from others: its parameters, the settings of its module, and the preparation of its images.
+
+    The same file read with other `--heads` is another network.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(network.params)}
+    fields = dataclasses.fields(network.module) if dataclasses.is_dataclass(network.module) else ()
+    module = {field.name: repr(getattr(network.module, field.name)) for field in fields if field.name not in ("parent", "name")}
+    images = (network.size, network.resize, network.patch, network.mean, network.std, network.value_range)
+    facts = [sorted(zip(leaves, digests(leaves), strict=True)), module, images]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def size_mistake(size: int, patch: int) -> str:

@@ -127,6 +127,25 @@ def test_rows_are_trained_once_kept_and_shared_between_tables(command, tmp_path,
     assert [run["seed"] for run in row["runs"]] == [0, 1]
 
 
+def test_a_finished_row_with_damaged_arrays_goes_on_from_the_checkpoint_before(command, tmp_path, quick, monkeypatch, capsys):
+    loads = []
+
+    def load(path):
+        loads.append(path)
+        if len(loads) == 1:
+            raise checkpoint.DamagedCheckpoint("checkpoints/2: damaged")
+        return micro_network.network()
+
+    monkeypatch.setattr(ablate.evaluate, "load", load)
+    monkeypatch.setattr(
+        ablate.pretrain, "train", lambda config, workdir: (quick.append(workdir), Path(workdir).mkdir(parents=True, exist_ok=True))
+    )
+    here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
+    assert ablate.main(["--table=8", "--rows=none", *here]) == 0
+    assert len(quick) == 2 and quick[0] == quick[1]
+    assert "checkpoints/2: damaged; going on from the checkpoint before it" in capsys.readouterr().out
+
+
 def _squares(folder: Path, count: int) -> None:
     for number in range(count):
         path = folder / f"class{number % 2}" / f"{number}.png"

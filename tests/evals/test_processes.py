@@ -46,6 +46,18 @@ scores = [dict(evaluation(params)) for _ in range(2)]
 assert scores[0] == scores[1]
 images = classification.image_set('gallery', open_source(folder), batch_size=4, reading=reading, workers=0)
 described = baselines.describe(baselines.raw_pixels, images.batches(8, 8))
+from configs.eval import knn as knn_config
+from pathlib import Path
+from sere_jax.commands import evaluate
+if rank >= 0:
+    other = folder + '/class0' if rank else folder
+    try:
+        config = knn_config.get_config(f'gallery={folder},query={other},seed={rank}')
+        evaluate.run(config, [network._replace(params=params)], Path('nowhere'))
+    except distributed.OtherProcessError as error:
+        assert 'images of query' in str(error) and 'seed: found' in str(error) and 'images of gallery' not in str(error), error
+    else:
+        raise AssertionError('not refused')
 print('scores', sorted(scores[0].items()), described.labels.tolist(), described.features['baseline'].sum(1).round(4).tolist())
 """
 

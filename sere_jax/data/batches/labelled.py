@@ -14,7 +14,7 @@ from sere_jax.data.annotations.transforms import Transform
 from sere_jax.data.batches.maker import Arrays, BatchMaker, Position, rows_of_process
 from sere_jax.data.batches.order import Stream
 from sere_jax.data.batches.workers import batches_of_steps
-from sere_jax.data.images.decode import decode
+from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.sources.example import Example, Source
 
@@ -60,7 +60,9 @@ class LabelledRow:
         return (*arrays, np.empty(shape, np.uint16)) if self.maps else arrays
 
     def read(self, example: Example) -> LabelledImage:
-        """Raises BadImage where the image or its label map cannot be read, or their sizes differ."""
+        """Raises BadImage where the image or its label map cannot be read, their sizes differ, or a class is wanted and missing."""
+        if not self.maps and example.label < 0:
+            raise BadImage("it has no class")
         image = decode(example.data, self.reading, reuse=True)
         label_map = label_map_of(example.annotation, image.shape[:2], self.reading.max_pixels) if self.maps else None
         return LabelledImage(image, example.label, label_map)

@@ -23,9 +23,8 @@ from sere_jax.data.sources.example import Source
 from sere_jax.evals import feature_files, features
 from sere_jax.evals.frozen import baselines
 from sere_jax.evals.frozen.comparison import ImageSet
-from sere_jax.evals.network import EvalError, Network
+from sere_jax.evals.network import EvalError, Network, digest
 from sere_jax.reporting import table
-from sere_jax.train.digest import digests
 from sere_jax.types import Features, PyTree
 
 POOLING = ("cls", "cls+patches")  # of a head: the cls tokens of its blocks, or these and the mean patch token
@@ -149,9 +148,7 @@ def _pooled(apply: Callable[..., Features]) -> Callable[[PyTree, jax.Array], Fea
 
 def _identity(network: Network, source: Source, facts: dict[str, Any]) -> dict[str, Any]:
     """What the features depend on."""
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(network.params)}
-    weights = hashlib.sha256(json.dumps(sorted(zip(leaves, digests(leaves), strict=True))).encode()).hexdigest()
-    return {"weights": weights, "data": source.fingerprint().digest, **facts}
+    return {"network": digest(network), "data": source.fingerprint().digest, **facts}
 
 
 def _stored(directory: Location, identity: dict[str, Any], compute: Callable[[], Part]) -> Part:

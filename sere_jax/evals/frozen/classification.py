@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,14 +26,17 @@ from sere_jax.evals.pictures import left_out_note, names
 from sere_jax.evals.protocol import Protocol
 from sere_jax.reporting import table
 
+_log = logging.getLogger(__name__)
+
 
 def image_set(
     name: str, source: Source, *, batch_size: int, reading: ImageReading, workers: int, numbers: Int[np.ndarray, " c"] | None = None
 ) -> ImageSet:
     """This process's rows of a source: the shorter side resized, then the centre square.
 
-    `numbers[label]` are the labels of the batches; by default those of the source.
+    `numbers[label]` are the labels of the batches; by default those of the source. An image without a class counts as unreadable.
     """
+    reported: set[int] = set()
 
     def batches(size: int, resize: int) -> Iterator[EvalBatch]:
         loaded = eval_batches(
@@ -46,7 +50,12 @@ def image_set(
             process_count=jax.process_count(),
         )
         for batch in loaded:
-            yield batch if numbers is None else batch._replace(labels=np.where(batch.labels < 0, -1, numbers[batch.labels]))
+            with_class = batch.labels >= 0
+            for position in set(batch.index[batch.valid & ~with_class].tolist()) - reported:
+                reported.add(position)
+                _log.warning("%s: %s has no class and is left out", source.spec, names(source, [position])[0])
+            labels = batch.labels if numbers is None else np.where(with_class, numbers[batch.labels], -1)
+            yield batch._replace(labels=labels, valid=batch.valid & with_class)
 
     return ImageSet(name, batches, len(source), batch_size)
 

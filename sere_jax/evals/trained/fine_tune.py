@@ -13,7 +13,7 @@ from sere_jax.buckets import Location
 from sere_jax.data.annotations.rand_augment import AugmentedCrop, RandAugment
 from sere_jax.data.annotations.transforms import RandomCrop
 from sere_jax.evals import outcome
-from sere_jax.evals.network import Network, shared_reading, untrained
+from sere_jax.evals.network import Network, digest, shared_reading, untrained
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import layers, run
 from sere_jax.evals.trained.images import (
@@ -32,6 +32,7 @@ from sere_jax.evals.trained.model import Model
 from sere_jax.evals.trained.settings import RULES, Settings, among
 from sere_jax.train import optim, schedules
 from sere_jax.types import PyTree, Schedule
+from sere_jax.writing import place
 
 # What a training does not depend on: it is resumed with other values of these.
 _RUNNING = ("workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading")
@@ -54,6 +55,8 @@ def fine_tune(protocol: str, networks: Sequence[Network], workdir: Location, set
     for network in [*random, *networks]:
         row, images = _row(protocol, network, workdir, settings._replace(reading=reading), parts)
         rows.append(row)
+    trained = [place(row.about["training"]) for row in rows]
+    images = {"train": training_images(settings.train, parts.train.source, trained, reading), **images}
     outcome.publish(
         outcome.Outcome(
             protocol,
@@ -72,7 +75,7 @@ def fine_tune(protocol: str, networks: Sequence[Network], workdir: Location, set
 def _row(
     protocol: str, network: Network, workdir: Location, settings: Settings, parts: Parts
 ) -> tuple[outcome.Row, dict[str, outcome.Images]]:
-    """Train one network; its row, and what was read of the images."""
+    """Train one network; its row, and what was read of the test and the validation images."""
     model = Model(network, settings, len(parts.classes))
     whole = Whole(*model.sides, settings.eval_batch_size, settings.workers, settings.reading, network.mean, network.std)
     predictor = Predictor(model.logits, whole)
@@ -89,7 +92,7 @@ def _row(
         about={**network.about, "training": str(trained.directory), "best_step": trained.best.step},
         baseline=network.name == "random init",
     )
-    read = {"train": training_images(settings.train, parts.train.source, trained.directory, settings.reading), "test": best.images}
+    read = {"test": best.images}
     if settings.select != "test":
         read["validation"] = predictor(trained.best.params, trained.best.running, parts.choose).images
     return row, read
@@ -168,7 +171,9 @@ def _training(protocol: str, network: Network, settings: Settings, parts: Parts,
 def _description(network: Network, settings: Settings, parts: Parts) -> dict[str, Any]:
     """All that determines a training: the settings, the weights that it starts from, and the images."""
     learning = {key: value for key, value in settings._asdict().items() if key not in _RUNNING}
-    return {**learning, "reading": repr(settings.reading), "weights": run.weights_digest(network.params), "images": parts.digests()}
+    if settings.head_layer and network.projection:
+        learning["projection"] = digest(network._replace(params=network.projection()))
+    return {**learning, "reading": repr(settings.reading), "network": digest(network), "images": parts.digests()}
 
 
 def _protocol(name: str) -> Protocol:

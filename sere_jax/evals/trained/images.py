@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,8 @@ from sere_jax.evals.pictures import LeftOut, names, read_examples
 from sere_jax.reporting import records
 from sere_jax.reporting.progress import track
 from sere_jax.types import PyTree
+
+_TOGETHER = 256  # images that wait for a thread
 
 
 class Part(NamedTuple):
@@ -122,10 +125,11 @@ def augmented_batches(
     return batches
 
 
-def training_images(spec: str, source: Source, directory: Location, reading: ImageReading, *, maps: bool = False) -> Images:
-    """The images that the training in `directory` learned from, with their label maps where it has `maps`.
+def training_images(spec: str, source: Source, trained: Iterable[Location], reading: ImageReading, *, maps: bool = False) -> Images:
+    """The images that the trainings in these directories learned from, with their label maps where there are `maps`.
 
-    They are read once more only where the training met one that cannot be read, to name them all. Known to process 0 only.
+    They are read once more only where a training met one that cannot be read, to name them all; call it after the last training. Known
+    to process 0 only.
     """
     left_out = LeftOut()
 
@@ -134,10 +138,15 @@ def training_images(spec: str, source: Source, directory: Location, reading: Ima
         if maps:
             label_map_of(example.annotation, image.shape[:2], reading.max_pixels)
 
-    if jax.process_index() == 0 and any(record.get("data/replaced") for record in records.read(directory)):
-        positions = track(range(len(source)), "counting the training images that can be read")
-        collections.deque(read_examples(source, positions, left_out, read), maxlen=0)
-    return Images(spec, len(source) - len(left_out), left_out.unreadable())
+    def look(position: int) -> None:
+        collections.deque(read_examples(source, [position], left_out, read), maxlen=0)
+
+    met = (record.get("data/replaced") for directory in trained for record in records.read(directory))
+    if jax.process_index() == 0 and any(met):
+        with ThreadPoolExecutor() as pool:
+            for start in track(range(0, len(source), _TOGETHER), f"counting the training images that can be read, by {_TOGETHER}"):
+                list(pool.map(look, range(start, min(start + _TOGETHER, len(source)))))
+    return Images(spec, len(source) - len(left_out), [left_out[position] for position in sorted(left_out)])
 
 
 class Whole(NamedTuple):

@@ -23,7 +23,7 @@ from sere_jax.evals.frozen import cached, linear_grid, probe_data, probes
 from sere_jax.evals.frozen.classification import image_set
 from sere_jax.evals.frozen.linear_grid import GridSettings, Head
 from sere_jax.evals.frozen.probe_data import ProbeData
-from sere_jax.evals.network import Network, prepared, shared_reading, untrained
+from sere_jax.evals.network import Network, digest, prepared, shared_reading, untrained
 from sere_jax.evals.pictures import names
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import heads, images, run
@@ -99,6 +99,8 @@ def linear(networks: Sequence[Network], workdir: Location, settings: Settings) -
         table.say(f"linear: {network.name}, {len(parts.train.source):,} training images")
         row, counts = _row(network, workdir, settings, parts)
         rows.append(row)
+    trained = [place(row.about["training"]) for row in rows]
+    counts = {"train": images.training_images(settings.train, parts.train.source, trained, settings.reading), **counts}
     report = outcome.Outcome(
         "linear",
         f"linear: {counts['test'].read:,} images of {settings.test}, {len(parts.classes):,} classes",
@@ -112,7 +114,7 @@ def linear(networks: Sequence[Network], workdir: Location, settings: Settings) -
 
 
 def _row(network: Network, workdir: Location, settings: Settings, parts: Parts) -> tuple[outcome.Row, dict[str, outcome.Images]]:
-    """Train the heads of one network; its row, and what was read of the images."""
+    """Train the heads of one network; its row, and what was read of the test and the validation images."""
     choose, test = _whole(network, settings, parts)
     kinds = _kinds(test.features.shape[1], settings)
     training = _training(network, settings, parts, kinds, choose)
@@ -141,8 +143,7 @@ def _row(network: Network, workdir: Location, settings: Settings, parts: Parts) 
         baseline=network.name == "random init",
         details={"selection_accuracy": {kinds.titles[kind]: _by_rate(settings.rates, values) for kind, values in accuracy.items()}},
     )
-    learned = images.training_images(settings.train, parts.train.source, trained.directory, settings.reading)
-    counts = {"train": learned, "test": _images(parts.test, test)}
+    counts = {"test": _images(parts.test, test)}
     if settings.select != "test":
         counts["validation"] = _images(parts.choose, choose)
     return row, counts
@@ -239,7 +240,7 @@ def _by_rate(rates: Sequence[float], values: Sequence[float]) -> dict[str, float
 def _description(network: Network, settings: Settings, parts: Parts) -> dict[str, Any]:
     """All that determines a training: the settings, the network that it sees images by, and the images."""
     learning = {key: value for key, value in settings._asdict().items() if key not in _RUNNING}
-    return {**learning, "reading": repr(settings.reading), "weights": run.weights_digest(network.params), "images": parts.digests()}
+    return {**learning, "reading": repr(settings.reading), "network": digest(network), "images": parts.digests()}
 
 
 def _probe_data(settings: Settings) -> ProbeData:

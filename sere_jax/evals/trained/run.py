@@ -26,7 +26,6 @@ from sere_jax.evals.network import EvalError
 from sere_jax.reporting.progress import Progress
 from sere_jax.train.checkpoint import CheckpointError, read_config
 from sere_jax.train.checkpoint_manager import Checkpoints
-from sere_jax.train.digest import digests
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import fit
 from sere_jax.train.lock import locked
@@ -101,12 +100,6 @@ def place(workdir: Location, protocol: str, name: str, description: Mapping[str,
     """WORKDIR/eval/PROTOCOL/NAME-DIGEST, where the same training finds its checkpoints again and no other one does."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()[:10]
     return workdir / "eval" / protocol / f"{name}-{digest}"
-
-
-def weights_digest(params: PyTree) -> str:
-    """A digest of parameters: equal for the same numbers under the same names."""
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    return hashlib.sha256(json.dumps(sorted(zip(leaves, digests(leaves), strict=True))).encode()).hexdigest()
 
 
 def check_batch(batch_size: int, accumulate_steps: int) -> None:

@@ -17,7 +17,7 @@ from sere_jax.data.annotations.transforms import RandomCrop, Transform
 from sere_jax.data.batches.labelled import labelled_batches
 from sere_jax.data.sources.example import Source
 from sere_jax.evals.frozen.labelled import image_numbers
-from sere_jax.evals.network import EvalError, Network, shared_reading, untrained
+from sere_jax.evals.network import EvalError, Network, digest, shared_reading, untrained
 from sere_jax.evals.outcome import slugs
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.segmentation import outcome
@@ -66,7 +66,7 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
     for network, model in zip(compared, models, strict=True):
         tester = Tester(model, network, test, classes, settings)
         rows.append(_row(protocol, network, model, tester, workdir, settings, classes, train, test))
-    trained = place(rows[-1].about["training"])
+    trained = [place(row.about["training"]) for row in rows]
     tested = tester.images()  # of all processes, before process 0 may read the training images again
     images = {"train": training_images(settings.train, train, trained, settings.reading, maps=True), "test": tested}
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "save_predictions", "panels")}
@@ -166,7 +166,7 @@ def _training(
         evaluate=evaluate,
         every_steps=min(settings.eval_every_steps, settings.steps),
         best="test/miou",
-        description={**learning, "reading": repr(settings.reading), "weights": run.weights_digest(network.params), "images": images},
+        description={**learning, "reading": repr(settings.reading), "network": digest(network), "images": images},
         seed=settings.seed,
         accumulate_steps=settings.accumulate_steps,
         log_every_steps=settings.log_every_steps,

@@ -7,9 +7,11 @@ import pytest
 
 from sere_jax.commands import prepare
 from sere_jax.data.annotations.transforms import RandomCrop, crop_map
-from sere_jax.data.batches.labelled import LabelledBatch, labelled_batches
+from sere_jax.data.batches.labelled import LabelledBatch, LabelledRow, labelled_batches
 from sere_jax.data.batches.order import Stream, example_index, position_rng
 from sere_jax.data.crops.views import sample_box
+from sere_jax.data.images.decode import BadImage
+from sere_jax.data.sources.example import Example
 from sere_jax.data.sources.open import open_source
 from tests.data.annotations.pngs import png
 from tests.data.images.images import encode, gradient
@@ -148,3 +150,11 @@ def test_crop_map_is_the_pixel_under_each_centre():
                     x = width - x if flip else x
                     column = int(np.ceil(x) - 1) if flip else int(x)  # a centre on an edge belongs to the pixel on its other side
                     assert found[i, j] == numbers[top + int((i + 0.5) * height / shape[0]), left + column]
+
+
+def test_an_image_without_a_class_is_replaced_where_classes_are_wanted():
+    row = LabelledRow(CROP)
+    example = Example("test/1.png", encode(gradient(20, 30)), -1)
+    with pytest.raises(BadImage, match="it has no class"):
+        row.read(example)
+    assert row.read(example._replace(label=3)).label == 3

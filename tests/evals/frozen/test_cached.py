@@ -13,7 +13,7 @@ from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.frozen import cached
 from sere_jax.evals.frozen.classification import image_set
-from sere_jax.evals.network import EvalError
+from sere_jax.evals.network import EvalError, digest
 from sere_jax.types import Features
 from tests.evals import micro_network
 
@@ -65,6 +65,15 @@ def test_every_kind_is_the_tokens_that_its_name_says(folder):
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1] and found.positions.tolist() == list(range(6)) and found.unreadable.tolist() == [6]
 
 
+def test_a_file_read_with_other_heads_or_colours_is_another_network():
+    """The parameters are the same; the features are not."""
+    network = micro_network.network()._replace(module=micro_network.VIT)
+    assert digest(network) == digest(micro_network.network()._replace(module=micro_network.VIT.clone(), name="other", about={}))
+    others = [network._replace(module=micro_network.VIT.clone(heads=1)), network._replace(mean=(0.1, 0.2, 0.3)), network._replace(size=20)]
+    others.append(network._replace(params=jax.tree.map(lambda x: x * 2, network.params)))
+    assert len({digest(other) for other in [network, *others]}) == 5
+
+
 def test_files_give_back_what_was_computed_without_reading_an_image(folder, tmp_path):
     reads: list = []
     first = part(folder, directory=tmp_path, reads=reads)
@@ -113,3 +122,21 @@ def test_the_held_out_share_is_that_of_every_class():
     assert np.bincount(labels[chosen], minlength=3).tolist() == [5, 1, 0]
     np.testing.assert_array_equal(chosen, cached.held_out(labels, 0.1, seed=1))
     assert not np.array_equal(chosen, cached.held_out(labels, 0.1, seed=2))
+
+
+def test_an_image_without_a_class_is_left_out_and_named(tmp_path, caplog):
+    """Test splits of TFDS mark what has no label by -1, which as a position would be the last class."""
+    source = open_source(f"folder:{micro_network.photographs(tmp_path, count=4, classes=2)}")
+    read = type(source).__getitem__
+
+    class Unlabelled(type(source)):
+        def __getitem__(self, index):
+            example = read(self, index)
+            return example._replace(label=-1) if index == 2 else example
+
+    source.__class__ = Unlabelled
+    images = image_set("train", source, batch_size=4, reading=ImageReading(), workers=0, numbers=np.array([5, 7]))
+    (batch,) = images.batches(16, 18)
+    assert batch.valid.tolist() == [True, True, False, True] and batch.labels.tolist() == [5, 5, -1, 7]
+    list(images.batches(16, 18))
+    assert caplog.text.count("class1/photo1.png has no class and is left out") == 1
