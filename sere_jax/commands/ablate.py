@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 
 from sere_jax.buckets import Location, path_of
 from sere_jax.build import pretraining
-from sere_jax.commands import ablation_table, evaluate, identity, pretrain
+from sere_jax.commands import ablation_evaluations, ablation_table, identity, pretrain
+from sere_jax.commands.ablation_evaluations import Evaluation
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.commands.compiled import keep_compiled
 from sere_jax.config import check as rules
@@ -47,13 +48,6 @@ from sere_jax.train.meter import TooManyBadImages, TooManyBadSteps
 from sere_jax.writing import destination
 
 _BAD_RUN = (TooManyBadSteps, TooManyBadImages, UnreadableData, BadImage)
-
-
-class Evaluation(NamedTuple):
-    """A protocol and the images that it reads."""
-
-    config: ConfigDict
-    images: dict[str, str]  # key of the config that names a source -> digest of its listing
 
 
 class Run(NamedTuple):
@@ -76,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         configs = [_protocol(spec) for spec in options.protocol or _default_protocols(options)]
         runs = [run for table in options.table for run in _runs(tables, table, options)]
         _check(runs, configs, _never_read(tables, options))
-        evaluations = [Evaluation(config, _digests(config)) for config in configs]
+        evaluations = [ablation_evaluations.read_images(config) for config in configs]
         _check_images(runs, options.data)
         failed = False
         for table in options.table:
             rows = [run for run in runs if run.table == table]
             measured: list[Measured] = []
             for run in rows:
-                finished_before = all(_report(run, evaluation).is_file() for evaluation in evaluations)
+                finished_before = all(ablation_evaluations.report(run.workdir, evaluation).is_file() for evaluation in evaluations)
                 measured.append(_measured(run, evaluations))
                 if not finished_before or run is rows[-1]:
                     ablation_table.publish(
@@ -232,10 +226,6 @@ def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], never_read: S
         raise rules.ConfigError(list(dict.fromkeys(lines)))
 
 
-def _digests(config: ConfigDict) -> dict[str, str]:
-    return {key: open_source(spec).fingerprint().digest for key, spec in rules.sources(config).items() if spec}
-
-
 def _check_images(runs: Sequence[Run], source: str) -> None:
     """Compare the images with those of the rows that earlier starts began or finished. Raises ConfigError where they have changed."""
     data = identity.read_data(open_source(source))
@@ -251,27 +241,21 @@ def _check_images(runs: Sequence[Run], source: str) -> None:
 def _measured(run: Run, evaluations: Sequence[Evaluation]) -> Measured:
     """Train and evaluate a run, as far as an earlier start has not done it."""
     length = pretraining.steps(run.config, len(open_source(run.config.data.source)))
+    name = f"row {run.row}, seed {run.seed}"
     about = (run.row, run.seed, str(run.workdir), length.total, pretraining.effective_epochs(run.config, length))
     try:
         if not _trained(run.workdir, length.total):
             print(f"table {run.table}, row {run.row}, seed {run.seed}: training in {run.workdir}", flush=True)
             pretrain.train(run.config, str(run.workdir))
         try:
-            return Measured(*about, _values(run, evaluations))
+            return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
         except checkpoint.DamagedCheckpoint as error:
             print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}; going on from the checkpoint before it", flush=True)
             pretrain.train(run.config, str(run.workdir))  # sets it aside
-            return Measured(*about, _values(run, evaluations))
+            return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
     except _BAD_RUN as error:
         print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}", file=sys.stderr)
         return Measured(*about, {}, str(error))
-
-
-def _values(run: Run, evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for evaluation in evaluations:
-        values |= protocols.protocol(evaluation.config.protocol).columns(_evaluated(run, evaluation))
-    return values
 
 
 def _trained(workdir: Location, total: int) -> bool:
@@ -279,26 +263,6 @@ def _trained(workdir: Location, total: int) -> bool:
         return checkpoint.find_step(workdir)[1] >= total
     except checkpoint.CheckpointError:
         return False
-
-
-def _report(run: Run, evaluation: Evaluation) -> Location:
-    """Where a protocol with these settings and images writes its report of the run at its newest step."""
-    try:
-        step = checkpoint.find_step(run.workdir)[1]
-    except checkpoint.CheckpointError:
-        step = -1
-    facts = rules.to_json(evaluation.config) + json.dumps([evaluation.images, step], sort_keys=True)
-    key = hashlib.sha256(facts.encode()).hexdigest()[:10]
-    return run.workdir / "evaluations" / key / "eval" / f"{evaluation.config.protocol}.json"
-
-
-def _evaluated(run: Run, evaluation: Evaluation) -> dict[str, Any]:
-    """The report of a protocol on this run. The protocol runs unless it has run with the same settings and images before."""
-    report = _report(run, evaluation)
-    if not report.is_file():
-        network = evaluate.load(str(run.workdir))._replace(name=f"row {run.row}, seed {run.seed}")  # the directory's name is a digest
-        evaluate.run(evaluation.config, [network], report.parent.parent)
-    return json.loads(report.read_text()) if report.is_file() else {}
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:

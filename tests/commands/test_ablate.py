@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import ablation
 from sere_jax.build import pretraining
-from sere_jax.commands import ablate, ablation_table
+from sere_jax.commands import ablate, ablation_table, evaluate
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
 from sere_jax.evals import protocol
@@ -102,8 +102,8 @@ def quick(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(ablate.pretrain, "train", train)
     monkeypatch.setattr(ablate, "_trained", lambda place, total: place.is_dir())
-    monkeypatch.setattr(ablate.evaluate, "load", lambda path: micro_network.network(Path(path).name))
-    monkeypatch.setattr(ablate.evaluate, "run", run)
+    monkeypatch.setattr(evaluate, "load", lambda path: micro_network.network(Path(path).name))
+    monkeypatch.setattr(evaluate, "run", run)
     return trained
 
 
@@ -136,7 +136,7 @@ def test_a_finished_row_with_damaged_arrays_goes_on_from_the_checkpoint_before(c
             raise checkpoint.DamagedCheckpoint("checkpoints/2: damaged")
         return micro_network.network()
 
-    monkeypatch.setattr(ablate.evaluate, "load", load)
+    monkeypatch.setattr(evaluate, "load", load)
     monkeypatch.setattr(
         ablate.pretrain, "train", lambda config, workdir: (quick.append(workdir), Path(workdir).mkdir(parents=True, exist_ok=True))
     )
