@@ -5,6 +5,7 @@ Every start compares it with the newest checkpoint, and between the processes of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -97,7 +98,13 @@ def check_step(config: ConfigDict, data: Data, checkpoints: Location, step: int,
 
 
 def keep_entries(data: Data, directory: Location) -> None:
-    """Write the list of images to WORKDIR/listings, where a later start finds it when the images have changed. For one process."""
+    """Write what a run says of its images; for one process.
+
+    WORKDIR/listings has their list, which a later start reads when they have changed. WORKDIR/data.json has their number: a prepared
+    set is listed by its shards.
+    """
+    with replacing(directory / "data.json") as temporary:
+        temporary.write_text(json.dumps(data.saved()["data"]) + "\n")
     path = _entries_path(directory, data.digest)
     if not path.exists():
         with replacing(path) as temporary:

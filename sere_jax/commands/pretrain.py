@@ -57,7 +57,7 @@ def train(
 ) -> State:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; return the final state.
 
-    `workdir` gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations`, by name, run by the cadence of
+    `workdir` gets config.json, data.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations`, by name, run by the cadence of
     `run.eval_every_steps` or `run.eval_every_epochs`. `signals` are the program's, which listen since its start; None = listen
     while the steps run. Where `launch` made the run shorter than the config file does, the file's durations that do not fit are
     shortened in `config`, and a line says so.

@@ -1,7 +1,8 @@
 """One HTML page of runs: python -m sere_jax report --workdir=DIR[,DIR...] [--output=FILE]
 
 The page needs no network: settings that differ, curves beside their values when nothing is learned, speed, tables of all
-evaluations, figures. A DIR is the workdir of a run, or a directory that eval.py wrote to. Exit code 2: a DIR holds nothing to report.
+evaluations, figures. A DIR is the workdir of a run, or a directory that eval.py wrote to. Files that cannot be read
+are named in the page. Exit code 2: a DIR holds nothing to report.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sere_jax.buckets import is_address
 from sere_jax.config.keys import KEYS
 from sere_jax.reporting import chart, page, screen
 from sere_jax.reporting.kinds import kind_of
-from sere_jax.reporting.workdir import Run, read_run, state, total_steps
+from sere_jax.reporting.workdir import Run, read_run, state
 from sere_jax.writing import WriteError, place, replacing, writing_to
 
 LIMIT = 5_000_000  # bytes of a page
@@ -58,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     output = place(flags.output) if flags.output else directories[0] / "report.html"
-    text = report(runs, {run.name: references(run) for run in runs})
+    runs, nothing_learned = _with_references(runs)
+    print("".join(f"cannot be read: {line}\n" for run in runs for line in run.unreadable), end="", file=sys.stderr)
+    text = report(runs, nothing_learned)
     try:
         with writing_to(output.parent), replacing(output) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -78,6 +81,20 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
     names = [directory.name for directory in directories]
     unique = [name if names.count(name) == 1 else f"{name} [{number}]" for number, name in enumerate(names, 1)]
     return [read_run(directory, name) for directory, name in zip(directories, unique, strict=True)]
+
+
+def _with_references(runs: Sequence[Run]) -> tuple[list[Run], dict[str, dict[str, float]]]:
+    """The references of each run by its name. A run whose config does not say them gets a line in `unreadable`."""
+    values: dict[str, dict[str, float]] = {}
+    described = []
+    for run in runs:
+        try:
+            values[run.name] = references(run)
+        except Exception as error:  # a config that was edited, or is of another version, can fail anywhere
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            run = run._replace(unreadable=(*run.unreadable, f"{run.directory / 'config.json'}: no values when nothing is learned: {why}"))
+        described.append(run)
+    return described, values
 
 
 def references(run: Run) -> dict[str, float]:
@@ -108,7 +125,7 @@ def _overview(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         newest = {name: series.values[-1] for name, series in run.metrics.items()}
-        total, config = total_steps(run), run.config
+        total, config = run.total_steps, run.config
         speed, wait = (f"{newest[key]:.3g}" if key in newest else "" for key in ("speed/images_per_second", "speed/data_wait"))
         step = f"{run.step:,}" + (f" of {total:,}" if total else "")
         rows.append(
@@ -224,7 +241,7 @@ def _figures(runs: Sequence[Run], room: int) -> str:
             meaning = _FIGURES.get(path.stem, f"figure {path.stem}")
             try:
                 drawn = page.picture(path, f"{run.name}: {meaning}")
-            except OSError as error:
+            except Exception as error:  # Pillow raises many types on damaged files
                 left_out.append(f"{path} cannot be read ({error})")
                 continue
             if len(drawn) > room:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +34,8 @@ class Run(NamedTuple):
     metrics: Mapping[str, Series]
     evaluations: Mapping[str, Mapping[str, Any]]  # protocol -> its report
     figures: tuple[Path, ...]
-    unreadable: tuple[str, ...]  # files that could not be read, with the reason
+    total_steps: int  # the length of the run, 0 where its files do not say it
+    unreadable: tuple[str, ...]  # files and settings that could not be read, with the reason
 
     @property
     def step(self) -> int:
@@ -45,28 +46,31 @@ class Run(NamedTuple):
 def read_run(directory: Path, name: str = "") -> Run:
     """Read one workdir. Files that cannot be read are listed in `unreadable`. Raises FileNotFoundError where there is nothing to report."""
     unreadable: list[str] = []
-    config = _json(directory / "config.json", unreadable) if (directory / "config.json").exists() else {}
-    evaluations = {path.stem: _json(path, unreadable) for path in sorted((directory / "eval").glob("*.json"))}
+    config = dict(_flat(_json(directory / "config.json", unreadable)))
     run = Run(
         name or directory.name,
         directory,
-        dict(_flat(config)),
-        read_metrics(directory / "metrics.jsonl"),
-        {protocol: report for protocol, report in evaluations.items() if isinstance(report.get("results"), list)},
+        config,
+        read_metrics(directory / "metrics.jsonl", unreadable),
+        dict(_evaluations(directory / "eval", unreadable)),
         tuple(sorted((directory / "figures").glob("*.png"))),
+        _total_steps(config, directory, unreadable),
         tuple(unreadable),
     )
-    if not (run.config or run.metrics or run.evaluations or run.figures):
+    if not (run.config or run.metrics or run.evaluations or run.figures or (unreadable and os.path.isdir(directory))):
         raise FileNotFoundError(f"{directory}: found neither config.json, metrics.jsonl, eval/*.json nor figures/*.png; expected a workdir")
     return run
 
 
-def read_metrics(path: Path) -> dict[str, Series]:
-    """The metrics of a run by name. A last line that is not complete, and values that were not finite, are left out."""
+def read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
+    """The metrics of a run by name. A last line that is not complete, and values that were not finite, are left out.
+
+    Where the file cannot be read, `unreadable` gets a line with the reason.
+    """
     curves: dict[str, tuple[list[int], list[float]]] = {}
-    for record in _records(path):
+    for record in _records(_text(path, unreadable)):
         for name, value in record.items():
-            if name not in ("step", "time") and isinstance(value, int | float):
+            if name not in ("step", "time") and _is_finite(value):
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(record["step"])
                 values.append(float(value))
@@ -83,36 +87,22 @@ def runs_below(directory: Path) -> Iterator[Path]:
             yield Path(place)
 
 
-def total_steps(run: Run) -> int:
-    """The length of a run in steps by its config and the list of its images; 0 where they do not say it."""
-    if steps := run.config.get("schedule.total_steps"):
-        return int(steps)
-    lists = sorted((run.directory / "listings").glob("*.jsonl.gz"), key=lambda path: path.stat().st_mtime)
-    if not lists or "data.batch_size" not in run.config:
-        return 0
-    try:
-        with gzip.open(lists[-1]) as file:
-            images = sum(1 for _ in file)
-    except (OSError, EOFError):
-        return 0
-    return int(run.config.get("schedule.epochs", 0)) * (images // int(run.config["data.batch_size"]))
-
-
 def state(run: Run, now: float | None = None) -> str:
     """What a run does: 'finished', 'running (process 7)', or when it was last heard of.
 
     A process of another host cannot be looked for; then only the age of the last line is known.
     """
-    total = total_steps(run)
-    if total and run.step >= total:
+    if run.total_steps and run.step >= run.total_steps:
         return "finished"
     owner = _owner(run.directory)
     if owner.get("host") == socket.gethostname() and _alive(owner.get("pid")):
         return f"running (process {owner['pid']})"
     path = run.directory / "metrics.jsonl"
-    if not path.exists():
+    try:
+        written = path.stat().st_mtime
+    except OSError:
         return "no steps yet"
-    age = duration((time.time() if now is None else now) - path.stat().st_mtime)
+    age = duration((time.time() if now is None else now) - written)
     host = owner.get("host")
     return f"last line {age} ago" + (f", on {host}" if host and host != socket.gethostname() else ", stopped")
 
@@ -129,22 +119,90 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} days"
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        with contextlib.suppress(ValueError):
+def _total_steps(config: Mapping[str, Any], directory: Path, unreadable: list[str]) -> int:
+    """The length of a run by its config and the number of its images, which the run saved; 0 where they do not say it."""
+    wanted = {"schedule.total_steps": 0, "schedule.epochs": 0, "data.batch_size": 1}
+    counts = {
+        key: _count(config[key], least, f"{directory / 'config.json'}: {key}", unreadable) for key, least in wanted.items() if key in config
+    }
+    if steps := counts.get("schedule.total_steps"):
+        return steps
+    if not (counts.get("schedule.epochs") and counts.get("data.batch_size")):
+        return 0
+    path = directory / "data.json"
+    data = _json(path, unreadable)
+    images = _count(data["images"], 0, f"{path}: images", unreadable) if "images" in data else 0
+    return counts["schedule.epochs"] * (images // counts["data.batch_size"])
+
+
+def _count(value: Any, least: int, name: str, unreadable: list[str]) -> int:
+    """A number that counts something; 0, and a line in `unreadable`, for another value."""
+    if type(value) is int and least <= value <= sys.maxsize:
+        return value
+    unreadable.append(f"{name}: found {value!r}, expected a whole number of at least {least}")
+    return 0
+
+
+def _evaluations(directory: Path, unreadable: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The reports of the protocols by name; JSON files without results are no reports."""
+    for path in sorted(directory.glob("*.json")):
+        report = _parsed(path, unreadable)
+        if not isinstance(report, dict):
+            continue
+        results, notes = report.get("results"), report.get("notes", [])
+        if isinstance(results, list) and all(isinstance(result, dict) for result in results) and isinstance(notes, list):
+            yield path.stem, report
+        elif "results" in report:
+            unreadable.append(f"{path}: expected lists of results, which are objects, and of notes")
+
+
+def _records(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and isinstance(record.get("step"), int) and _is_finite(record["step"]):
                 yield record
 
 
-def _json(path: Path, unreadable: list[str]) -> dict[str, Any]:
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold; JSON's whole numbers have any length."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _text(path: Path, unreadable: list[str]) -> str:
+    """The text of a file, "" where there is none or it cannot be read."""
     try:
-        content = json.loads(path.read_text(errors="replace"))
-    except (OSError, ValueError) as error:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            unreadable.append(f"{path}: a link to nothing ({error.strerror})")
+    except OSError as error:
+        unreadable.append(f"{path}: {error.strerror or error}")
+    return ""
+
+
+def _json(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is no such file or it holds something else."""
+    before = len(unreadable)
+    content = _parsed(path, unreadable)
+    if isinstance(content, dict) and content:
+        return content
+    if len(unreadable) == before and path.exists():
+        unreadable.append(f"{path}: found {str(content)[:40]}, expected an object with keys")
+    return {}
+
+
+def _parsed(path: Path, unreadable: list[str]) -> Any:
+    """The content of a JSON file, None where there is no such file or it cannot be read."""
+    before = len(unreadable)
+    text = _text(path, unreadable)
+    if not text and (len(unreadable) > before or not path.exists()):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         unreadable.append(f"{path}: {error}")
-        return {}
-    return content if isinstance(content, dict) else {}
+        return None
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import itertools
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from sere_jax.commands import report, runs
+from sere_jax.commands import identity, report, runs
 from sere_jax.reporting import workdir
 from sere_jax.reporting.chart import STYLES
 from tests.reporting import made_runs
@@ -127,6 +131,84 @@ def test_runs_are_listed_with_step_scores_and_state(tmp_path, capsys, monkeypatc
     assert "40 of 40" in lines["a/done"] and "finished" in lines["a/done"] and "knn/k10/top1 0.400" in lines["a/done"]
     assert "logistic" in lines["a/done"] and f"running (process {os.getpid()})" in lines["live"] and "stopped" in lines["over"]
     assert runs.main([str(tmp_path / "nothing")]) == 2
+
+
+@pytest.fixture
+def torn(tmp_path: Path) -> dict[str, Path]:
+    """Runs of which a file cannot be used, beside a sound one."""
+    made = {
+        name: made_runs.workdir(tmp_path / name, steps=4, figures=0) for name in ("length", "batch", "values", "list", "empty", "sound")
+    }
+    for name, changes in (
+        ("length", {"schedule": {"total_steps": "x"}}),
+        ("batch", {"schedule": {"total_steps": 0, "epochs": 3}, "data": {"batch_size": 0}}),
+        ("values", {"recipe": 5}),
+    ):
+        path = made[name] / "config.json"
+        config = json.loads(path.read_text())
+        for group, change in changes.items():
+            config[group] = config[group] | change if isinstance(change, dict) else change
+        path.write_text(json.dumps(config))
+    (made["list"] / "config.json").write_text("[]")
+    (made["list"] / "metrics.jsonl").write_text("")
+    shutil.rmtree(made["list"] / "eval")
+    (made["empty"] / "config.json").write_text("[" * 100_000)  # JSON that is nested too deeply
+    (made["sound"] / "eval" / "odd.json").write_text('{"results": [5]}')
+    (made["sound"] / "eval" / "detections.json").write_text("[]")  # no report
+    return made
+
+
+_REASONS = (
+    r"length/config\.json: schedule\.total_steps: found 'x', expected a whole number of at least 0",
+    r"batch/config\.json: data\.batch_size: found 0, expected a whole number of at least 1",
+    r"list/config\.json: found \[\], expected an object with keys",
+    r"empty/config\.json: ",
+    r"sound/eval/odd\.json: expected lists of results",
+)
+
+
+def test_runs_with_files_that_cannot_be_used_are_listed_with_the_reason(torn, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert runs.main([str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert {line.split()[1] for line in shown.out.splitlines() if line.startswith("│")} == set(torn)
+    assert all(re.search(f"cannot be read: .*{reason}", shown.err) for reason in _REASONS), shown.err
+    assert len(shown.err.splitlines()) == len(_REASONS)
+
+
+def test_a_report_shows_the_other_runs_and_the_reason(torn, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert report.main([f"--workdir={','.join(map(str, torn.values()))}", f"--output={page}"]) == 0
+    error, text = capsys.readouterr().err, " ".join(_Page(page.read_text()).text.split())
+    references = r"values/config\.json: no values when nothing is learned: KeyError: 5"
+    for reason in (*_REASONS, references):
+        assert re.search(f"cannot be read: .*{reason}", error), error
+        assert re.search(reason, text), text
+    assert "4 of 40" in text
+
+
+def test_a_metrics_file_that_the_disk_refuses_is_named(tmp_path, monkeypatch):
+    made = made_runs.workdir(tmp_path / "run")
+    read = Path.read_text
+
+    def refused(path: Path, *arguments, **options) -> str:
+        if path.name == "metrics.jsonl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    run = workdir.read_run(made)
+    assert run.unreadable == (f"{made / 'metrics.jsonl'}: Input/output error",) and not run.metrics and run.config
+
+
+def test_the_length_of_a_run_counts_the_images_of_its_shards(tmp_path):
+    """1,000 images in 2 shards by batches of 16: 62 steps an epoch."""
+    made = made_runs.workdir(tmp_path / "run", **{"schedule.total_steps": 0, "schedule.epochs": 3, "data.batch_size": 16})
+    assert workdir.read_run(made).total_steps == 0  # nothing says how many images there are
+    entries = gzip.compress(b'["a-00000-of-00002[0:500]", 9, -1, -1]\n["a-00001-of-00002[0:500]", 9, -1, -1]\n')
+    identity.keep_entries(identity.Data("tfds:a:train", 1000, "0123456789abcdef", entries), made)
+    run = workdir.read_run(made)
+    assert run.total_steps == 3 * 62 and run.step == 40 and "stopped" in workdir.state(run) and not run.unreadable
 
 
 def test_a_process_of_another_host_is_not_taken_for_dead(tmp_path):
