@@ -151,10 +151,11 @@ class Peers:
     def _end(self, text: str, grace: float) -> None:
         if self._stop.wait(grace):
             return
-        with contextlib.suppress(Exception):
-            self._client.key_value_set(f"{_LEFT}/{self._process}", "1") if grace else None
         with contextlib.suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
+        # Only now: process 0 takes the service down when all have left, and JAX then ends this process before it can print.
+        with contextlib.suppress(Exception):
+            self._client.key_value_set(f"{_LEFT}/{self._process}", "1") if grace else None
         self._leave(1)
 
 

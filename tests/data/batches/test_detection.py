@@ -69,7 +69,7 @@ def test_buckets_are_few_multiples_of_32_that_hold_every_size(size, longer, seed
     shapes = buckets(size, longest)
     assert 1 <= len(shapes) <= 6 and all(side % MULTIPLE == 0 for shape in shapes for side in shape)
     rng = np.random.default_rng(seed)
-    sizes = [WholeImage(size, longest)(tuple(rng.integers(1, 500, 2))).size for _ in range(3)]
+    sizes = [WholeImage(size, longest)(tuple(rng.integers(1, 500, 2).tolist())).size for _ in range(3)]
     height, width = bucket_of(sizes, shapes)
     assert all(size[0] <= height and size[1] <= width for size in sizes)
     smaller = [shape for shape in shapes if shape[0] * shape[1] < height * width]

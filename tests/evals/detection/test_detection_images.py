@@ -50,7 +50,7 @@ def test_every_image_is_in_one_batch_of_the_smallest_bucket():
             if position < 0:
                 assert not image.any() and size.tolist() == [1, 1]
                 continue
-            placement = placing(source.shape(position))
+            placement = placing(tuple(map(int, source.shape(position))))
             assert placement.size == tuple(size) and min(size) == 64
             np.testing.assert_array_equal(image[: size[0], : size[1]], placement.image(decode(source[position].data)))
             assert batch.images.shape[1:3] in ((64, 96), (96, 64))  # upright or lying, never the square of both

@@ -113,7 +113,7 @@ def test_mistakes_in_sources_are_told_before_anything_runs(sources, tmp_path):
     with pytest.raises(EvalError, match="classes: found 5, expected 0 or 3"):
         patch_data.open_sources(settings_of(classes=5))
     opened = patch_data.open_sources(settings_of(test=sources[0], train_images=4))
-    assert len(opened.positions) == 4 and len(opened.tested) == 1 and opened.in_both == 4
+    assert len(opened.positions) == 4 and len(opened.selecting) == 1 and opened.in_both == 4
 
 
 def test_large_numbers_are_written_as_red_and_green():
