@@ -21,6 +21,7 @@ def segmentation(protocol: str) -> ConfigDict:
             "head": "upernet",  # upernet | linear (BatchNorm and a linear map of each token) | tokens (LayerNorm, of the last tokens)
             "blocks": (3, 5, 7, 11),  # of a ViT, from 0, whose tokens are read after the final norm; linear concatenates them
             "channels": 384,  # of UperNet's convolutions; as published: the width of the backbone
+            "dilated_stages": 0,  # of a ResNet: the last stages, which are dilated and not strided (1: its last map has stride 16; 2: 8)
             "frozen": False,  # the backbone stands still
             "steps": 20_000,  # VOC; ADE20K: 160,000
             "warmup_steps": 1500,

@@ -17,7 +17,7 @@ from PIL import Image
 from sere_jax.__main__ import main
 from sere_jax.commands import data_bench, data_check
 from sere_jax.config.check import workdir_mistakes
-from sere_jax.config.cross import source_mistakes
+from sere_jax.config.sources import source_mistakes
 from sere_jax.data.prepare.shards import Output, Shard
 from sere_jax.data.sources.open import SourceError, folders, open_source
 from sere_jax.evals.figures import canvas

@@ -3,12 +3,17 @@
 Paper     TPAMI Tab. 1 and 7 to 15: ViT-S/16 on ImageNet-S (919 classes, 9,190 training images) and ImageNet-S300, 100 epochs, batch 256.
 Launch    python eval.py --config=configs/eval/imagenet_s.py:919,train=tfds:S:train_semi,test=tfds:S:validation --checkpoint=RUN \
             --workdir=RUN --config.submission=folder:IMAGENET_S/test
-          of 300 or 50 classes: configs/eval/imagenet_s.py:300,... and :50,...; S is a set prepared from imagenet_s:DIR (docs/data.md)
+          of 300 or 50 classes: configs/eval/imagenet_s.py:300,... and :50,...; of a ResNet-50: :300,resnet50,...
+          S is a set prepared from imagenet_s:DIR (docs/data.md)
 Cost      3,600 (919), 1,200 (300) or 200 (50) steps of 256 crops of 224 pixels, then the validation images one by one.
 Expected  validation, DINO 35.1, DINO + SERE 36.9 mIoU (919); hoped for, not measured with this code.
 
-Not done: starts from fine-tuned weights keep their backbone, and not their LayerNorm. A ResNet's last map has a stride of 32, where the
-published one is dilated. The last batch of an epoch is not cut short. Label maps of the test split are on the server alone: `submission`
+`resnet50` after the number of classes is for a ResNet-50 (Tab. 16): a linear map of its last map (stride 32), whose logits are interpolated
+to twice their size before the loss interpolates them to 28 x 28; layer decay 0.4, one layer a bottleneck block; weight decay 0.0005.
+`dilated_stages=1` gives the last map a stride of 16.
+
+Not done: starts from fine-tuned weights keep their backbone, and not their LayerNorm. The last batch of an epoch is not cut short.
+Label maps of the test split are on the server alone: `submission`
 writes their predictions as the archive that it takes.
 """
 
@@ -53,4 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "backend": "pil",
         }
     )
+    if arg == "resnet50" or arg.startswith("resnet50,"):
+        config.update({"layer_decay": 0.4, "weight_decay": 5e-4})
+        arg = arg.removeprefix("resnet50").removeprefix(",")
     return arguments(config, arg)

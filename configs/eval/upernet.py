@@ -1,9 +1,10 @@
-"""UperNet on a ViT, trained end to end: the papers' semantic segmentation.
+"""UperNet on a ViT or a ResNet, trained end to end: the papers' semantic segmentation.
 
 Paper     TPAMI Tab. 2, 3 and 7 to 15: VOC 2012 (20,000 steps, train_aug) and ADE20K (160,000 steps), batch 16, crops of 512, as iBOT.
 Launch    python eval.py --config=configs/eval/upernet.py:train=tfds:VOC:train_aug,test=tfds:VOC:validation --checkpoint=RUN --workdir=RUN
           python eval.py --config=configs/eval/upernet.py:ade20k,train=tfds:ADE:train,test=tfds:ADE:validation --checkpoint=RUN \
             --workdir=RUN
+          a ResNet: its four stages are the pyramid; --config.channels=512 and, dilated, --config.dilated_stages=2
 Cost      20,000 (160,000) steps of 16 crops of 512 pixels; not for a CPU.
 Expected  VOC DINO 77.1, DINO + SERE 79.7 mIoU; ADE20K 42.6, 43.8; hoped for, not measured with this code.
 """

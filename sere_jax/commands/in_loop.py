@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sere_jax import distributed
+from sere_jax.buckets import Location
 from sere_jax.build import pretraining
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.network import Network
@@ -19,31 +21,59 @@ from sere_jax.models.vit import ViT
 from sere_jax.types import Features, PyTree
 from sere_jax.weights import read
 
+Draw = Callable[[PyTree, int], Iterable[tuple[str, float]]]  # parameters of the backbone, step -> scores
+
+# Nothing is chosen in the loop, so no training image is held out.
+_PATCHES: dict[str, Any] = {"train_images": 0, "classes": 0, "absent": "skip", "select": "test", "held_out": 0.1, "distances": ("cosine",)}
+_PATCHES |= {"save_predictions": False, "panels": 0}
+
 
 def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
-    """What protocols run in the training loop, by their names; none without a cadence, a gallery and a query set.
+    """What protocols run in the training loop, by their names; none without a cadence, and each only with its images.
 
     Raises EvalError or SourceError where the images cannot be used, and OtherProcessError where processes see different ones, before
     training starts.
     """
     if not (config.run.eval_every_steps or config.run.eval_every_epochs):
         return {}
-    specs = {"eval.gallery": config.eval.gallery, "eval.query": config.eval.query}
+    specs = {f"eval.{key}": config.eval[key] for key in ("gallery", "query", "patch_train", "patch_test")}
     with distributed.together():
-        digests = {key: open_source(spec).fingerprint().digest if all(specs.values()) else "" for key, spec in specs.items()}
+        digests = {key: open_source(spec).fingerprint().digest for key, spec in specs.items() if spec}
     distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
-    if not all(specs.values()):
-        return {}
-    network = _network(config)
-    return {entry.name: entry.periodic(network, _settings(config, entry)) for entry in PROTOCOLS if entry.periodic}
+    entries = [entry for entry in PROTOCOLS if entry.periodic and all(_images(config, entry))]
+    network = _network(config) if entries else None
+    return {entry.name: entry.periodic(network, _settings(config, entry)) for entry in entries if entry.periodic and network}
+
+
+def attention(config: ConfigDict, directory: Location) -> Draw | None:
+    """(Parameters of the backbone, step) -> nothing but a picture of attention in `directory`; None where the config asks for none.
+
+    Raises EvalError or SourceError where the images cannot be used, before training starts.
+    """
+    count = config.eval.attention_images
+    if not count or not (config.run.eval_every_steps or config.run.eval_every_epochs):
+        return None
+    from sere_jax.evals.figures import in_training  # imports matplotlib, which other runs do not need
+
+    source, reading = open_source(config.eval.query), pretraining.image_reading(config)
+    return in_training.periodic(
+        _network(config), source, count, directory, size=config.eval.size, resize=config.eval.resize, reading=reading
+    )
+
+
+def _images(config: ConfigDict, protocol: Protocol) -> tuple[str, str]:
+    """The two sources of a protocol in the loop."""
+    if protocol.name == "patch_knn":
+        return config.eval.patch_train, config.eval.patch_test
+    return config.eval.gallery, config.eval.query
 
 
 def _network(config: ConfigDict) -> Network:
     """The backbone that is trained, with the preparation of its images and without parameters."""
     module, prepare = pretraining.backbone(config, running_statistics=True), read.preprocess(config)
 
-    def apply(params: PyTree, images: jax.Array) -> Features:
-        return module.apply(split_statistics(params), images)  # type: ignore[return-value]  # Linen types its answer as anything
+    def apply(params: PyTree, images: jax.Array, *, attention: bool = False) -> Features:
+        return module.apply(split_statistics(params), images, attention=attention)  # type: ignore[return-value]  # Linen types its answer as anything
 
     def init(seed: int) -> PyTree:
         images = jnp.zeros((1, module.image_size, module.image_size, module.in_channels))
@@ -65,4 +95,6 @@ def _settings(config: ConfigDict, protocol: Protocol) -> Any:
         "baselines": False,
         "seed": config.seed,
     }
+    if protocol.name == "patch_knn":
+        values |= {key: config.eval[f"patch_{key}"] for key in ("train", "test", "neighbours", "ignore", "zero_ignored")} | _PATCHES
     return settings(**{key: values[key] for key in settings._fields})

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sere_jax import distributed, sharding
 from sere_jax.buckets import Location
 from sere_jax.build import pretraining
-from sere_jax.commands import compiled, identity
+from sere_jax.commands import compiled, identity, in_loop
 from sere_jax.commands.step_costs import Compilation
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
@@ -130,7 +130,7 @@ def _train(
             identity=data.saved(),
             progress=progress,
             log_every_steps=config.run.log_every_steps,
-            evaluations=_periodic(config, length, evaluations),
+            evaluations=_periodic(config, length, evaluations, directory),
             replaced=lambda views: views.replaced,
             limits=_limits(config),
             on_bad=functools.partial(_keep_bad_step, config, directory, source, progress),
@@ -235,9 +235,12 @@ def _traced(config: ConfigDict, directory: Location) -> TracedSteps:
     return TracedSteps(first, count, directory / "trace")
 
 
-def _periodic(config: ConfigDict, length: pretraining.Steps, evaluations: Mapping[str, Evaluation]) -> list[Periodic]:
-    every = _cadence(config, length, "eval")
-    return [Periodic(name, every, functools.partial(_evaluate, config, evaluation)) for name, evaluation in evaluations.items()]
+def _periodic(config: ConfigDict, length: pretraining.Steps, evaluations: Mapping[str, Evaluation], directory: Location) -> list[Periodic]:
+    every, maps = _cadence(config, length, "eval"), in_loop.attention(config, directory / "tensorboard" / "attention")
+    runs: dict[str, in_loop.Draw] = {name: functools.partial(_of_params, evaluation) for name, evaluation in evaluations.items()}
+    if maps is not None:
+        runs["attention"] = maps
+    return [Periodic(name, every, functools.partial(_evaluate, config, run)) for name, run in runs.items()]
 
 
 def _count(params: PyTree) -> int:
@@ -284,7 +287,11 @@ def _batches(config: ConfigDict, source: Source, length: pretraining.Steps, star
     )
 
 
-def _evaluate(config: ConfigDict, evaluation: Evaluation, state: Any, step: int) -> Iterable[tuple[str, float]]:
+def _of_params(evaluation: Evaluation, params: PyTree, step: int) -> Iterable[tuple[str, float]]:
+    return evaluation(params)
+
+
+def _evaluate(config: ConfigDict, run: in_loop.Draw, state: Any, step: int) -> Iterable[tuple[str, float]]:
     teacher = pretraining.recipe(config).eval_network == "teacher"
     network, statistics = (state.method.teacher, state.method.teacher_batch_stats) if teacher else (state.params, state.batch_stats)
-    return evaluation(join_statistics(network["backbone"], statistics.get("backbone", {})))
+    return run(join_statistics(network["backbone"], statistics.get("backbone", {})), step)

@@ -72,7 +72,20 @@ def workdir_mistakes(workdir: str | None, sources: Mapping[str, Any] | None = No
 
 def sources(config: ConfigDict) -> dict[str, Any]:
     """The keys of a config, of pre-training or of an evaluation, that name images, with their values."""
-    names = ("data.source", "eval.gallery", "eval.query", "source", "gallery", "query", "train", "validation", "test", "submission")
+    names = (
+        "data.source",
+        "eval.gallery",
+        "eval.query",
+        "eval.patch_train",
+        "eval.patch_test",
+        "source",
+        "gallery",
+        "query",
+        "train",
+        "validation",
+        "test",
+        "submission",
+    )
     return {key: value for key, value in flatten(config).items() if key in names}
 
 

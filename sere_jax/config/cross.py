@@ -1,4 +1,4 @@
-"""Rules on several values of a config: batch and devices, images and patches, sources and disks.
+"""Rules on several values of a config: batch and devices, images and patches, evaluations and their images.
 
 A rule is (the keys that it reads, a function of their values, the devices and the processes -> lines of mistakes). It is checked
 only where each of its values is right by itself.
@@ -7,18 +7,12 @@ only where each of its values is right by itself.
 from __future__ import annotations
 
 import math
-import os
 import re
 
 from sere_jax.config.model import MODEL_RULES, Rule, Values, needs_masks
 from sere_jax.config.names import divisors, multiples, nearest
-from sere_jax.data.sources.example import SourceError
-from sere_jax.data.sources.folder import nearest_directory
-from sere_jax.data.sources.mixture import split_mixture
-from sere_jax.data.sources.open import FORMS, IN_A_BUCKET, KINDS
-from sere_jax.data.sources.tfds import divide, is_directory
+from sere_jax.config.sources import source_mistakes
 from sere_jax.objectives.recipes import RECIPES
-from sere_jax.writing import place
 
 
 def batch_multiple(parts: int, devices: int, processes: int) -> int:
@@ -158,30 +152,43 @@ def _training_source(v: Values, devices: int, processes: int) -> list[str]:
     return source_mistakes("data.source", v["data.source"])
 
 
+_PAIRS = (("eval.gallery", "eval.query"), ("eval.patch_train", "eval.patch_test"))
+
+
 def _evaluation(v: Values, devices: int, processes: int) -> list[str]:
     lines = []
     cadence = next((key for key in ("run.eval_every_epochs", "run.eval_every_steps") if v[key]), "")
-    for key in ("eval.gallery", "eval.query"):
-        if v[key]:
-            lines += source_mistakes(key, v[key])
-        elif cadence or v["eval.gallery"] or v["eval.query"]:
-            lines.append(f"{key}: found '', expected a source, which {cadence or 'the other one'} needs")
+    nothing = not any(v[key] for pair in _PAIRS for key in pair)
+    for pair in _PAIRS:
+        for key, other in (pair, pair[::-1]):
+            if v[key]:
+                lines += source_mistakes(key, v[key])
+            elif v[other] or (cadence and nothing and pair == _PAIRS[0]):
+                lines.append(f"{key}: found '', expected a source, which {cadence or other} needs")
+    if v["eval.attention_images"] and not v["eval.query"]:
+        lines.append(f"eval.attention_images: found {v['eval.attention_images']}, expected 0 without eval.query, whose images are shown")
     if cadence:
         lines += batch_of_processes("eval.batch_size", v["eval.batch_size"], processes)
     # Runs without evaluations are checked too: their checkpoints are evaluated with these sizes later.
     return lines + resize_before_crop("eval.", v["eval.size"] or max(v["views.global_size"], v["views.global_width"]), v["eval.resize"])
 
 
+_PATCH_SCORES = ("miou", "macc", "pixel_accuracy")
+
+
 def _best(v: Values, devices: int, processes: int) -> list[str]:
-    """The best checkpoint is chosen by a score of the k-NN evaluation."""
+    """The best checkpoint is chosen by a score of the k-NN or of the patch k-NN."""
     key, score = "run.keep_best", v["run.keep_best"]
     if not score:
         return []
     if not (v["run.eval_every_epochs"] or v["run.eval_every_steps"]):
         return [f"{key}: found {score!r}, expected '' in a run without evaluations; set run.eval_every_steps or run.eval_every_epochs"]
-    if re.fullmatch(r"knn/k\d+/top[15]", score):  # k itself is known once the gallery is: it may be smaller
+    if v["eval.gallery"] and re.fullmatch(r"knn/k\d+/top[15]", score):  # k itself is known once the gallery is: it may be smaller
         return []
-    scores = [f"knn/k{k}/top{top}" for k in v["eval.neighbours"] for top in (1, 5)]
+    scores = [f"knn/k{k}/top{top}" for k in v["eval.neighbours"] for top in (1, 5) if v["eval.gallery"]]
+    scores += [f"patch_knn/k{k}/{name}" for k in v["eval.patch_neighbours"] for name in _PATCH_SCORES if v["eval.patch_train"]]
+    if score in scores or not scores:  # another rule asks for the images
+        return []
     return [f"{key}: found {score!r}, expected a score of the evaluation: {', '.join(scores)}{nearest(score, scores)}"]
 
 
@@ -200,7 +207,9 @@ def batch_of_processes(key: str, size: int, processes: int) -> list[str]:
 
 
 _GRID = ("views.global_size", "views.global_width", "model.patch_size")
-_EVALUATION = ("run.eval_every_steps", "run.eval_every_epochs", "eval.gallery", "eval.query", "eval.size", "eval.resize", "eval.batch_size")
+_SETS = ("eval.gallery", "eval.query", "eval.patch_train", "eval.patch_test", "eval.attention_images")
+_EVALUATION = ("run.eval_every_steps", "run.eval_every_epochs", *_SETS, "eval.size", "eval.resize", "eval.batch_size")
+_BEST = ("run.keep_best", "run.eval_every_steps", "run.eval_every_epochs", "eval.gallery", "eval.patch_train")
 
 # (the keys that a rule reads, the rule)
 CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
@@ -216,84 +225,6 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("recipe", "views.global_count"), _global_crops),
     (("recipe", "views.local_count"), _local_crops),
     (("run.fsdp",), _mesh),
-    (("run.keep_best", "run.eval_every_steps", "run.eval_every_epochs", "eval.neighbours"), _best),
+    ((*_BEST, "eval.neighbours", "eval.patch_neighbours"), _best),
     ((*_EVALUATION, "views.global_size", "views.global_width"), _evaluation),
 )
-
-
-def source_mistakes(key: str, spec: str) -> list[str]:
-    """The mistakes in the text of a data source, and in the paths that it names."""
-    if "://" in spec:
-        return [f"{key}: found {spec!r}, which {IN_A_BUCKET}"]
-    kind, colon, rest = spec.partition(":")
-    if kind == "folder" and colon:
-        return [] if _holds_a_file(rest) else [f"{key}: found {spec!r}, expected folder:DIR, {_directory(rest)}"]
-    if kind == "bundled":
-        regions = ("train", "gallery", "query")
-        if not colon or rest in regions:
-            return []
-        return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
-    if kind == "list":
-        return [] if place(rest).is_file() else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
-    if kind == "mix" and colon:
-        return _mixture(key, spec)
-    if kind == "classes" and ":" in rest:
-        file, _, inner = rest.partition(":")
-        lines = [] if place(file).is_file() else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
-        if inner.startswith("mix:"):
-            return [*lines, f"{key}: found {spec!r}, expected classes:LIST:SOURCE, SOURCE no mixture; mix sources of classes instead"]
-        return lines + source_mistakes(key, inner)
-    if kind == "masks" and ":" in rest:
-        maps, _, inner = rest.partition(":")
-        lines = [] if place(maps).is_dir() else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
-        return lines + source_mistakes(key, inner)
-    if kind == "tfds" and colon:
-        return _prepared_set(key, spec, rest)
-    if spec and place(spec).is_dir():
-        return [f"{key}: found {spec!r}, expected {FORMS}; nearest: folder:{spec}"]
-    return [f"{key}: found {spec!r}, expected {FORMS}{nearest(kind, KINDS)}"]
-
-
-def _prepared_set(key: str, spec: str, rest: str) -> list[str]:
-    """Check the form of a set's name, or that a directory holds a prepared set. Its splits are checked when it is opened."""
-    name, _, split = divide(rest)
-    if name and split and is_directory(name):
-        path = str(place(name))
-        if os.path.isfile(os.path.join(path, "dataset_info.json")):
-            return []
-        near = "" if os.path.isdir(path) else nearest_directory(path)
-        line = f"{key}: found {spec!r}, expected tfds:DIR:SPLIT, DIR a prepared set with a dataset_info.json"
-        return [line + (f"; nearest: {near}" if near else "")]
-    if split and re.fullmatch(r"[\w.]+(/[\w.\-]+)?(:\d+\.\d+\.\d+)?", name):
-        return []
-    return [f"{key}: found {spec!r}, expected tfds:NAME[/CONFIG]:SPLIT or tfds:DIR:SPLIT, as in tfds:imagenet2012:train"]
-
-
-def _mixture(key: str, spec: str) -> list[str]:
-    try:
-        parts, _ = split_mixture(spec)
-    except SourceError as error:
-        return [f"{key}: {error}"]
-    nested = [f"{key}: found {part!r} in a mixture, expected another source" for part in parts if part.startswith("mix:")]
-    return nested or [line for part in parts for line in source_mistakes(key, part)]
-
-
-def _neighbour(path: str) -> str:
-    """`; nearest: FILE` of the same directory."""
-    directory, name = os.path.split(path)
-    names = os.listdir(place(directory)) if place(directory).is_dir() else []
-    neighbour = nearest(name, names).removeprefix("; nearest: ")
-    return f"; nearest: {os.path.join(directory, neighbour)}" if neighbour else ""
-
-
-def _holds_a_file(directory: str) -> bool:
-    return bool(directory) and any(files for _, _, files in os.walk(place(directory)))
-
-
-def _directory(directory: str) -> str:
-    if not directory:
-        return "with a directory"
-    if place(directory).is_dir():
-        return "a directory with images; it is empty"
-    near = nearest_directory(directory)
-    return "a directory that exists" + (f"; nearest: folder:{near}" if near else "")

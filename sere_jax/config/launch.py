@@ -117,7 +117,7 @@ def _bundled(config: ConfigDict, said: Collection[str]) -> list[str]:
         return []
     off = [key for key in ("gallery", "query") if str(config.eval[key]).startswith("bundled") and f"eval.{key}" not in said]
     config.eval.update(dict.fromkeys(off, ""))
-    if off and not (config.eval.gallery or config.eval.query):
+    if off and not (config.eval.gallery or config.eval.query or config.eval.patch_train):
         never = {"run.eval_every_steps": 0, "run.eval_every_epochs": 0, "run.keep_best": ""}
         config.update_from_flattened_dict({key: value for key, value in never.items() if key not in said})
     why = f"the bundled photographs say little about {config.data.source}; name labelled images to evaluate during the run"

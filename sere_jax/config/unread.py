@@ -114,6 +114,17 @@ READERS: tuple[Reader, ...] = (
         lambda v: v["run.eval_every_steps"] > 0 or v["run.eval_every_epochs"] > 0,
         "run.eval_every_steps is 0: nothing is evaluated",
     ),
+    Reader(
+        _of("eval", "neighbours", "temperature", "tokens"),
+        lambda v: bool(v["eval.gallery"]) or not v["eval.patch_train"],
+        "eval.gallery is empty",
+    ),
+    Reader(
+        _of("eval", "patch_neighbours", "patch_ignore", "patch_zero_ignored"),
+        lambda v: bool(v["eval.patch_train"]),
+        "eval.patch_train is empty",
+    ),
+    Reader(("eval.attention_images",), _vit, _NOT_THE_MODELS),
 )
 
 # The keys that decide what is read. Nothing is said of unread keys while one of them is wrong.
@@ -122,7 +133,7 @@ SWITCHES = frozenset(
         *("recipe", "init_from", "views.local_count", "masking.kind", "barlow.projector", "dino.warmup_teacher_temp_epochs"),
         *("model.name", "model.in_channels", "optimizer.name", "optimizer.warmup_epochs", "optimizer.weight_decay"),
         *("optimizer.weight_decay_end", "photometry.jitter_prob", "photometry.blur_prob", "photometry.solarize_prob"),
-        *("run.eval_every_steps", "run.eval_every_epochs", "schedule.epochs", "schedule.total_steps"),
+        *("run.eval_every_steps", "run.eval_every_epochs", "schedule.epochs", "schedule.total_steps", "eval.gallery", "eval.patch_train"),
     }
 )
 

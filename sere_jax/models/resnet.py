@@ -18,13 +18,14 @@ from sere_jax.models.variants import EXPANSION
 from sere_jax.types import Features
 
 
-def _convolution(channels: int, side: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+def _convolution(channels: int, side: int, stride: int, dtype: Any, name: str, dilation: int = 1) -> nn.Conv:
     """A convolution without bias that only its stride makes smaller; He's normal initialisation over the fan-out."""
     return nn.Conv(
         channels,
         (side, side),
         strides=stride,
-        padding=[(side // 2, side // 2)] * 2,
+        padding=[(side // 2 * dilation,) * 2] * 2,
+        kernel_dilation=dilation,
         use_bias=False,
         dtype=dtype,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -41,6 +42,7 @@ class Bottleneck(nn.Module):
     dtype: Any
     running: bool
     zero_init_residual: bool
+    dilation: int = 1  # of the 3 x 3 convolution
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b i j d"]:
@@ -48,7 +50,7 @@ class Bottleneck(nn.Module):
         for i, (channels, side, stride) in enumerate(((self.inner, 1, 1), (self.inner, 3, self.stride), (outputs, 1, 1)), 1):
             zero = self.zero_init_residual and i == 3
             norm = BatchNorm(running=self.running, scale_init=nn.initializers.zeros if zero else nn.initializers.ones, name=f"bn{i}")
-            y = norm(_convolution(channels, side, stride, self.dtype, f"conv{i}")(y))
+            y = norm(_convolution(channels, side, stride, self.dtype, f"conv{i}", self.dilation if side == 3 else 1)(y))
             y = y if i == 3 else nn.relu(y).astype(self.dtype)
         if self.project:
             x = _convolution(outputs, 1, self.stride, self.dtype, "downsample_conv")(x)
@@ -70,6 +72,9 @@ class ResNet(nn.Module):
     remat: bool = False  # compute the blocks' activations again in the backward pass
     zero_init_residual: bool = False  # each block starts as the identity: the last BatchNorm's scale is 0
     running_statistics: bool = False
+    # The last stages, which keep the size of their map: their convolutions are dilated and not strided. A dilated stage's dilation is twice
+    # that of the stage before, and its first block still has that one's (torchvision's `replace_stride_with_dilation`).
+    dilated_stages: int = 0
 
     @property
     def width(self) -> int:
@@ -102,7 +107,7 @@ class ResNet(nn.Module):
         attention: bool = False,
         maps: bool = False,
     ) -> Features:
-        """Compute features; with `maps` also those of every stage, of strides 4, 8, 16 and so on.
+        """Compute features; with `maps` also those of every stage, of strides 4, 8, 16 and so on without dilated stages.
 
         `Features.attention` is None, since there is none; masks, drop path and `layers` belong to a ViT.
 
@@ -116,17 +121,21 @@ class ResNet(nn.Module):
         x = nn.relu(BatchNorm(running=self.running_statistics, name="bn1")(x)).astype(self.dtype)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         block_type, of_stages = nn.remat(Bottleneck) if self.remat else Bottleneck, []
+        dilation = 1
         for stage, blocks in enumerate(self.stages):
+            dilated = 0 < stage >= len(self.stages) - self.dilated_stages
             for block in range(blocks):
                 x = block_type(
                     self.stem * 2**stage,
-                    stride=2 if stage and not block else 1,
+                    stride=2 if stage and not block and not dilated else 1,
                     project=not block,
                     dtype=self.dtype,
                     running=self.running_statistics,
                     zero_init_residual=self.zero_init_residual,
+                    dilation=2 * dilation if dilated and block else dilation,
                     name=f"layer{stage + 1}_{block}",
                 )(x)
+            dilation *= 2 if dilated else 1
             of_stages.append(x)
         x = x.astype(jnp.float32)
         return Features(jnp.mean(x, axis=(1, 2)), x, x, maps=tuple(of_stages) if maps else ())

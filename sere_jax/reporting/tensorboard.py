@@ -43,6 +43,12 @@ class EventFile:
             self._flushed = time.monotonic()
             self._file.flush()
 
+    def write_image(self, step: int, tag: str, png: bytes) -> None:
+        """Append a picture of one step, a PNG file of three channels."""
+        width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))  # of the header chunk, the first of every PNG
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])))
+
     def flush(self) -> None:
         """Write the events so far, into the bucket too."""
         self._file.flush()

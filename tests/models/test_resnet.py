@@ -48,6 +48,24 @@ def test_maps_are_those_of_the_definition(evaluation: bool, remat: bool):
         micro.assert_equal(updated["batch_stats"], variables["batch_stats"])
 
 
+# (stride, dilation) of the blocks that differ, as torchvision's `replace_stride_with_dilation` makes them.
+DILATED = {
+    1: {"layer3_0": (1, 1), "layer3_1": (1, 2)},
+    2: {"layer2_0": (1, 1), "layer2_1": (1, 2), "layer3_0": (1, 2), "layer3_1": (1, 4)},
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_dilated_stages_keep_the_size_of_their_map(count: int):
+    stages = (1, 2, 2)
+    shapes = jax.eval_shape(ResNet(stages, 2).init, jax.random.key(0), IMAGES)
+    variables, module = micro.random_like(shapes, 5), ResNet(stages, 2, dilated_stages=count)
+    found = micro.jit(lambda x: module.apply(variables, x, mutable=["batch_stats"])[0])
+    expected = oracle.resnet(variables["params"], None, np.asarray(IMAGES), stages, DILATED[count])
+    assert expected.shape == (3, *((3, 2), (5, 4))[count - 1], 32)
+    np.testing.assert_allclose(found(IMAGES).patches, expected, rtol=1e-4, atol=2e-4)  # float32 through sixteen convolutions
+
+
 def test_training_moves_the_running_statistics():
     variables, module = _variables(), ResNet(STAGES, 2)
     _, updated = micro.jit(lambda v, x: module.apply(v, x, mutable=["batch_stats"]))(variables, IMAGES)
@@ -81,6 +99,11 @@ def test_resnet_50_has_the_published_size():
     features = jax.eval_shape(lambda v, x: ResNet(running_statistics=True).apply(v, x), full, jnp.zeros((2, 224, 224, 3)))
     assert (features.cls.shape, features.patches.shape) == ((2, 2048), (2, 7, 7, 2048))
     assert (ResNet().width, ResNet().patch_size, ResNet().depth) == (2048, 32, 16)
+    sides = {0: (56, 28, 14, 7), 1: (56, 28, 14, 14), 2: (56, 28, 28, 28)}
+    for dilated, expected in sides.items():
+        module = ResNet(running_statistics=True, dilated_stages=dilated)
+        maps = jax.eval_shape(lambda v, x, module=module: module.apply(v, x, maps=True).maps, full, jnp.zeros((1, 224, 224, 3)))
+        assert [x.shape[1:] for x in maps] == [(side, side, 256 * 2**i) for i, side in enumerate(expected)]
 
 
 @pytest.mark.parametrize("zero", [False, True])

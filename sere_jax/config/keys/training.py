@@ -57,8 +57,8 @@ _SCHEDULE = {
 
 _RUN = {
     "log_every_steps": Key(10, count(1), "Steps between two lines of the log."),
-    "eval_every_steps": Key(0, count(), "Steps between two k-NN evaluations of the run; 0 = none."),
-    "eval_every_epochs": Key(0, count(), "Epochs between two k-NN evaluations of the run; 0 = run.eval_every_steps counts."),
+    "eval_every_steps": Key(0, count(), "Steps between two evaluations of the run (group eval); 0 = none."),
+    "eval_every_epochs": Key(0, count(), "Epochs between two evaluations of the run; 0 = run.eval_every_steps counts."),
     "checkpoint_every_steps": Key(500, count(1), "Steps between two checkpoints."),
     "checkpoint_every_epochs": Key(0, count(), "Epochs between two checkpoints; 0 = run.checkpoint_every_steps counts."),
     "keep_checkpoints": Key(2, count(1), "Newest checkpoints that are kept."),
@@ -88,6 +88,12 @@ _EVAL = {
     "size": Key(0, count(), "Side of the center crop, pixels; 0 = views.global_size. Later evaluations of the checkpoint take it too."),
     "resize": Key(0, count(), "Shorter side before the crop, pixels; 0 = size x 256 / 224. Later evaluations take it too."),
     "batch_size": Key(64, count(1), "Images in a batch of the evaluation."),
+    "patch_train": Key("", TEXT, "Images with label maps whose patches vote, such as masks:DIR:list:FILE; empty = no patch k-NN."),
+    "patch_test": Key("", TEXT, "Images with label maps whose patches are classified, as eval.patch_train; empty = no patch k-NN."),
+    "patch_neighbours": Key((10,), Rule(int, low=1, length=0), "Neighbours k of a patch."),
+    "patch_ignore": Key((255,), Rule(int, low=0, high=65535, length=0), "Numbers of the label maps that nothing counts."),
+    "patch_zero_ignored": Key(False, BOOL, "Whether 0 in the label maps means none of the classes, as in ADE20K."),
+    "attention_images": Key(0, count(), "First images of eval.query whose attention goes to TensorBoard; 0 = none. A ViT's."),
 }
 
 GROUPS = (
@@ -95,5 +101,5 @@ GROUPS = (
     Group("teacher", "The teacher is an exponential moving average of the student.", _TEACHER),
     Group("schedule", "How long is trained. A launch that gives one of the two overrides the other.", _SCHEDULE),
     Group("run", "How it runs. Nothing here changes what is learned.", _RUN, machine=True),
-    Group("eval", "The k-NN evaluation of run.eval_every_steps.", _EVAL, machine=True),
+    Group("eval", "The evaluations of run.eval_every_steps: k-NN, patch k-NN, attention.", _EVAL, machine=True),
 )

@@ -28,6 +28,7 @@ from sere_jax.evals.segmentation.images import MaskedPicture, patch_classes, rea
 from sere_jax.evals.segmentation.labelling import NONE, Labelling, labelling, open_masked
 from sere_jax.evals.segmentation.scores import ABSENT
 from sere_jax.reporting.progress import track
+from sere_jax.types import PyTree
 
 RULES: Mapping[str, Rule] = {
     "train": TEXT,
@@ -121,9 +122,15 @@ def open_sources(settings: PatchSettings) -> Sources:
 
 
 def encoder(network: Network, size: int, batch_size: int) -> tuple[Encode, int]:
-    """A function from images to their patch tokens after the final norm, and the side in pixels that images are resized to.
+    """The encoder of a network's own parameters, and the side in pixels that images are resized to."""
+    make, side = encoders(network, size, batch_size)
+    return make(to_host(network.params)), side
 
-    The whole image is resized to a square, so that no part of it is cut off. The devices of this process share a batch.
+
+def encoders(network: Network, size: int, batch_size: int) -> tuple[Callable[[PyTree], Encode], int]:
+    """Parameters, as host arrays -> a function from images to their patch tokens after the final norm; and the side of the images.
+
+    The whole image is resized to a square, so that no part of it is cut off. The devices of this process share a batch. Compiled once.
     """
     side = prepared(network, size, 0)[0]
     devices = jax.local_devices()
@@ -134,10 +141,9 @@ def encoder(network: Network, size: int, batch_size: int) -> tuple[Encode, int]:
     def run(params: Any, images: Any) -> jax.Array:
         return jnp.asarray(network.apply(params, normalise(images, network.mean, network.std)).patches).astype(jnp.float32)
 
-    params = jax.device_put(to_host(network.params), copies)
     whole = -(-batch_size // len(devices)) * len(devices)
 
-    def encode(pictures: Iterable[MaskedPicture]) -> Iterator[Tokens]:
+    def encode(params: PyTree, pictures: Iterable[MaskedPicture]) -> Iterator[Tokens]:
         for group in grouped(pictures, batch_size):
             images = np.zeros((whole, side, side, network.channels), np.uint8)
             for row, picture in enumerate(group):
@@ -145,7 +151,10 @@ def encoder(network: Network, size: int, batch_size: int) -> tuple[Encode, int]:
             patches = np.asarray(run(params, jax.device_put(images, rows)))
             yield from (Tokens(picture, patches[row]) for row, picture in enumerate(group))
 
-    return encode, side
+    def make(params: PyTree) -> Encode:
+        return functools.partial(encode, jax.device_put(params, copies))
+
+    return make, side
 
 
 def raw_pixels(network: Network, side: int) -> Encode:
@@ -176,12 +185,13 @@ def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def training_patches(encode: Encode, sources: Sources, reading: ImageReading, left_out: LeftOut, name: str) -> Patches:
-    """The labelled patches of all training images. Raises EvalError where there is none."""
+def training_patches(encode: Encode, sources: Sources, reading: ImageReading, left_out: LeftOut, name: str = "") -> Patches:
+    """The labelled patches of all training images, with the progress of `name`. Raises EvalError where there is none."""
     parts: list[Patches] = []
-    pictures = read_masked(
-        sources.train, track(sources.positions.tolist(), f"{name}: training images"), sources.labelling, left_out, reading
-    )
+    positions: Iterable[int] = sources.positions.tolist()
+    if name:
+        positions = track(positions, f"{name}: training images")
+    pictures = read_masked(sources.train, positions, sources.labelling, left_out, reading)
     for picture, patches in encode(pictures):
         labels = patch_classes(picture.truth, patches.shape[:2], len(sources.labelling.classes)).ravel()
         counted = labels != NONE

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from sere_jax.buckets import Location
 from sere_jax.config.rule import POSITIVE, Rule, count
 from sere_jax.data.images.reading import ImageReading
-from sere_jax.data.sources.example import Source
 from sere_jax.evals.frozen import logistic, patch_data
-from sere_jax.evals.frozen.patch_data import Encode, Patches, PatchSettings, Sources, grouped
-from sere_jax.evals.frozen.patch_votes import DISTANCES, Gallery
+from sere_jax.evals.frozen.patch_data import Encode, Patches, PatchSettings
+from sere_jax.evals.frozen.patch_probe import Fit, Logits, Probe, Setting, nearest
+from sere_jax.evals.frozen.patch_votes import DISTANCES
+from sere_jax.evals.frozen.patches_in_training import periodic
 from sere_jax.evals.network import Network, shared_reading, untrained
 from sere_jax.evals.outcome import slugs
 from sere_jax.evals.pictures import LeftOut
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.segmentation import outcome
-from sere_jax.evals.segmentation.images import MaskedPicture, read_masked
-from sere_jax.evals.segmentation.outcome import Outcome, Row, Tally
+from sere_jax.evals.segmentation.outcome import Outcome, Row
 from sere_jax.evals.segmentation.pictures import PictureFiles
-from sere_jax.evals.segmentation.stretch import stretched_classes
 from sere_jax.reporting import table
-from sere_jax.reporting.progress import track
-
-Setting = tuple[Any, ...]  # (k, distance), or (C,)
-Logits = Callable[[Float[np.ndarray, "q d"]], Mapping[Setting, Float[np.ndarray, "q c"]]]
-# Patches to fit on, number of classes, settings to fit -> their logits of any patches.
-Fit = Callable[[Patches, int, Sequence[Setting]], Logits]
 
 
 class KnnSettings(NamedTuple):
@@ -86,22 +78,8 @@ def run_knn(networks: Sequence[Network], workdir: Location, settings: KnnSetting
 
     Every pair of k and distance is tried on the held-out training images; the best mIoU decides.
     """
-
-    def fit(patches: Patches, classes: int, tried: Sequence[Setting]) -> Logits:
-        gallery = Gallery(patches.features, patches.labels, classes)
-
-        def logits(queries: Float[np.ndarray, "q d"]) -> Mapping[Setting, Float[np.ndarray, "q c"]]:
-            result: dict[Setting, np.ndarray] = {}
-            for distance in DISTANCES:
-                if neighbours := [k for k, one in tried if one == distance]:
-                    votes = gallery.votes(queries, distance, neighbours)
-                    result |= {(k, distance): value for k, value in votes.items()}
-            return result
-
-        return logits
-
     grid = [(k, distance) for k in settings.neighbours for distance in settings.distances]
-    _run("patch_knn", "segmentation by nearest patches", networks, workdir, settings, grid, ("k", "distance"), fit)
+    _run("patch_knn", "segmentation by nearest patches", networks, workdir, settings, grid, ("k", "distance"), nearest)
 
 
 def run_logistic(networks: Sequence[Network], workdir: Location, settings: LogisticSettings) -> None:
@@ -147,7 +125,7 @@ def _run(
     rows, left_out = [], {"train": LeftOut(), "test": LeftOut()}
     contestants = list(_contestants(networks, data))
     for (name, about, encode), slug in zip(contestants, slugs([name for name, _, _ in contestants]), strict=True):
-        probe = _Probe(sources, data, encode, left_out, grid, fit, name)
+        probe = Probe(sources, data, encode, left_out, grid, fit, name)
         setting, tried = probe.choose()
         trained = name not in ("raw pixels", "random init")
         where = workdir / "eval" / f"{protocol}-{slug}-predictions" if trained and data.save_predictions else None
@@ -177,74 +155,13 @@ def _contestants(networks: Sequence[Network], data: PatchSettings) -> Iterator[t
         yield network.name, network.about, encode
 
 
-class _Probe:
-    """The patches of one network: settings are chosen on some training images, and tested."""
-
-    def __init__(
-        self,
-        sources: Sources,
-        data: PatchSettings,
-        encode: Encode,
-        left_out: Mapping[str, LeftOut],
-        grid: Sequence[Setting],
-        fit: Fit,
-        name: str,
-    ) -> None:
-        self._sources, self._data, self._encode, self._left_out = sources, data, encode, left_out
-        self._grid, self._fit, self._name = grid, fit, name
-        self._classes = len(sources.labelling.classes)
-        self._patches = patch_data.training_patches(encode, sources, data.reading, left_out["train"], name)
-
-    def choose(self) -> tuple[Setting, dict[str, float]]:
-        """The setting with the best mIoU on the images that choose, the first of equals; and the mIoU of each."""
-        if len(self._grid) == 1:
-            return self._grid[0], {}
-        out = np.isin(self._patches.images, self._sources.selecting)
-        if self._data.select == "test" or out.all() or not out.any():
-            part, source, positions = self._patches, self._sources.test, range(len(self._sources.test))
-        else:
-            part, source = Patches(*(array[~out] for array in self._patches)), self._sources.train
-            positions = self._sources.selecting.tolist()
-        tallies = {setting: Tally(self._classes) for setting in self._grid}
-        logits = self._fit(part, self._classes, self._grid)
-        key = "test" if source is self._sources.test else "train"
-        for picture, predictions in self._predicted(logits, source, positions, key):
-            for setting, predicted in predictions.items():
-                tallies[setting].add(picture.truth, predicted)
-        miou = {setting: tally.scores(self._data.absent)["miou"] for setting, tally in tallies.items()}
-        return max(self._grid, key=lambda setting: miou[setting]), {" ".join(map(str, s)): value for s, value in miou.items()}
-
-    def test(self, setting: Setting, files: PictureFiles) -> Tally:
-        """Fit all training patches with one setting, and count the pixels of the test images."""
-        logits = self._fit(self._patches, self._classes, [setting])
-        tally = Tally(self._classes)
-        positions = track(range(len(self._sources.test)), f"{self._name}: test images")
-        for picture, predictions in self._predicted(logits, self._sources.test, positions, "test"):
-            (predicted,) = predictions.values()
-            tally.add(picture.truth, predicted)
-            files.add(picture, predicted)
-        return tally
-
-    def _predicted(
-        self, logits: Logits, source: Source, positions: Iterable[int], part: str
-    ) -> Iterator[tuple[MaskedPicture, dict[Setting, np.ndarray]]]:
-        """Each image with the classes that each setting predicts. A batch of images is compared with the gallery at a time."""
-        pictures = read_masked(source, positions, self._sources.labelling, self._left_out[part], self._data.reading)
-        for group in grouped(self._encode(pictures), self._data.batch_size):
-            flat = np.concatenate([patches.reshape(-1, patches.shape[-1]) for _, patches in group])
-            answers = logits(flat)
-            for number, (picture, patches) in enumerate(group):
-                (height, width), count = patches.shape[:2], len(flat) // len(group)
-                rows = slice(number * count, (number + 1) * count)
-                yield picture, {s: stretched_classes(v[rows].reshape(height, width, -1), picture.shape) for s, v in answers.items()}
-
-
 PATCH_KNN = Protocol(
     "patch_knn",
     {**patch_data.RULES, "neighbours": Rule(int, low=1, length=0), "distances": Rule(str, choices=DISTANCES, length=0)},
     KnnSettings,
     run_knn,
     columns=outcome.columns,
+    periodic=periodic,
 )
 PATCH_LOGISTIC = Protocol(
     "patch_logistic",

@@ -26,6 +26,7 @@ class Settings(NamedTuple):
     head: Any
     blocks: tuple[int, ...]
     channels: int
+    dilated_stages: int
     frozen: bool
     steps: int
     warmup_steps: int
@@ -76,6 +77,7 @@ RULES: Mapping[str, Rule] = {
     "head": choice(*HEADS),
     "blocks": Rule(int, low=0, length=0, ordered=True),
     "channels": count(1),
+    "dilated_stages": count(),
     "frozen": BOOL,
     "steps": count(1),
     "warmup_steps": count(),

@@ -15,7 +15,7 @@ from sere_jax.evals.features import normalise
 from sere_jax.evals.network import EvalError, Network, size_mistake
 from sere_jax.evals.trained.segmentation_settings import Settings
 from sere_jax.losses.segmentation import pixel_cross_entropy
-from sere_jax.models.dense.segmenter import AUXILIARY, Keep, Segmenter
+from sere_jax.models.dense.segmenter import AUXILIARY, PYRAMID, Keep, Segmenter
 from sere_jax.models.norm import split_statistics
 from sere_jax.ops.photometric import PhotometryParams, augment
 from sere_jax.ops.pooling import resize_bilinear
@@ -41,20 +41,13 @@ class Model:
         if network.module is None:
             raise EvalError(f"{network.name}: has no module, expected a network that can be trained")
         is_vit = bool(network.module.heads)
-        if not is_vit and settings.head == "upernet":
-            raise EvalError(f"head: found upernet, and {network.name} is a ResNet without blocks of one size; expected linear")
-        if is_vit and settings.head != "tokens" and max(settings.blocks) >= network.depth:
-            raise EvalError(
-                f"blocks: found {max(settings.blocks)}, expected at most {network.depth - 1}: {network.name} has {network.depth}"
-            )
-        if is_vit and (mistake := size_mistake(settings.size, network.patch)):
-            raise EvalError(f"size of {network.name}: {mistake}")
+        _check(network, settings)
         self._network, self._settings = network, settings
         self._dtype = jnp.dtype(settings.dtype)
         rate = settings.drop_path if is_vit else 0.0
-        kinds: tuple[dict[str, Any], ...] = (
-            ({"drop_path": rate}, {}) if is_vit else ({"running_statistics": False}, {"running_statistics": True})
-        )
+        kinds: tuple[dict[str, Any], ...] = ({"drop_path": rate}, {})
+        if not is_vit:
+            kinds = tuple({"running_statistics": running, "dilated_stages": settings.dilated_stages} for running in (False, True))
         if settings.frozen:  # a frozen network is used as it is evaluated
             kinds, rate = (kinds[1], kinds[1]), 0.0
         backbones = [network.module.clone(**kind, dtype=self._dtype, parent=None, name=None) for kind in kinds]
@@ -130,3 +123,20 @@ class Model:
             return resize_bilinear(main, (images.shape[1], images.shape[2])) if to_pixels else main
 
         return logits
+
+
+def _check(network: Network, settings: Settings) -> None:
+    module, name = network.module, network.name
+    if module.heads:
+        if settings.head != "tokens" and max(settings.blocks) >= network.depth:
+            raise EvalError(f"blocks: found {max(settings.blocks)}, expected at most {network.depth - 1}: {name} has {network.depth}")
+        if mistake := size_mistake(settings.size, network.patch):
+            raise EvalError(f"size of {name}: {mistake}")
+        if settings.dilated_stages:
+            raise EvalError(f"dilated_stages: found {settings.dilated_stages}, and {name} is a ViT without stages; expected 0")
+        return
+    if settings.head == "upernet" and len(module.stages) != PYRAMID:
+        raise EvalError(f"head: found upernet, and {name} has {len(module.stages)} stages; expected {PYRAMID}, or linear")
+    if settings.dilated_stages >= len(module.stages):
+        most = len(module.stages) - 1
+        raise EvalError(f"dilated_stages: found {settings.dilated_stages}, expected at most {most}: {name} has {most + 1} stages")

@@ -117,14 +117,20 @@ class LinearHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """A LayerNorm of its own and a linear classifier of each token, which starts near 0. Source: ImageNet-S's segmentation of ViTs."""
+    """A LayerNorm of its own and a linear classifier of each token, which starts near 0. Source: ImageNet-S's segmentation of ViTs.
+
+    Without `norm` the classifier alone, for the map of a ResNet.
+    """
 
     classes: int
+    norm: bool = True
     norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Map) -> Float[jax.Array, "b h w k"]:
-        x = nn.LayerNorm(epsilon=self.norm_eps, dtype=jnp.float32, use_fast_variance=False, name="fc_norm")(x.astype(jnp.float32))
+        x = x.astype(jnp.float32)
+        if self.norm:
+            x = nn.LayerNorm(epsilon=self.norm_eps, dtype=jnp.float32, use_fast_variance=False, name="fc_norm")(x)
         small, bias = nn.initializers.normal(2e-5), uniform_fan_in(x.shape[-1])
         return nn.Dense(self.classes, kernel_init=small, bias_init=bias, name="classifier")(x)
 

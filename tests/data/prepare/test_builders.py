@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from sere_jax.commands import prepare
-from sere_jax.config.cross import source_mistakes
+from sere_jax.config.sources import source_mistakes
 from sere_jax.data.prepare import builders
 from sere_jax.data.sources.open import SourceError, open_source
 from tests.data.images.images import encode, gradient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sere_jax.__main__ import main
-from sere_jax.config.cross import source_mistakes
+from sere_jax.config.sources import source_mistakes
 from sere_jax.data.sources.open import SourceError, open_source
 
 

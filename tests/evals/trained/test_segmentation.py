@@ -19,14 +19,16 @@ from sere_jax import sharding
 from sere_jax.commands import evaluate
 from sere_jax.data.annotations.maps import decode_label_map
 from sere_jax.evals import protocols
-from sere_jax.evals.network import EvalError
+from sere_jax.evals.network import EvalError, Network
 from sere_jax.evals.segmentation.labelling import labelling, open_masked
 from sere_jax.evals.segmentation.windows import slide
-from sere_jax.evals.trained import run, segmentation, segmentation_test
+from sere_jax.evals.trained import layers, run, segmentation, segmentation_test
 from sere_jax.evals.trained.segmentation_settings import Settings
 from sere_jax.evals.trained.segmentation_test import Tester
 from sere_jax.evals.trained.segmenter import Batch, Model
+from sere_jax.models.norm import join_statistics
 from sere_jax.models.resnet import ResNet
+from sere_jax.train.checkpoint import read_state
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.state import State
 from sere_jax.train.update import make_update
@@ -248,9 +250,47 @@ def test_what_does_not_fit_a_network_is_told_before_training(sources):
         model_of(blocks=(11,))
     with pytest.raises(EvalError, match="size of micro: found 18, expected a multiple"):
         model_of(size=18)
+    with pytest.raises(EvalError, match="dilated_stages: found 1, and micro is a ViT without stages; expected 0"):
+        model_of(dilated_stages=1)
     resnet = micro_training.network()._replace(module=ResNet(stages=(1, 1), stem=4), depth=0, whole_patches=False)
-    with pytest.raises(EvalError, match="head: found upernet, and micro is a ResNet"):
+    with pytest.raises(EvalError, match="head: found upernet, and micro has 2 stages; expected 4, or linear"):
         model_of(resnet, head="upernet", blocks=(0, 0, 1, 1))
+    with pytest.raises(EvalError, match="dilated_stages: found 2, expected at most 1: micro has 2 stages"):
+        model_of(resnet, dilated_stages=2)
     assert model_of(resnet).training.taps == ()
     lines = protocols.mistakes(linear(*sources, head="upernet", stride=20, warmup_steps=100))
     assert [line.partition(":")[0] for line in lines] == ["warmup_steps", "blocks", "stride"]
+
+
+def _resnet() -> Network:
+    module = ResNet(stages=(1, 1, 1, 1), stem=4, image_size=32)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = join_statistics(variables["params"], variables["batch_stats"])
+    return micro_training.network()._replace(module=module, params=params, init=None, depth=0, whole_patches=False, patch=32, size=32)
+
+
+def test_a_resnet_has_a_layer_for_each_bottleneck_block():
+    """ResNet-50: 17 layers below the head (SPEC 3.1), the last of them block 2 of stage 4."""
+    config = imagenet_s.get_config("300,resnet50,batch_size=64")
+    assert (config.layer_decay, config.weight_decay, config.steps, config.batch_size) == (0.4, 5e-4, 1200, 64)
+    factor = layers.layer_decay(config.layer_decay, stages=(3, 4, 6, 3))
+    paths = ("conv1/kernel", "bn1/scale", "layer1_0/conv2/kernel", "layer2_0/conv1/kernel", "layer4_2/bn3/bias")
+    assert [factor(f"backbone/{path}") for path in paths] == pytest.approx([0.4**17, 0.4**17, 0.4**16, 0.4**13, 0.4**1])
+    assert factor("head/classifier/kernel") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", [upernet, imagenet_s], ids=["upernet", "imagenet_s"])
+def test_a_resnet_is_trained_and_tested(protocol, sources, tmp_path):
+    config = protocol.get_config()
+    config.update({"train": sources[0], "test": sources[1], "ignore": (255,), "dilated_stages": 1, "steps": 2, "eval_every_steps": 2})
+    config.update({"warmup_steps": 1, "batch_size": 8, "size": 32, "limits": (48, 32), "channels": 8, "panels": 0})
+    config.stride = min(config.stride, 20)
+    network = _resnet()
+    evaluate.run(config, [network], tmp_path)
+    (row,) = json.loads((tmp_path / "eval" / f"{config.protocol}.json").read_text())["results"]
+    assert 0 < row["scores"]["pixel_accuracy"] < 1
+    state, _ = read_state(row["training"])
+    before, after = network.params["conv1"]["kernel"], state["params"]["backbone"]["conv1"]["kernel"]
+    assert not np.array_equal(before, after)  # the stem is trained too, slowly
+    assert not np.allclose(state["batch_stats"]["backbone"]["bn1"]["mean"], 0)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sere_jax.losses.segmentation import pixel_cross_entropy
 from sere_jax.models.dense.segmenter import Keep, Segmenter
 from sere_jax.models.dense.upernet import FcnHead, LinearHead, Necks, UperNet
+from sere_jax.models.resnet import ResNet
 from sere_jax.ops.pooling import adaptive_mean, resize_bilinear
 from tests import micro
 from tests.evals.micro_network import VIT
@@ -170,3 +171,47 @@ def test_the_linear_head_normalises_and_dropout_removes_channels():
     keep = jnp.asarray(np.array([[2.0, 0] * 4, [0, 2.0] * 4], np.float32))
     expected = (normal * keep[:, None, None]) @ params["classifier"]["kernel"] + params["classifier"]["bias"]
     np.testing.assert_allclose(np.asarray(head.apply(weights, x, keep)), np.asarray(expected), atol=1e-5)
+
+
+def _resnet_segmenter(head: str, **changes: int) -> tuple[dict, Segmenter]:
+    backbone = ResNet((1, 1, 1, 1), 4, running_statistics=True, **changes)
+    module = Segmenter(backbone, CLASSES, head, taps=(), channels=CHANNELS, running=True)
+    return jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 96, 3))), module
+
+
+def test_a_resnets_stages_are_the_pyramid():
+    shapes, module = _resnet_segmenter("upernet")
+    assert set(shapes["params"]) == {"backbone", "head", "auxiliary"}  # no necks
+    widths = {f"lateral_{i}": 16 * 2**i for i in range(3)} | {"pool_1": 128}
+    assert {name: shapes["params"]["head"][name]["conv"]["kernel"].shape[2] for name in widths} == widths
+    assert shapes["params"]["auxiliary"]["conv_0"]["conv"]["kernel"].shape[2] == 64  # the third map
+    logits = jax.eval_shape(module.apply, shapes, jnp.zeros((1, 64, 96, 3)))
+    assert (logits.main.shape, logits.auxiliary.shape) == ((1, 16, 24, CLASSES), (1, 4, 6, CLASSES))
+    dilated, module = _resnet_segmenter("upernet", dilated_stages=2)
+    assert jax.tree.map(jnp.shape, dilated) == jax.tree.map(jnp.shape, shapes)
+    assert jax.eval_shape(module.apply, dilated, jnp.zeros((1, 64, 96, 3))).auxiliary.shape == (1, 8, 12, CLASSES)
+
+
+def test_logits_of_a_resnets_last_map_are_doubled_then_interpolated_to_the_targets():
+    """ImageNet-S: 7 x 7 -> 14 x 14 -> 28 x 28. Two interpolations differ from one."""
+    shapes, module = _resnet_segmenter("tokens")
+    assert set(shapes["params"]["head"]) == {"classifier"}  # no LayerNorm
+    weights = {"params": micro.random_like(shapes["params"], 2, 0.3), "batch_stats": shapes["batch_stats"]}
+    weights["batch_stats"] = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.full(x.shape, path[-1].key == "var", x.dtype), weights["batch_stats"]
+    )
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 96, 3)), jnp.float32)
+    logits, last = micro.jit(lambda v, x: (module.apply(v, x).main, module.backbone.apply(inner(v), x).patches))(weights, images)
+    classifier = weights["params"]["head"]["classifier"]
+    small = torch_map(last @ classifier["kernel"] + classifier["bias"])
+    doubled = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(torch_map(logits), doubled, rtol=1e-4, atol=1e-4)
+    targets = np.random.default_rng(1).integers(-1, CLASSES, (2, 8, 12))
+    again = F.interpolate(doubled, scale_factor=2, mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(again, torch.tensor(targets), ignore_index=-1)
+    np.testing.assert_allclose(pixel_cross_entropy(logits, jnp.asarray(targets), "counted"), expected, rtol=1e-4)
+
+
+def inner(variables: dict) -> dict:
+    """The variables of the backbone alone."""
+    return {kind: leaves["backbone"] for kind, leaves in variables.items()}
