@@ -10,7 +10,7 @@ from sere_jax.config.rule import Rule
 from sere_jax.evals.figures import protocol as figures
 from sere_jax.evals.frozen import classification, norms, patches, probes, relations, retrieval
 from sere_jax.evals.protocol import Protocol
-from sere_jax.evals.trained import fine_tune, linear, segmentation
+from sere_jax.evals.trained import detection, fine_tune, linear, segmentation
 
 PROTOCOLS: tuple[Protocol, ...] = (
     classification.PROTOCOL,
@@ -22,6 +22,7 @@ PROTOCOLS: tuple[Protocol, ...] = (
     segmentation.LINEAR,
     segmentation.UPERNET,
     segmentation.IMAGENET_S,
+    detection.PROTOCOL,
     fine_tune.FINE_TUNE,
     fine_tune.SEMI,
     fine_tune.TRANSFER,
