@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.evals.network import EvalError, Network
@@ -114,7 +115,7 @@ def test_five_steps_are_the_same_on_one_and_on_eight_devices():
     update, results = make_update(loss=model.loss, optimizer=optimizer), []
     params, running = (jax.tree.map(jnp.asarray, tree) for tree in model.init())
     for devices in (1, 8):
-        mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+        mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
         everywhere, rows = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("data",)))
         state = jax.device_put(State(jnp.int32(0), params, running, optimizer.init(params), jnp.int32(0), {}), everywhere)
         step = jax.jit(update, in_shardings=(everywhere, rows), out_shardings=everywhere, compiler_options=micro.FAST_COMPILE)
