@@ -19,7 +19,7 @@ from sere_jax.evals.detection.data import open_sets
 from sere_jax.evals.detection.outcome import Outcome, Row
 from sere_jax.evals.detection.tester import Tester
 from sere_jax.evals.frozen.labelled import image_numbers
-from sere_jax.evals.network import EvalError, Network, shared_reading, untrained
+from sere_jax.evals.network import EvalError, Network, digest, shared_reading, untrained
 from sere_jax.evals.outcome import slugs
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import layers, run
@@ -58,8 +58,8 @@ def detect(networks: Sequence[Network], workdir: Location, settings: Settings) -
             reading=settings.reading,
         )
         rows.append(_row(network, model, tester, workdir, settings, train, test))
-    learned = training_images(settings.train, train, place(rows[-1].about["training"]), settings.reading)
-    images = {"train": learned, "test": tester.images()}
+    trained = [place(row.about["training"]) for row in rows]
+    images = {"train": training_images(settings.train, train, trained, settings.reading), "test": tester.images()}
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "panels")}
     heading = f"detection: {images['test'].read:,} images of {settings.test}, {len(classes):,} classes"
     longest, size = settings.test_longest, settings.test_size
@@ -132,7 +132,7 @@ def _training(network: Network, settings: Settings, model: Model, tester: Tester
         evaluate=evaluate,
         every_steps=min(settings.eval_every_epochs, settings.epochs) * steps_per_epoch,
         best="test/box_ap",
-        description={**learning, "reading": repr(settings.reading), "weights": run.weights_digest(network.params), "images": images},
+        description={**learning, "reading": repr(settings.reading), "network": digest(network), "images": images},
         seed=settings.seed,
         accumulate_steps=settings.accumulate_steps,
         log_every_steps=settings.log_every_steps,
