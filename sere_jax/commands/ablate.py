@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -29,23 +27,23 @@ from sere_jax.buckets import Location, path_of
 from sere_jax.build import pretraining
 from sere_jax.commands import ablation_evaluations, ablation_table, identity, pretrain
 from sere_jax.commands.ablation_evaluations import Evaluation
+from sere_jax.commands.ablation_files import Refused, default_protocols, read_module, read_protocol
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.commands.compiled import keep_compiled
 from sere_jax.config import check as rules
-from sere_jax.config import command_line, lengths, unread
+from sere_jax.config import lengths, unread
 from sere_jax.config.arguments import said_keys
 from sere_jax.config.keys import KEYS, MACHINE_KEYS
 from sere_jax.config.names import flatten
 from sere_jax.data.batches.maker import UnreadableData
 from sere_jax.data.images.decode import BadImage
 from sere_jax.data.sources.open import SourceError, open_source
-from sere_jax.evals import protocols
 from sere_jax.evals.network import EvalError
 from sere_jax.train import checkpoint
 from sere_jax.train.fit import Stopped
 from sere_jax.train.lock import WorkdirError
 from sere_jax.train.meter import TooManyBadImages, TooManyBadSteps
-from sere_jax.writing import destination
+from sere_jax.writing import WriteError, destination, writing_to
 
 _BAD_RUN = (TooManyBadSteps, TooManyBadImages, UnreadableData, BadImage)
 
@@ -66,40 +64,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     keep_compiled()
     try:
-        tables = _module(options.config)
-        configs = [_protocol(spec) for spec in options.protocol or _default_protocols(options)]
+        tables = read_module("--config", options.config, ("TABLES", "PROTOCOL", "get_config"))
+        configs = [read_protocol(spec) for spec in options.protocol or default_protocols(options)]
         runs = [run for table in options.table for run in _runs(tables, table, options)]
         _check(runs, configs, _never_read(tables, options))
         evaluations = [ablation_evaluations.read_images(config) for config in configs]
         _check_images(runs, options.data)
-        failed = False
-        for table in options.table:
-            rows = [run for run in runs if run.table == table]
-            measured: list[Measured] = []
-            for run in rows:
-                finished_before = all(ablation_evaluations.report(run.workdir, evaluation).is_file() for evaluation in evaluations)
-                measured.append(_measured(run, evaluations))
-                if not finished_before or run is rows[-1]:
-                    ablation_table.publish(
-                        tables.TABLES[table],
-                        table,
-                        measured,
-                        note=tables.PROTOCOL,
-                        directory=path_of(options.workdir),
-                        about=_about(options),
-                    )
-            failed |= any(row.error for row in measured)
+        with writing_to(options.workdir):
+            return int(_run_tables(tables, runs, evaluations, options))
     except Stopped as stopped:
         print(f"{stopped}\nfinished rows are in {options.workdir}/table*.md; the same command goes on")
         return 0
-    except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, WorkdirError, _Refused) as error:
+    except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, WorkdirError, WriteError, Refused) as error:
         print(error, file=sys.stderr)
         return 2
-    return int(failed)
 
 
-class _Refused(ValueError):
-    """The command line cannot be carried out; the message names the flag."""
+def _run_tables(tables: ModuleType, runs: Sequence[Run], evaluations: Sequence[Evaluation], options: argparse.Namespace) -> bool:
+    """Run the rows of every table, and publish the table after each; whether a row ended badly."""
+    failed = False
+    for table in options.table:
+        rows = [run for run in runs if run.table == table]
+        measured: list[Measured] = []
+        for run in rows:
+            finished_before = all(ablation_evaluations.report(run.workdir, evaluation).is_file() for evaluation in evaluations)
+            measured.append(_measured(run, evaluations))
+            if not finished_before or run is rows[-1]:
+                ablation_table.publish(
+                    tables.TABLES[table],
+                    table,
+                    measured,
+                    note=tables.PROTOCOL,
+                    directory=path_of(options.workdir),
+                    about=_about(options),
+                )
+        failed |= any(row.error for row in measured)
+    return failed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--table", required=True, type=_numbers, metavar="N[,N]", help="tables of the paper: 7, 8, 10 to 16")
     add("--rows", default=[], type=lambda text: text.split(","), metavar="ROW[,ROW]", help="some of the rows (default: all)")
     add("--data", required=True, metavar="SOURCE", help="images to train on, as in data.source (docs/data.md)")
-    add("--workdir", required=True, type=destination, metavar="DIR", help="directory of the runs and of the tables")
+    add("--workdir", required=True, type=_workdir, metavar="DIR", help="directory of the runs and of the tables")
     add("--steps", type=int, default=0, help="steps of each row; warm-ups keep their share of the run (default: the row's own epochs)")
     add("--size", default="paper", help="paper, or small for a CPU (default: paper)")
     add("--set", default="", metavar="KEY=VALUE[,...]", help="keys for all rows that read them, after everything else")
@@ -121,52 +121,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _workdir(text: str) -> Location:
+    try:
+        return destination(text)
+    except WriteError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
-
-
-def _module(path: str) -> ModuleType:
-    """A Python file, below the current directory or else below the checkout."""
-    path = command_line.config_path(path)
-    spec = importlib.util.spec_from_file_location("ablation_config", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise _Refused(f"--config: found {path!r}, expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(command_line.CHECKOUT))  # the files import configs.common
-    spec.loader.exec_module(module)
-    return module
-
-
-def _default_protocols(options: argparse.Namespace) -> list[str]:
-    """k-NN with labelled images, retrieval without, and relation differences on the same views for all rows."""
-    images = options.evaluate or options.data
-    near = "configs/eval/retrieval.py:baselines=false,tokens=('cls','patches'),source=" + images
-    if options.gallery or options.query:
-        near = f"configs/eval/knn.py:tokens=('cls','patches'),gallery={options.gallery},query={options.query}"
-    relations = (
-        "configs/eval/relations.py:views_of=config,random=false,tokens=('post',),spatial_temperatures=(1.0,),channel_temperatures=(1.0,)"
-    )
-    return [near, f"{relations},source={images}"]
-
-
-def _protocol(spec: str) -> ConfigDict:
-    path, _, argument = spec.partition(":")
-    try:
-        config = _module(path).get_config(argument)
-    except ValueError as error:
-        raise _Refused(f"--protocol={spec}: {error}") from error
-    if mistakes := protocols.mistakes(config, processes=jax.process_count()):
-        raise rules.ConfigError([f"--protocol={spec}: {line}" for line in mistakes])
-    return config
 
 
 def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterator[Run]:
     """The runs of a table's rows, in the table's order, a row's seeds together."""
     if table not in tables.TABLES:
-        raise _Refused(f"--table: found {table}, expected one of {', '.join(map(str, tables.TABLES))}")
+        raise Refused(f"--table: found {table}, expected one of {', '.join(map(str, tables.TABLES))}")
     known = tables.TABLES[table].rows
     if unknown := [row for row in options.rows if row not in known]:
-        raise _Refused(f"--rows: found {', '.join(unknown)}, expected some of {', '.join(known)} of table {table}")
+        raise Refused(f"--rows: found {', '.join(unknown)}, expected some of {', '.join(known)} of table {table}")
     images = None
     for row in options.rows or known:
         for seed in options.seeds:
@@ -174,7 +146,7 @@ def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterat
             try:
                 config = tables.get_config(argument)
             except ValueError as error:
-                raise _Refused(f"table {table}, row {row}: {error}") from error
+                raise Refused(f"table {table}, row {row}: {error}") from error
             config.data.source = options.data
             _leave_unread(config, options.set)
             if options.steps and (config.schedule.epochs or config.schedule.total_steps):

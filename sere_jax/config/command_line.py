@@ -37,7 +37,7 @@ def config_path(path: str) -> str:
     """The file of a path: below the current directory, else below the checkout, so that programs run from anywhere."""
     if os.path.isfile(path):
         return path
-    return next((str(file) for file in (place(path), CHECKOUT / path) if file.is_file()), path)
+    return next((str(file) for file in (place(path), CHECKOUT / path) if os.path.isfile(file)), path)
 
 
 # config_flags looks for its overrides in a command line of its own; `parse` puts the tokens here that can be parsed.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 
 from configs import ablation
 from sere_jax.build import pretraining
-from sere_jax.commands import ablate, ablation_table, evaluate
+from sere_jax.commands import ablate, ablation_files, ablation_table, evaluate
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
 from sere_jax.evals import protocol
@@ -183,6 +186,9 @@ def test_changed_images_are_not_taken_for_those_of_a_finished_row(tmp_path, quic
         (["--table=8", "--set=model.heads=5"], "model.width: found 24, expected a multiple of model.heads = 5"),
         (["--table=8", "--protocol=configs/eval/knn.py:gallary=x"], "nearest: gallery"),
         (["--table=8", "--config=nowhere.py"], "--config: found 'nowhere.py'"),
+        (["--table=8", "--config=configs/small.py"], "configs/small.py does not define TABLES, PROTOCOL; expected"),
+        (["--table=8", "--protocol=nowhere.py"], "--protocol: found 'nowhere.py', expected a Python file"),
+        (["--table=8", "--protocol=configs/common.py"], "configs/common.py does not define get_config; expected"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(command, tmp_path, capsys, arguments: list[str], message: str):
@@ -276,6 +282,41 @@ def test_the_table_is_printed_and_saved_after_each_row(command, tmp_path, quick,
     output = capsys.readouterr().out
     assert output.index("Table 8") < output.rindex("stopped by SIGTERM")
     assert output.endswith(f"\nfinished rows are in {tmp_path}/table*.md; the same command goes on\n")
+
+
+def test_config_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "odd.py"
+    for text, message in (
+        ("def get_config(:", "--protocol: .*odd.py cannot be imported: invalid syntax"),
+        ("import nothing_of_that_name", "--protocol: .*cannot be imported: No module named"),
+        ("def get_config(): return 1", "--protocol=.*odd.py: .*takes 0 positional arguments"),
+        ("def get_config(argument): return 1", "get_config returned int, expected a ConfigDict"),
+    ):
+        path.write_text(text)
+        importlib.invalidate_caches()
+        with pytest.raises(ablation_files.Refused, match=message):
+            ablation_files.read_protocol(str(path))
+
+
+def test_a_disk_that_refuses_the_table_ends_in_a_sentence(command, tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    here = [
+        *(part for part in command if not part.startswith(("--workdir=", "--protocol="))),
+        "--evaluate=bundled:query",
+        f"--workdir={tmp_path}",
+    ]
+    monkeypatch.setattr(ablation_table, "write", full)
+    monkeypatch.setattr(ablate, "_measured", lambda run, evaluations: Measured(run.row, run.seed, str(run.workdir), 2, 1.0, {}))
+    monkeypatch.setattr(ablate, "_check_images", lambda runs, source: None)
+    assert ablate.main(["--table=8", "--rows=none", *here]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"{tmp_path}: nothing can be written there (No space left on device); expected a directory to write to\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(["--table=8", *here[:-1], "--workdir=~nobody-of-that-name/a"])
+    assert ended.value.code == 2 and "there is no user 'nobody-of-that-name'" in capsys.readouterr().err
 
 
 def test_every_option_is_explained():
