@@ -8,6 +8,7 @@ one, the nearest choice. Also here: how the configs of a resumed run may differ,
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def workdir_mistakes(workdir: str | None, sources: Mapping[str, Any] | None = No
     path = place(workdir)
     if user := unknown_user(workdir):
         return [f"--workdir: found {workdir!r}, expected a directory; there is no user {user!r}. A directory of that name is ./{workdir}"]
-    files = [parent for parent in (path, *path.parents) if parent.exists() and not parent.is_dir()]
+    files = [parent for parent in (path, *path.parents) if os.path.exists(parent) and not os.path.isdir(parent)]
     if files:
         return [f"--workdir: found {workdir!r}, expected a directory, there or not; {files[0]} is a file"]
     texts = {key: spec for key, spec in (sources or {}).items() if isinstance(spec, str)}

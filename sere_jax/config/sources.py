@@ -27,22 +27,22 @@ def source_mistakes(key: str, spec: str) -> list[str]:
             return []
         return [f"{key}: found {spec!r}, expected bundled[:train|gallery|query]{nearest(rest, regions)}"]
     if kind == "list":
-        return [] if place(rest).is_file() else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
+        return [] if os.path.isfile(place(rest)) else [f"{key}: found {spec!r}, expected list:FILE, a file that exists{_neighbour(rest)}"]
     if kind == "mix" and colon:
         return _mixture(key, spec)
     if kind == "classes" and ":" in rest:
         file, _, inner = rest.partition(":")
-        lines = [] if place(file).is_file() else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
+        lines = [] if os.path.isfile(place(file)) else [f"{key}: found {spec!r}, expected classes:LIST:SOURCE, LIST a file that exists"]
         if inner.startswith("mix:"):
             return [*lines, f"{key}: found {spec!r}, expected classes:LIST:SOURCE, SOURCE no mixture; mix sources of classes instead"]
         return lines + source_mistakes(key, inner)
     if kind == "masks" and ":" in rest:
         maps, _, inner = rest.partition(":")
-        lines = [] if place(maps).is_dir() else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
+        lines = [] if os.path.isdir(place(maps)) else [f"{key}: found {spec!r}, expected masks:DIR:SOURCE, DIR {_directory(maps)}"]
         return lines + source_mistakes(key, inner)
     if kind == "tfds" and colon:
         return _prepared_set(key, spec, rest)
-    if spec and place(spec).is_dir():
+    if spec and os.path.isdir(place(spec)):
         return [f"{key}: found {spec!r}, expected {FORMS}; nearest: folder:{spec}"]
     return [f"{key}: found {spec!r}, expected {FORMS}{nearest(kind, KINDS)}"]
 
@@ -74,7 +74,7 @@ def _mixture(key: str, spec: str) -> list[str]:
 def _neighbour(path: str) -> str:
     """`; nearest: FILE` of the same directory."""
     directory, name = os.path.split(path)
-    names = os.listdir(place(directory)) if place(directory).is_dir() else []
+    names = os.listdir(place(directory)) if os.path.isdir(place(directory)) else []
     neighbour = nearest(name, names).removeprefix("; nearest: ")
     return f"; nearest: {os.path.join(directory, neighbour)}" if neighbour else ""
 
@@ -86,7 +86,7 @@ def _holds_a_file(directory: str) -> bool:
 def _directory(directory: str) -> str:
     if not directory:
         return "with a directory"
-    if place(directory).is_dir():
+    if os.path.isdir(place(directory)):
         return "a directory with images; it is empty"
     near = nearest_directory(directory)
     return "a directory that exists" + (f"; nearest: folder:{near}" if near else "")

@@ -81,7 +81,7 @@ def _builder(spec: str, name: str) -> Any:
         return prepared
     try:
         return tfds.builder(name, data_dir=data_directory(), file_format="array_record")
-    except (ValueError, tfds.core.DatasetNotFoundError) as error:
+    except (OSError, ValueError, tfds.core.DatasetNotFoundError) as error:
         raise SourceError(f"{spec!r}: TFDS has no such builder: {str(error).splitlines()[0]}") from error
 
 

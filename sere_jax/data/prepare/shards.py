@@ -20,6 +20,7 @@ from sere_jax.writing import replacing
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
+_AGAIN = "expected what prepare wrote; prepare the set again into a new directory"
 # One record a group: reading one must not read its neighbours. JPEGs do not get smaller.
 _OPTIONS = "group_size:1,uncompressed"
 
@@ -58,7 +59,7 @@ class Output:
         begun, done = os.path.join(self._notes, MANIFEST), os.path.join(directory, MANIFEST)
         for path in (done, begun):
             if os.path.isfile(path):
-                _must_equal(_read(path)["made_from"], fingerprint, directory)
+                _must_equal(_read(path).get("made_from") or {}, fingerprint, directory)
                 self.finished = path == done
                 return
         if os.path.isdir(directory) and set(os.listdir(directory)) - {_UNFINISHED}:
@@ -71,8 +72,11 @@ class Output:
         path, note = os.path.join(self.directory, shard.file), self._note(shard)
         if not (os.path.isfile(path) and os.path.isfile(note)):
             return None
-        known = _read(note)
-        return known if os.path.getsize(path) == known["bytes"] else None
+        try:
+            known = _read(note)
+        except PrepareError:  # damaged: the shard is written again
+            return None
+        return known if os.path.getsize(path) == known.get("bytes") else None
 
     def write(self, shard: Shard, results: Iterable[tuple[str, bytes | Exception]]) -> dict[str, Any]:
         """Write a shard and its note; records that are errors are left out and named."""
@@ -164,23 +168,52 @@ def write_info(directory: str, layout: Layout, features: Any, shards: dict[str, 
 def verify(directory: str, track: Callable[[Iterable[int], int], Iterable[int]]) -> list[str]:
     """The faults of a prepared directory: shards and images that differ from what was written."""
     manifest = read_manifest(directory)
+    builder = _builder(directory)
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(directory)
     wrong = []
     for split, shards in manifest["splits"].items():
+        if split not in builder.info.splits:
+            wrong.append(f"{split}: the manifest names this split, {os.path.join(directory, 'dataset_info.json')} does not")
+            continue
         damaged = [shard["file"] for shard in shards if _damaged(directory, shard)]
         wrong += [f"{file}: missing, or not what was written" for file in damaged]
         if damaged:
             continue
-        data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        try:
+            data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        except Exception as error:  # TFDS raises many types where its files do not fit together
+            wrong.append(f"{split}: cannot be opened by dataset_info.json and features.json: {_first_line(error)}")
+            continue
         if len(data) != sum(shard["records"] for shard in shards):
             wrong.append(f"{split}: {len(data)} records, the manifest says {sum(shard['records'] for shard in shards)}")
         for index in track(range(len(data)), len(data)):
-            record = data[index]
-            if hashlib.sha256(record["image"]).hexdigest() != record["sha256"].decode():
-                wrong.append(f"{split}[{index}] {record['file_name'].decode()}: another image than was written")
+            try:
+                record = data[index]
+                image, digest, name = record["image"], record["sha256"], record["file_name"].decode(errors="backslashreplace")
+            except Exception as error:  # and where records are of other features
+                wrong.append(f"{split}[{index}] cannot be read: {_first_line(error)}")
+                continue
+            if hashlib.sha256(image).hexdigest().encode() != digest:
+                wrong.append(f"{split}[{index}] {name}: another image than was written")
     return wrong
+
+
+def _builder(directory: str) -> Any:
+    """The TFDS set of a prepared directory. Raises PrepareError where the files that describe it are damaged."""
+    import tensorflow_datasets as tfds
+
+    for name in ("dataset_info.json", "features.json"):
+        _read(os.path.join(directory, name))
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # TFDS raises many types on files that are damaged
+        files = f"{os.path.join(directory, 'dataset_info.json')} or features.json beside it"
+        raise PrepareError(f"{files} cannot be read: {_first_line(error)}; {_AGAIN}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _damaged(directory: str, shard: dict[str, Any]) -> bool:
@@ -189,11 +222,22 @@ def _damaged(directory: str, shard: dict[str, Any]) -> bool:
 
 
 def read_manifest(directory: str) -> dict[str, Any]:
-    """The manifest of a prepared directory. Raises PrepareError when there is none."""
+    """The manifest of a prepared directory. Raises PrepareError where there is none or it is damaged."""
     path = os.path.join(directory, MANIFEST)
     if not os.path.isfile(path):
         raise PrepareError(f"{directory}: has no {MANIFEST}: not a prepared set, or an unfinished one; prepare it again to go on")
-    return _read(path)
+    manifest = _read(path)
+    if not _has_shards(manifest.get("splits")):
+        raise PrepareError(f"{path}: its splits have no lists of shards with file, records, bytes and sha256; {_AGAIN}")
+    return manifest
+
+
+def _has_shards(splits: Any) -> bool:
+    if not isinstance(splits, dict) or not all(isinstance(shards, list) for shards in splits.values()):
+        return False
+    kinds = {"file": str, "records": int, "bytes": int, "sha256": str}
+    shards = [shard for shards in splits.values() for shard in shards]
+    return all(isinstance(shard, dict) and all(isinstance(shard.get(key), kind) for key, kind in kinds.items()) for shard in shards)
 
 
 def _must_equal(old: dict[str, Any], new: dict[str, Any], directory: str) -> None:
@@ -208,9 +252,16 @@ def file_digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: str) -> Any:
-    with open(path) as file:
-        return json.load(file)
+def _read(path: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises PrepareError, which names the file, where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise PrepareError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise PrepareError(f"{path}: found no JSON object; {_AGAIN}")
+    return content
 
 
 def write_json(path: str, value: Any) -> None:

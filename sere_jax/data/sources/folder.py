@@ -204,7 +204,7 @@ def nearest_directory(directory: str) -> str:
     """
     parent, missing, rest = _existing(str(place(directory)))
     try:
-        siblings = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
+        siblings = sorted(entry.name for entry in os.scandir(parent) if os.path.isdir(entry) and not entry.name.startswith("."))
     except OSError:  # a directory that may be entered but not listed
         return ""
     near = difflib.get_close_matches(missing, siblings, n=1, cutoff=_ALIKE)

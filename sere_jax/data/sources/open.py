@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 
 from sere_jax.data.sources.bundled import BundledSource
 from sere_jax.data.sources.example import Example, Source, SourceError
@@ -75,7 +76,7 @@ def _open(spec: str) -> Source:
         if not (directory and colon):
             raise SourceError(f"{spec!r}: expected masks:DIR:folder:IMAGES or masks:DIR:list:FILE")
         return MaskedSource(spec, directory, _open(inner))
-    if spec and place(spec).is_dir():
+    if spec and os.path.isdir(place(spec)):
         raise SourceError(f"source {spec!r} is a directory: write 'folder:{spec}' (expected {FORMS})")
     near = difflib.get_close_matches(kind, KINDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -51,17 +51,25 @@ class TfdsSource(Source):
         return len(self._data)
 
     def __getitem__(self, index: int) -> Example:
-        """Read one record. Raises OSError when its part of the file is damaged."""
+        """Read one record. Raises OSError when its part of the file is damaged, or its features are not those of an example."""
         try:
             record = self._data[index]
         except IndexError:
             raise
         except Exception as error:  # the reader of ArrayRecord raises what its C++ happens to say
             raise OSError(f"{self.spec}[{index}] cannot be read: {error}") from error
+        try:
+            return self._example(record, index)
+        except Exception as error:  # no protobuf, features without values, an object without a box: many types
+            raise OSError(f"{self.spec}[{index}] has features that cannot be read: {type(error).__name__}: {error}") from error
+
+    def _example(self, record: Any, index: int) -> Example:
         values = _Values(record) if isinstance(record, bytes) else _of_dict(record)
         features = self._features
         label = int(values[features.label][0]) if features.label else -1
-        name = values[features.file_name][0].decode() if features.file_name else f"{self.spec}[{index}]"
+        name = values[features.file_name][0] if features.file_name else f"{self.spec}[{index}]"
+        if isinstance(name, bytes):
+            name = name.decode(errors="surrogateescape")  # as the names of files, which hold any bytes
         return Example(name, values[features.image][0], label, annotation(features, values) if features.annotated else None)
 
     def places(self) -> Iterator[tuple[str, int]]:
@@ -208,7 +216,7 @@ def is_directory(name: str) -> bool:
     """
     if re.search(r"\.py(/[^/]+)?$", name):
         return False
-    return os.path.isabs(name) or name.startswith((".", "~")) or (place(name) / "dataset_info.json").is_file()
+    return os.path.isabs(name) or name.startswith((".", "~")) or os.path.isfile(place(name) / "dataset_info.json")
 
 
 def _directory_builder(spec: str, directory: str) -> Any:
@@ -244,7 +252,7 @@ def prepared_set(name: str) -> Any | None:
 
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_directory())
-    except (ValueError, tfds.core.DatasetNotFoundError):
+    except (OSError, ValueError, tfds.core.DatasetNotFoundError):  # OSError: a name that is too long
         return None
 
 
@@ -262,7 +270,7 @@ def _prepared_builder(spec: str, name: str) -> Any:
         return prepared
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (ImportError, ValueError, tfds.core.DatasetNotFoundError) as error:
+    except (ImportError, OSError, ValueError, tfds.core.DatasetNotFoundError) as error:
         raise SourceError(f"{spec!r}: TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from error
     if not builder.is_prepared():
         raise SourceError(

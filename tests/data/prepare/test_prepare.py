@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -145,6 +146,46 @@ def test_verification_finds_a_flipped_bit_and_training_replaces_its_image(photog
     source = open_source(f"tfds:{tmp_path / 'out'}:train")
     (views,) = train_batches(source, recipe=ViewRecipe(16, local_count=0), seed=0, batch_size=10, total_steps=1)
     assert views.replaced.sum() == 1 and 4 not in views.index
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("prepared")
+    layouts.classes(directory / "in", ("cat",), per_class=2)
+    assert run(f"folder:{directory / 'in'}", directory / "out") == 0
+    return directory / "out"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "dataset_info.json", "features.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_verification_names_a_file_that_is_damaged(prepared, tmp_path, capsys, name, text):
+    out = shutil.copytree(prepared, tmp_path / "out")
+    (out / name).write_text(text)
+    assert program.main(["--verify", f"--output={out}"]) == 2
+    error = capsys.readouterr().err
+    assert str(out / name) in error or f"{name} beside it" in error, error
+    assert len(error.splitlines()) == 1 and "prepare the set again" in error
+
+
+def test_verification_names_what_the_files_of_a_set_do_not_agree_on(prepared, tmp_path, capsys):
+    out = shutil.copytree(prepared, tmp_path / "out")
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"splits": manifest["splits"] | {"other": []}}))
+    assert program.main(["--verify", f"--output={out}"]) == 1
+    assert capsys.readouterr().out.endswith(f"other: the manifest names this split, {out / 'dataset_info.json'} does not\n")
+    (out / "manifest.json").write_text(json.dumps({**manifest, "splits": {"train": [{"file": "a"}]}}))
+    assert program.main(["--verify", f"--output={out}"]) == 2
+    assert "its splits have no lists of shards with file, records, bytes and sha256" in capsys.readouterr().err
+
+
+def test_a_note_of_a_shard_that_is_damaged_counts_as_none(tmp_path):
+    output, shard = Output(str(tmp_path / "out"), {}), Shard("a.array_record-00000-of-00001", "train", 0, 1)
+    (tmp_path / "out" / shard.file).write_bytes(b"1234")
+    note = tmp_path / "out" / ".unfinished" / f"{shard.file}.json"
+    note.write_text('{"bytes": 4}')
+    assert output.done(shard) == {"bytes": 4}
+    note.write_text('{"byt')
+    assert output.done(shard) is None
 
 
 @pytest.mark.parametrize("kind", ["imagenet", "imagenet_s", "voc", "coco", "ade20k", "inat2019"])

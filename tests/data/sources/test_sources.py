@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sere_jax.config.cross import source_mistakes
 from sere_jax.data.sources.open import SourceError, open_source
 from tests.data.images.images import encode, gradient
 
@@ -201,3 +202,16 @@ def test_a_folder_that_holds_what_a_run_wrote_is_refused(tmp_path: Path):
     (tmp_path / "run" / "checkpoints").mkdir()
     with pytest.raises(SourceError, match=r"/run' is the workdir of a run, no images; expected a workdir outside of the images"):
         open_source(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "spec", ["{}", "folder:{}", "list:{}", "classes:{}:bundled", "masks:{}:folder:photos", "tfds:{}:train", "tfds:./{}:train", "bundled:{}"]
+)
+def test_a_name_longer_than_the_system_allows_is_a_mistake_of_the_source(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(Path("photos"), "a.png")
+    text = spec.format("a" * 300)
+    with pytest.raises(SourceError):
+        open_source(text)
+    if not text.startswith("tfds:a"):  # may be the name of a set: known when it is opened
+        assert source_mistakes("data.source", text)

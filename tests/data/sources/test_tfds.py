@@ -88,6 +88,36 @@ def test_a_damaged_record_has_no_class_and_the_others_keep_theirs(tmp_path, data
     assert source.labels().tolist() == expected and list((tmp_path / "copy").glob("sere_jax_labels-*"))
 
 
+def _record(**features) -> bytes:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    for name, value in features.items():
+        feature = example.features.feature[name]
+        (feature.int64_list if isinstance(value, int) else feature.bytes_list).value.append(value)
+    return example.SerializeToString()
+
+
+def test_a_record_whose_features_cannot_be_read_is_an_error_that_names_it():
+    """The pipeline replaces and counts an image that is an OSError."""
+    source = open_source("tfds:tiny_photos/plain:train")
+    image = source[0].data
+    records = [
+        _record(image=image, label=1, file_name=b"caf\xe9"),
+        _record(image=image, label=1),
+        _record(label=1, file_name=b"a"),
+        _record(image=image, file_name=b"a"),
+        b"no protobuf",
+    ]
+    source._data = records
+    assert source[0].name == "caf\udce9" and source[0].label == 1  # the image is sound
+    for index in range(1, len(records)):
+        with pytest.raises(OSError, match=rf"tfds:tiny_photos/plain:train\[{index}\] has features that cannot be read: "):
+            source[index]
+    with pytest.raises(IndexError):
+        source[len(records)]
+
+
 def test_saved_classes_of_other_shards_are_not_taken(tmp_path, data_dir):
     copy = tmp_path / "copy"
     shutil.copytree(data_dir / "tiny_photos" / "plain" / "1.2.0", copy)
@@ -156,6 +186,10 @@ def test_tensorflow_is_not_imported():
         ("imagenet2021:train", r"knows no data set .imagenet2021.*did you mean .imagenet2012.\?"),
         ("cifar10:train", "not prepared in .*python -m sere_jax prepare --source=tfds:cifar10"),
         ("tiny_photos/none:train", "cannot open 'tiny_photos/none'"),
+        (f"{'a' * 300}:train", "knows no data set 'aaa"),
+        (f"tiny_photos/{'a' * 300}:train", "cannot open 'tiny_photos/aaa"),
+        (f"tiny_photos/plain:{'a' * 300}", "cannot read split 'aaa"),
+        (f"./{'a' * 300}:train", "found no such directory"),
     ],
 )
 def test_errors_say_what_to_do(rest, message):
