@@ -111,7 +111,7 @@ def test_heads_of_a_resnet_run_come_back(resnet_run, tmp_path, layout, name):
 def test_knn_during_a_run_sees_what_load_backbone_sees(resnet_run):
     workdir, config, state = resnet_run
     seen = []
-    pretrain._evaluate(config, lambda params: seen.append(params) or (), state, 7)
+    pretrain._evaluate(config, lambda params, step: seen.append(params) or (), state, 7)
     micro.assert_equal(micro.copies(seen[0]), micro.copies(load_backbone(workdir).params))
 
 
