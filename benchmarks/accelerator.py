@@ -1,5 +1,6 @@
-"""What this project does on the accelerator of this machine, in one table: make accelerator, or
+"""What this project does on the accelerator of this machine, in one table.
 
+    make accelerator
     python -m benchmarks.accelerator [--minutes=30] [--skip=tests,training]
     python -m benchmarks.accelerator --small --tests=tests/losses        sizes cut, to see on a CPU that it works
 

@@ -30,13 +30,13 @@ def main(path: str) -> None:
             runs = coco.frPyObjects(segmentation, *image.frame)
             expected = coco.decode(coco.merge(runs) if isinstance(runs, list) else runs).astype(bool)
             start = time.perf_counter()
-            found = decode_region(instance.segmentation, *image.frame)
+            decoded = decode_region(instance.segmentation, *image.frame)
             seconds += time.perf_counter() - start
             filled = np.zeros(image.frame, np.uint8)
             for polygon in segmentation if isinstance(segmentation, list) else ():
                 cv2.fillPoly(filled, [np.round(np.reshape(polygon, (-1, 2))).astype(np.int32)], 1)
             objects, pixels = objects + 1, pixels + int(expected.sum())
-            ours += int((found != expected).sum())
+            ours += int((decoded != expected).sum())
             opencv += int((filled.astype(bool) != expected).sum()) if isinstance(segmentation, list) else 0
     print(f"{objects:,} objects, {pixels:,} pixels inside, {1000 * seconds / max(objects, 1):.2f} ms an object")
     print(f"pixels that differ from pycocotools': sere_jax {ours:,}, OpenCV {opencv:,}")

@@ -214,19 +214,20 @@ def _measured(run: Run, evaluations: Sequence[Evaluation]) -> Measured:
     """Train and evaluate a run, as far as an earlier start has not done it."""
     length = pretraining.steps(run.config, len(open_source(run.config.data.source)))
     name = f"row {run.row}, seed {run.seed}"
+    title = f"table {run.table}, {name}"
     about = (run.row, run.seed, str(run.workdir), length.total, pretraining.effective_epochs(run.config, length))
     try:
         if not _trained(run.workdir, length.total):
-            print(f"table {run.table}, row {run.row}, seed {run.seed}: training in {run.workdir}", flush=True)
+            print(f"{title}: training in {run.workdir}", flush=True)
             pretrain.train(run.config, str(run.workdir))
         try:
             return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
         except checkpoint.DamagedCheckpoint as error:
-            print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}; going on from the checkpoint before it", flush=True)
+            print(f"{title}: {error}; going on from the checkpoint before it", flush=True)
             pretrain.train(run.config, str(run.workdir))  # sets it aside
             return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
     except _BAD_RUN as error:
-        print(f"table {run.table}, row {run.row}, seed {run.seed}: {error}", file=sys.stderr)
+        print(f"{title}: {error}", file=sys.stderr)
         return Measured(*about, {}, str(error))
 
 

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from sere_jax.buckets import Location
-from sere_jax.commands import evaluate
+from sere_jax.commands import evaluate, identity
 from sere_jax.config import check as rules
-from sere_jax.data.sources.open import open_source
 from sere_jax.evals import protocols
 from sere_jax.train import checkpoint
 
@@ -26,7 +25,7 @@ class Evaluation(NamedTuple):
 
 def read_images(config: ConfigDict) -> Evaluation:
     """The evaluation of a protocol's config. Raises SourceError where its images cannot be opened."""
-    return Evaluation(config, {key: open_source(spec).fingerprint().digest for key, spec in rules.sources(config).items() if spec})
+    return Evaluation(config, identity.digests(rules.sources(config)))
 
 
 def values(workdir: Location, name: str, evaluations: Sequence[Evaluation]) -> dict[str, float]:

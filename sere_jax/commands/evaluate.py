@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from sere_jax import distributed
 from sere_jax.buckets import Location, is_address
 from sere_jax.build import pretraining
+from sere_jax.commands import identity
 from sere_jax.config import check as rules
 from sere_jax.config.names import flatten
 from sere_jax.config.saved import completed
@@ -21,7 +22,8 @@ from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals import protocols
 from sere_jax.evals.figures.first_batch import Feed
-from sere_jax.evals.network import Network, digest
+from sere_jax.evals.network import Network
+from sere_jax.evals.network import digest as network_digest
 from sere_jax.weights.backbone import load_backbone
 from sere_jax.weights.read import read_weights
 from sere_jax.writing import place
@@ -145,7 +147,7 @@ def _check_same(config: ConfigDict, networks: Sequence[Network], workdir: Locati
         return
     sources = rules.sources(config)
     with distributed.together():
-        images = {f"images of {key}": open_source(spec).fingerprint().digest for key, spec in sources.items() if spec}
-        weights = {f"checkpoint {number}": digest(network) for number, network in enumerate(networks, 1)}
+        images = {f"images of {key}": digest for key, digest in identity.digests(sources).items()}
+        weights = {f"checkpoint {number}": network_digest(network) for number, network in enumerate(networks, 1)}
     facts = {key: repr(value) for key, value in flatten(config).items() if key not in sources}
     distributed.assert_equal(facts | images | weights | {"--workdir": str(workdir)}, "the processes of this evaluation disagree")

@@ -21,13 +21,14 @@ from sere_jax.config.names import flatten
 from sere_jax.config.saved import completed
 from sere_jax.data.sources import listing
 from sere_jax.data.sources.example import Source
+from sere_jax.data.sources.open import open_source
 from sere_jax.train.checkpoint import read_meta
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.versions import versions
 from sere_jax.writing import replacing
 
-# Keys that may differ between processes, because paths may differ between machines. Images are compared by their listings.
-_OF_ONE_PROCESS = frozenset({"data.source", "data.workers", "data.prefetch", "eval.gallery", "eval.query"})
+# Keys that may differ between processes, beside those that name images: paths may differ between machines, and listings are compared.
+_OF_ONE_PROCESS = frozenset({"data.workers", "data.prefetch"})
 _HEADING = "the processes of this run disagree, nothing was started"
 
 
@@ -46,7 +47,7 @@ class Data(NamedTuple):
 
 def check_settings(config: ConfigDict, directory: Location) -> None:
     """Refuse processes with different configs, workdirs or versions. Raises OtherProcessError on all of them."""
-    facts = {key: value for key, value in flatten(config).items() if key not in _OF_ONE_PROCESS}
+    facts = {key: value for key, value in flatten(config).items() if key not in _OF_ONE_PROCESS | rules.sources(config).keys()}
     facts |= {"--workdir": str(directory)} | {f"version of {package}": version for package, version in versions().items()}
     distributed.assert_equal(facts, _HEADING)
 
@@ -58,6 +59,11 @@ def read_data(source: Source) -> Data:
     if shares is not None:
         digest = f"{digest} {','.join(f'{weight:g}' for weight in shares.weights)}"
     return Data(source.spec, images, digest, entries)
+
+
+def digests(sources: Mapping[str, str]) -> dict[str, str]:
+    """The digest of the listing of each source, by its key; keys without a source are left out. Raises SourceError."""
+    return {key: open_source(spec).fingerprint().digest for key, spec in sources.items() if spec}
 
 
 def check_same_data(data: Data) -> None:

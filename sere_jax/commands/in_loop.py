@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sere_jax import distributed
 from sere_jax.buckets import Location
 from sere_jax.build import pretraining
+from sere_jax.commands import identity
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.network import Network
 from sere_jax.evals.protocol import Evaluation, Protocol
@@ -36,10 +37,10 @@ def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
     """
     if not (config.run.eval_every_steps or config.run.eval_every_epochs):
         return {}
-    specs = {f"eval.{key}": config.eval[key] for key in ("gallery", "query", "patch_train", "patch_test")}
-    with distributed.together():
-        digests = {key: open_source(spec).fingerprint().digest for key, spec in specs.items() if spec}
-    distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
+    if jax.process_count() > 1:
+        with distributed.together():
+            digests = identity.digests({f"eval.{key}": config.eval[key] for key in ("gallery", "query", "patch_train", "patch_test")})
+        distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
     entries = [entry for entry in PROTOCOLS if entry.periodic and all(_images(config, entry))]
     network = _network(config) if entries else None
     return {entry.name: entry.periodic(network, _settings(config, entry)) for entry in entries if entry.periodic and network}

@@ -1,6 +1,7 @@
 """Pre-training: open the data, build the parts, compile, and let `fit` drive.
 
-Reads downwards in the order in which things happen. It knows no evaluation: those come in as functions of the parameters.
+Reads downwards in the order in which things happen. Evaluations come in as functions of the parameters; `in_loop` makes the maps of
+attention.
 """
 
 from __future__ import annotations

@@ -231,6 +231,15 @@ def origin_notes(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[str]
             yield f"{name}: {', '.join(words)}"
 
 
+def baseline_notes(rows: Sequence[Any], score: str, what: str) -> Iterator[str]:
+    """By how many points each network's score is above or below that of the best baseline; nothing where no baseline was run."""
+    best = max((line.scores[score] for line in rows if line.baseline), default=None)
+    for line in rows:
+        if best is not None and not line.baseline:
+            points = 100 * (line.scores[score] - best)
+            yield f"{line.name}: {abs(points):.1f} points of {what} {'above' if points >= 0 else 'below'} the best baseline"
+
+
 def _notes(outcome: Outcome) -> Iterator[str]:
     """The protocol in one line, the images of each part, the precision of the scores, the origin of the weights."""
     yield protocol_note(outcome.protocol, outcome.settings)

@@ -129,7 +129,7 @@ def keep_finite(before: State, after: State, gradients: PyTree, output: LossOutp
     `grad_norm` and `bad_step` (1 where the step was skipped).
     """
     norm = optax.tree.norm(gradients)
-    finite = is_sound((after, output.statistics, gradients, output.metrics["loss"]))
+    finite = is_sound((after, output.statistics, norm, output.metrics["loss"]))
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     bad = 1 - finite.astype(jnp.int32)
     metrics = output.metrics | {"grad_norm": norm, "bad_step": bad.astype(jnp.float32)}

@@ -165,11 +165,11 @@ def test_changed_images_are_not_taken_for_those_of_a_finished_row(tmp_path, quic
     near = f"configs/eval/knn.py:gallery=folder:{tmp_path}/judged,query=folder:{tmp_path}/judged,neighbours=(1,)"
     command = ["--table=8", "--rows=none", "--size=small", f"--data=folder:{tmp_path}/train", f"--set={MICRO}", f"--protocol={near}"]
     command.append(f"--workdir={tmp_path}/work")
-    told = "evaluated: row none, seed 0"
-    assert ablate.main(command) == 0 and capsys.readouterr().out.count(told) == 1
-    assert ablate.main(command) == 0 and capsys.readouterr().out.count(told) == 0
+    evaluated = "evaluated: row none, seed 0"
+    assert ablate.main(command) == 0 and capsys.readouterr().out.count(evaluated) == 1
+    assert ablate.main(command) == 0 and capsys.readouterr().out.count(evaluated) == 0
     _squares(tmp_path / "judged", 9)
-    assert ablate.main(command) == 0 and capsys.readouterr().out.count(told) == 1
+    assert ablate.main(command) == 0 and capsys.readouterr().out.count(evaluated) == 1
     _squares(tmp_path / "train", 19)
     assert ablate.main(command) == 2
     message = capsys.readouterr().err

@@ -24,5 +24,5 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("changes", "line"), MISTAKES)
 def test_each_mistake_has_its_line(changes, line):
-    found = _mistakes(**changes)
-    assert found == [] if line is None else any(line in one for one in found), found
+    lines = _mistakes(**changes)
+    assert lines == [] if line is None else any(line in one for one in lines), lines

@@ -18,9 +18,9 @@ def test_a_view_is_the_mean_of_its_counted_tokens_and_0_without_one():
     student = rng.normal(size=(1, 2, 3, 5)).astype(np.float32)
     teacher = np.full((1, 2, 3, 5), 0.2, np.float32)
     counted = np.array([[[True, False, True], [False] * 3]])
-    found = mean_of_counted(token_cross_entropy(jnp.asarray(teacher), jnp.asarray(student), 0.5), jnp.asarray(counted))
+    mean = mean_of_counted(token_cross_entropy(jnp.asarray(teacher), jnp.asarray(student), 0.5), jnp.asarray(counted))
     rows = [-0.2 * np.log(np.exp(row / 0.5) / np.exp(row / 0.5).sum()).sum() for row in student[0, 0].astype(np.float64)]
-    np.testing.assert_allclose(found, [[(rows[0] + rows[2]) / 2, 0.0]], rtol=1e-5)
+    np.testing.assert_allclose(mean, [[(rows[0] + rows[2]) / 2, 0.0]], rtol=1e-5)
 
 
 def test_tokens_that_do_not_count_get_no_gradient_whatever_they_hold():

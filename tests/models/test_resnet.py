@@ -60,10 +60,10 @@ def test_dilated_stages_keep_the_size_of_their_map(count: int):
     stages = (1, 2, 2)
     shapes = jax.eval_shape(ResNet(stages, 2).init, jax.random.key(0), IMAGES)
     variables, module = micro.random_like(shapes, 5), ResNet(stages, 2, dilated_stages=count)
-    found = micro.jit(lambda x: module.apply(variables, x, mutable=["batch_stats"])[0])
+    output = micro.jit(lambda x: module.apply(variables, x, mutable=["batch_stats"])[0])
     expected = oracle.resnet(variables["params"], None, np.asarray(IMAGES), stages, DILATED[count])
     assert expected.shape == (3, *((3, 2), (5, 4))[count - 1], 32)
-    np.testing.assert_allclose(found(IMAGES).patches, expected, rtol=1e-4, atol=2e-4)  # float32 through sixteen convolutions
+    np.testing.assert_allclose(output(IMAGES).patches, expected, rtol=1e-4, atol=2e-4)  # float32 through sixteen convolutions
 
 
 def test_training_moves_the_running_statistics():

@@ -104,8 +104,8 @@ def test_both_implementations_agree_in_value_and_gradient(padding: str):
     (a, gradient_a), (b, gradient_b) = value("map_coordinates"), value("separable")
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradient_a, gradient_b, atol=1e-5)
-    chosen, gradient_of_chosen = value("auto")
-    np.testing.assert_allclose(chosen, b, rtol=1e-6)
+    automatic, gradient_of_chosen = value("auto")
+    np.testing.assert_allclose(automatic, b, rtol=1e-6)
     np.testing.assert_allclose(gradient_of_chosen, gradient_b, atol=1e-6)
     assert np.abs(gradient_a[2:]).max() > 0.1 and not np.any(gradient_a[:2])
 

@@ -62,8 +62,8 @@ def loss(stage: Stage, scene: dict[str, torch.Tensor], deviations, weight: float
     labels, targets = scene["labels"], scene["targets"]
     logits, codes = stage.boxes(scene["box_features"])
     count = len(targets)
-    own = codes[torch.arange(count), labels[:count]]
-    boxes = decoded(own, scene["boxes"][:count], deviations)
+    codes_of_labels = codes[torch.arange(count), labels[:count]]
+    boxes = decoded(codes_of_labels, scene["boxes"][:count], deviations)
     masks = stage.masks(scene["mask_features"])[torch.arange(count), labels[:count]]
     by_box = 10 * (1 - giou(boxes, targets)).sum() / len(labels)
     by_mask = F.binary_cross_entropy_with_logits(masks, scene["masks"])

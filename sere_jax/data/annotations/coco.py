@@ -48,9 +48,9 @@ class CocoTable(NamedTuple):
 def read_coco(path: str) -> CocoTable:
     """Read and check a file. Raises SourceError with the first faults, each with its entry.
 
-    A fault is: a missing key or a value of another type, an id used twice, an image or a category that is not in the file, a box that
-    has no numbers or lies outside its image, a negative side, a region that `decode_region` refuses. A box of width or height 0 is kept
-    and noted, as COCO's own training file has one; so is a box that is partly outside.
+    Faults of entries are missing keys, values of another type, ids used twice, and images or categories that are not in the file.
+    Faults of objects are boxes without numbers or outside their image, negative sides, and regions that `decode_region` refuses.
+    A box of width or height 0 is kept and noted, as COCO's own training file has one; so is a box that is partly outside.
     """
     try:
         with open(path, encoding="utf-8") as file:

@@ -4,7 +4,7 @@ Files below the workdir, where NAME is the protocol and ROW the name of a networ
 
     eval/NAME.json               scores, the whole protocol, images read and left out, origin of the weights
     eval/NAME-ROW-bbox.json      the detected boxes, and
-    eval/NAME-ROW-segm.json      the detected masks, as result files of COCO: its server and its tools read them
+    eval/NAME-ROW-segm.json      the detected masks, as COCO's result files
     eval/NAME-ROW-classes.csv    objects of each class, and its AP, AP50 and AP75 of boxes and masks
     figures/NAME-ROW.png         precision over recall, and the AP of each class
     figures/NAME-ROW-images.png  some images with their truth and what was detected
@@ -24,7 +24,7 @@ from sere_jax.buckets import Location
 from sere_jax.evals import outcome_files
 from sere_jax.evals.detection.pictures import DrawnImages, draw_precision
 from sere_jax.evals.detection.scores import KINDS, Kind, Precision, Truth, precision
-from sere_jax.evals.outcome import Images, image_notes, label, origin_notes, protocol_note, report, slugs
+from sere_jax.evals.outcome import Images, baseline_notes, image_notes, label, origin_notes, protocol_note, report, slugs
 from sere_jax.reporting import table
 from sere_jax.writing import replacing
 
@@ -153,8 +153,4 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     yield f"{len(outcome.classes):,} classes, {objects:,} test objects, {crowds:,} crowds that count neither way; AP is COCO's"
     yield from image_notes(outcome.images)
     yield from origin_notes((line.name, line.about) for line in outcome.rows)
-    best = max((line.scores["box_ap"] for line in outcome.rows if line.baseline), default=None)
-    for line in outcome.rows:
-        if best is not None and not line.baseline:
-            points = 100 * (line.scores["box_ap"] - best)
-            yield f"{line.name}: {abs(points):.1f} points of box AP {'above' if points >= 0 else 'below'} the best baseline"
+    yield from baseline_notes(outcome.rows, "box_ap", "box AP")

@@ -110,10 +110,10 @@ def precision(table: Mapping[str, Any], results: Sequence[Mapping[str, Any]], ki
     entries = [{key: value for key, value in result.items() if key != left_out} for result in results]
     truth = COCO(_copy(table))
     if entries:
-        found = truth.loadRes(entries)
+        detections = truth.loadRes(entries)
     else:
-        found = COCO(_copy(table) | {"annotations": []})
-    scoring = COCOeval_faster(truth, found, iouType=kind)
+        detections = COCO(_copy(table) | {"annotations": []})
+    scoring = COCOeval_faster(truth, detections, iouType=kind)
     scoring.evaluate()
     scoring.accumulate()
     labels = [str(label) for label in scoring.params.areaRngLbl]

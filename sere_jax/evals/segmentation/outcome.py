@@ -23,7 +23,7 @@ from jaxtyping import Int
 
 from sere_jax.buckets import Location
 from sere_jax.evals import outcome_files
-from sere_jax.evals.outcome import Images, image_notes, label, origin_notes, protocol_note, report, slugs
+from sere_jax.evals.outcome import Images, baseline_notes, image_notes, label, origin_notes, protocol_note, report, slugs
 from sere_jax.evals.segmentation import scores
 from sere_jax.evals.segmentation.labelling import Labelling
 from sere_jax.evals.segmentation.scores import Absent
@@ -152,8 +152,4 @@ def _notes(outcome: Outcome) -> Iterator[str]:
     yield f"{len(outcome.labelling.classes):,} classes; scores count the pixels of the label maps in the size of the images"
     yield from image_notes(outcome.images)
     yield from origin_notes((line.name, line.about) for line in outcome.rows)
-    best = max((line.scores["miou"] for line in outcome.rows if line.baseline), default=None)
-    for line in outcome.rows:
-        if best is not None and not line.baseline:
-            points = 100 * (line.scores["miou"] - best)
-            yield f"{line.name}: {abs(points):.1f} points of mIoU {'above' if points >= 0 else 'below'} the best baseline"
+    yield from baseline_notes(outcome.rows, "miou", "mIoU")

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sere_jax.buckets import Location
 from sere_jax.data.annotations.placement import MultiScale, WholeImage
@@ -18,14 +17,13 @@ from sere_jax.evals.detection import outcome
 from sere_jax.evals.detection.data import open_sets
 from sere_jax.evals.detection.outcome import Outcome, Row
 from sere_jax.evals.detection.tester import Tester
-from sere_jax.evals.frozen.labelled import image_numbers
 from sere_jax.evals.network import EvalError, Network, digest, shared_reading, untrained
 from sere_jax.evals.outcome import slugs
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.trained import layers, run
 from sere_jax.evals.trained.detection_settings import RULES, Settings, among
 from sere_jax.evals.trained.detector import Model
-from sere_jax.evals.trained.images import training_images
+from sere_jax.evals.trained.images import notes_of_both, training_images
 from sere_jax.train import optim, schedules
 from sere_jax.types import DetectionBatch, PyTree, Schedule
 from sere_jax.writing import place
@@ -63,10 +61,8 @@ def detect(networks: Sequence[Network], workdir: Location, settings: Settings) -
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "panels")}
     heading = f"detection: {images['test'].read:,} images of {settings.test}, {len(classes):,} classes"
     longest, size = settings.test_longest, settings.test_size
-    notes = [*train.notes(), f"test: the sides fit into {longest} x {size} pixels; scores are of the last step"]
-    numbers = image_numbers(train, test)
-    if both := int(np.isin(numbers[1], numbers[0]).sum()):
-        notes.append(f"{both:,} of {len(test):,} test images are training images too: the scores are too good")
+    how = f"test: the sides fit into {longest} x {size} pixels; scores are of the last step"
+    notes = [*train.notes(), how, *notes_of_both(train, test)]
     outcome.publish(Outcome("detection", heading, shown, images, classes, tester.truth, rows, notes), workdir)
 
 

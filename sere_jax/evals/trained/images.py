@@ -25,7 +25,7 @@ from sere_jax.evals import overlap
 from sere_jax.evals.features import collect, normalise
 from sere_jax.evals.frozen.cached import held_out
 from sere_jax.evals.frozen.classification import image_set
-from sere_jax.evals.frozen.labelled import open_labelled
+from sere_jax.evals.frozen.labelled import image_numbers, open_labelled
 from sere_jax.evals.network import EvalError
 from sere_jax.evals.outcome import Images, Predictions
 from sere_jax.evals.pictures import LeftOut, names, read_examples
@@ -96,8 +96,18 @@ def notes(parts: Parts, select: str) -> Iterator[str]:
     """Facts about the images that a reader of the scores needs."""
     if select == "test":
         yield "the best epoch was chosen on the test images (select=test): its scores are too good; those of the last epoch are not"
-    if parts.in_both:
-        yield f"{parts.in_both:,} of {len(parts.test.source):,} test images are training images too: the scores are too good"
+    yield from _too_good(parts.in_both, len(parts.test.source))
+
+
+def notes_of_both(train: Source, test: Source) -> Iterator[str]:
+    """How many test images are training images too, where there are some."""
+    numbers = image_numbers(train, test)
+    yield from _too_good(int(np.isin(numbers[1], numbers[0]).sum()), len(test))
+
+
+def _too_good(in_both: int, images: int) -> Iterator[str]:
+    if in_both:
+        yield f"{in_both:,} of {images:,} test images are training images too: the scores are too good"
 
 
 def augmented_batches(

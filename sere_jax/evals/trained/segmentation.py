@@ -16,7 +16,6 @@ from sere_jax.data.annotations.scale_crop import ScaleCrop
 from sere_jax.data.annotations.transforms import RandomCrop, Transform
 from sere_jax.data.batches.labelled import labelled_batches
 from sere_jax.data.sources.example import Source
-from sere_jax.evals.frozen.labelled import image_numbers
 from sere_jax.evals.network import EvalError, Network, digest, shared_reading, untrained
 from sere_jax.evals.outcome import slugs
 from sere_jax.evals.protocol import Protocol
@@ -25,7 +24,7 @@ from sere_jax.evals.segmentation.labelling import Labelling, labelling, open_mas
 from sere_jax.evals.segmentation.outcome import Outcome, Row
 from sere_jax.evals.segmentation.pictures import PictureFiles
 from sere_jax.evals.trained import layers, run
-from sere_jax.evals.trained.images import training_images
+from sere_jax.evals.trained.images import notes_of_both, training_images
 from sere_jax.evals.trained.segmentation_settings import RULES, Settings, among
 from sere_jax.evals.trained.segmentation_test import Tester, mean_levels
 from sere_jax.evals.trained.segmenter import Batch, Model
@@ -71,11 +70,7 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
     images = {"train": training_images(settings.train, train, trained, settings.reading, maps=True), "test": tested}
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "save_predictions", "panels")}
     heading = f"{protocol}: {images['test'].read:,} images of {settings.test}, {len(classes.classes):,} classes"
-    numbers = image_numbers(train, test)
-    both = int(np.isin(numbers[1], numbers[0]).sum())
-    notes = [_how(settings)]
-    if both:
-        notes.append(f"{both:,} of {len(test):,} test images are training images too: the scores are too good")
+    notes = [_how(settings), *notes_of_both(train, test)]
     outcome.publish(Outcome(protocol, heading, shown, images, classes, rows, notes), workdir)
 
 

@@ -136,12 +136,12 @@ def choose_detections(
 
     def of_class(scores_and_boxes: tuple[jax.Array, jax.Array]) -> jax.Array:
         scores, boxes = scores_and_boxes
-        kept = nms(boxes, scores, SUPPRESSED, valid=valid & (scores > LEAST_SCORE))
-        return jnp.where(kept, scores, -math.inf)
+        unsuppressed = nms(boxes, scores, SUPPRESSED, valid=valid & (scores > LEAST_SCORE))
+        return jnp.where(unsuppressed, scores, -math.inf)
 
     # A class at a time: every pair of boxes of every class at once would be 80 million overlaps.
-    kept = jax.lax.map(of_class, (probabilities.T, jnp.swapaxes(boxes, 0, 1)), batch_size=min(8, probabilities.shape[1]))
-    scores, best = jax.lax.top_k(kept.ravel(), min(count, kept.size))
+    of_classes = jax.lax.map(of_class, (probabilities.T, jnp.swapaxes(boxes, 0, 1)), batch_size=min(8, probabilities.shape[1]))
+    scores, best = jax.lax.top_k(of_classes.ravel(), min(count, of_classes.size))
     labels, number = jnp.divmod(best, boxes.shape[0])
     is_detection = scores > -math.inf
     return Detections(

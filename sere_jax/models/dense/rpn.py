@@ -124,8 +124,8 @@ def propose(
         scores, best = jax.lax.top_k(objectness[of_level], min(per_level, anchors_of_level))
         boxes = box_ops.decode(codes[of_level][best], jnp.asarray(anchors.boxes[of_level])[best])
         boxes = box_ops.clip(boxes, size[0], size[1])
-        kept = nms(boxes, scores, SUPPRESSED, valid=box_ops.areas(boxes) > 0)
-        levels.append((boxes, jnp.where(kept, scores, -math.inf)))
+        unsuppressed = nms(boxes, scores, SUPPRESSED, valid=box_ops.areas(boxes) > 0)
+        levels.append((boxes, jnp.where(unsuppressed, scores, -math.inf)))
         start += anchors_of_level
     boxes, scores = (jnp.concatenate(parts) for parts in zip(*levels, strict=True))
     scores, best = jax.lax.top_k(scores, min(count, scores.shape[0]))
