@@ -11,11 +11,12 @@ import pytest
 
 from tests.house import ROOT
 
-# Arguments end in the character 1f, calls in an empty line. Of several states or exit codes the last one stays.
+# Arguments end in the character 1f, calls in 1e: calls run beside each other, and bash writes up to a line's end at a time.
+# Of several states or exit codes the last one stays.
 GCLOUD = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 call=$(printf '%s\x1f' "$@")
-printf '%s\n\n' "$call" >>"$here/calls"
+printf '%s\x1e' "$call" >>"$here/calls"
 next() {
   read -r first rest <"$here/$1"
   [ -z "$rest" ] || echo "$rest" >"$here/$1"
@@ -41,7 +42,7 @@ def launch(tmp_path: Path):
         environment |= {"WAIT_SECONDS": "0.01", **env}
         command = ["bash", "launch/tpu_vm.sh", "configs/quickstart.py:epochs=3", "gs://bucket/runs/a", *extra]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-        calls = [call.rstrip("\x1f").split("\x1f") for call in (tmp_path / "calls").read_text().split("\n\n") if call]
+        calls = [call.rstrip("\x1f").split("\x1f") for call in (tmp_path / "calls").read_text().split("\x1e") if call]
         assert all(call[:2] == ["compute", "tpus"] and call[-1] == "--zone=z" for call in calls), calls
         return done.returncode, done.stdout + done.stderr, [call[2:-1] for call in calls]
 
