@@ -65,7 +65,7 @@ def main(mistakes: list[str]) -> int:
         _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
         assert _WORKDIR.value is not None  # a required flag
         launch = command_line.launch(sys.argv, _CONFIG.value)
-        pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations(_CONFIG.value), signals=_SIGNALS, launch=launch)
+        pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations, signals=_SIGNALS, launch=launch)
     except Interrupted:
         return _stopped(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -129,7 +130,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays: some writers choose the format by it.
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    # The name differs between threads, processes and machines that share a disk.
+    temporary = path.with_name(f".{secrets.token_hex(4)}.partial.{path.name}")
     temporary.touch(mode=0o666)
     mode = temporary.stat().st_mode
     try:

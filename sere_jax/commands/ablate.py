@@ -169,8 +169,11 @@ def _shorten(config: ConfigDict, steps: int, whole: pretraining.Steps) -> None:
 
 
 def _key(config: ConfigDict) -> str:
-    """A name for what a run learns: its recipe, and a digest of all keys that change the result."""
-    learning = {key: value for key, value in flatten(config).items() if key not in MACHINE_KEYS}
+    """A name for what a run learns: its recipe, and a digest of all keys that change the result.
+
+    Where the images lie does not count. That they are the same is compared with the checkpoint.
+    """
+    learning = {key: value for key, value in flatten(config).items() if key not in MACHINE_KEYS | {"data.source"}}
     return f"{config.recipe}-{hashlib.sha256(json.dumps(learning, sort_keys=True).encode()).hexdigest()[:10]}"
 
 
@@ -203,7 +206,9 @@ def _check_images(runs: Sequence[Run], source: str) -> None:
     data = identity.read_data(open_source(source))
     for run in runs:
         try:
-            lines = identity.check_step(run.config, data, *checkpoint.find_step(run.workdir), run.workdir)
+            lines = identity.check_step(
+                run.config, data, *checkpoint.find_step(run.workdir), run.workdir, "--set=run.accept_changed_data=True"
+            )
         except checkpoint.CheckpointError:
             continue  # not begun, or damaged: training sets it aside
         for line in lines:

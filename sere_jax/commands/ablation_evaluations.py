@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sere_jax.buckets import Location
 from sere_jax.commands import evaluate, identity
 from sere_jax.config import check as rules
+from sere_jax.config.names import flatten
 from sere_jax.evals import protocols
 from sere_jax.train import checkpoint
 
@@ -42,7 +43,8 @@ def report(workdir: Location, evaluation: Evaluation) -> Location:
         step = checkpoint.find_step(workdir)[1]
     except checkpoint.CheckpointError:
         step = -1
-    facts = rules.to_json(evaluation.config) + json.dumps([evaluation.images, step], sort_keys=True)
+    settings = {key: value for key, value in flatten(evaluation.config).items() if key not in rules.SOURCE_KEYS}
+    facts = json.dumps([settings, evaluation.images, step], sort_keys=True)
     key = hashlib.sha256(facts.encode()).hexdigest()[:10]
     return workdir / "evaluations" / key / "eval" / f"{evaluation.config.protocol}.json"
 

@@ -29,6 +29,7 @@ from sere_jax.writing import replacing
 
 # Keys that may differ between processes, beside those that name images: paths may differ between machines, and listings are compared.
 _OF_ONE_PROCESS = frozenset({"data.workers", "data.prefetch"})
+_ACCEPT = "--config.run.accept_changed_data=True"
 _HEADING = "the processes of this run disagree, nothing was started"
 
 
@@ -93,14 +94,18 @@ def check_resumed(config: ConfigDict, data: Data, checkpoints: Checkpoints, dire
         return check_step(config, data, checkpoints.directory, step, directory)
 
 
-def check_step(config: ConfigDict, data: Data, checkpoints: Location, step: int, directory: Location) -> list[str]:
-    """Compare a run with one of its checkpoints, as `check_resumed` does with the newest. Raises ConfigError."""
+def check_step(config: ConfigDict, data: Data, checkpoints: Location, step: int, directory: Location, flag: str = _ACCEPT) -> list[str]:
+    """Compare a run with one of its checkpoints, as `check_resumed` does with the newest. Raises ConfigError.
+
+    `flag` is what the command line accepts changed images by.
+    """
     meta = read_meta(checkpoints, step)
     saved = completed(meta["config"])
     if differences := rules.differences(saved, config):
         heading = f"{checkpoints} holds step {step} of another run; take another workdir, or the same config"
         raise rules.ConfigError(differences, heading=heading)
-    return [*_changed_versions(meta["versions"]), *_changed_data(config, saved, data, meta["identity"], step, directory)]
+    before = _Before(saved, meta["identity"]["data"], step, directory)
+    return [*_changed_versions(meta["versions"]), *_changed_data(config, data, before, flag)]
 
 
 def keep_entries(data: Data, directory: Location) -> None:
@@ -128,22 +133,31 @@ def _changed_versions(saved: Mapping[str, str]) -> Iterator[str]:
         yield f"versions     {', '.join(changed)} since the checkpoint: the last bits of the numbers may differ"
 
 
-def _changed_data(
-    config: ConfigDict, saved: ConfigDict, data: Data, identity: Mapping[str, Any], step: int, directory: Location
-) -> Iterator[str]:
-    before = identity["data"]
+class _Before(NamedTuple):
+    """A run at one of its checkpoints."""
+
+    config: ConfigDict
+    data: Mapping[str, Any]  # as `Data.saved`
+    step: int
+    directory: Location
+
+
+def _changed_data(config: ConfigDict, data: Data, saved: _Before, flag: str) -> Iterator[str]:
+    before, step = saved.data, saved.step
     if before["digest"] == data.digest:
         if before["source"] != data.source:
             yield f"data         moved from {before['source']} to {data.source}: the same {data.images:,} images"
         return
-    path = _entries_path(directory, before["digest"])
+    path = _entries_path(saved.directory, before["digest"])
     names = listing.changes(path.read_bytes(), data.entries) if path.exists() else [f"{path}, which lists the earlier images, is missing"]
     if not config.run.accept_changed_data:
         found = f"data.source: found {data.images:,} images in {data.source!r}, expected the {before['images']:,} of step {step}"
-        advice = "give the same images, another --workdir, or --config.run.accept_changed_data=True to go on with these"
-        raise rules.ConfigError([found, *names, advice], heading=f"the images have changed since step {step} was saved in {directory}")
+        advice = f"give the same images, another --workdir, or {flag} to go on with these"
+        raise rules.ConfigError(
+            [found, *names, advice], heading=f"the images have changed since step {step} was saved in {saved.directory}"
+        )
     yield f"data         changed from {before['images']:,} to {data.images:,} images: {'; '.join(names)}"
-    yield from _moved(config, pretraining.steps(saved, before["images"]), pretraining.steps(config, data.images), step)
+    yield from _moved(config, pretraining.steps(saved.config, before["images"]), pretraining.steps(config, data.images), step)
 
 
 def _moved(config: ConfigDict, before: pretraining.Steps, now: pretraining.Steps, step: int) -> Iterator[str]:

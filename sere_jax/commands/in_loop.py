@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from sere_jax import distributed
 from sere_jax.buckets import Location
 from sere_jax.build import pretraining
 from sere_jax.commands import identity
+from sere_jax.config.check import SOURCE_KEYS
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.network import Network
 from sere_jax.evals.protocol import Evaluation, Protocol
@@ -41,9 +43,23 @@ def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
         with distributed.together():
             digests = identity.digests({f"eval.{key}": config.eval[key] for key in ("gallery", "query", "patch_train", "patch_test")})
         distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
-    entries = [entry for entry in PROTOCOLS if entry.periodic and all(_images(config, entry))]
+    entries = _periodic(config)
     network = _network(config) if entries else None
     return {entry.name: entry.periodic(network, _settings(config, entry)) for entry in entries if entry.periodic and network}
+
+
+def measured(config: ConfigDict) -> dict[str, str]:
+    """A digest of the settings and images of each evaluation in the loop, by its name. Images at another path have the same digest."""
+    if not (config.run.eval_every_steps or config.run.eval_every_epochs):
+        return {}
+    return {entry.name: _digest(config, entry) for entry in _periodic(config)}
+
+
+def _digest(config: ConfigDict, protocol: Protocol) -> str:
+    """The paths of the images do not count, their listings do."""
+    settings = _settings(config, protocol)._asdict()
+    images = identity.digests({key: settings.pop(key) for key in SOURCE_KEYS & settings.keys()})
+    return hashlib.sha256(repr((sorted(images.items()), settings, read.preprocess(config))).encode()).hexdigest()[:16]
 
 
 def attention(config: ConfigDict, directory: Location) -> Draw | None:
@@ -60,6 +76,11 @@ def attention(config: ConfigDict, directory: Location) -> Draw | None:
     return in_training.periodic(
         _network(config), source, count, directory, size=config.eval.size, resize=config.eval.resize, reading=reading
     )
+
+
+def _periodic(config: ConfigDict) -> list[Protocol]:
+    """The protocols in the loop whose images the config names."""
+    return [entry for entry in PROTOCOLS if entry.periodic and all(_images(config, entry))]
 
 
 def _images(config: ConfigDict, protocol: Protocol) -> tuple[str, str]:

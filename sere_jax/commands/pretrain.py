@@ -52,14 +52,14 @@ _NO_LAUNCH = Launch()
 def train(
     config: ConfigDict,
     workdir: str,
-    evaluations: Mapping[str, Evaluation] | None = None,
+    evaluations: Callable[[ConfigDict], Mapping[str, Evaluation]] | None = None,
     signals: Signals | None = None,
     launch: Launch = _NO_LAUNCH,
 ) -> State:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; return the final state.
 
-    `workdir` gets config.json, data.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations`, by name, run by the cadence of
-    `run.eval_every_steps` or `run.eval_every_epochs`. `signals` are the program's, which listen since its start; None = listen
+    `workdir` gets config.json, data.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations` makes what runs by the cadence of
+    `run.eval_every_steps` or `run.eval_every_epochs`, by name. `signals` are the program's, which listen since its start; None = listen
     while the steps run. Where `launch` made the run shorter than the config file does, the file's durations that do not fit are
     shortened in `config`, and a line says so.
 
@@ -77,6 +77,7 @@ def train(
         if mistakes := rules.workdir_mistakes(workdir, rules.sources(config)):
             raise rules.ConfigError(mistakes)
     identity.check_settings(config, directory)
+    evaluated = evaluations(config) if evaluations else {}
     with distributed.together():
         source = open_source(config.data.source)
         length = pretraining.steps(config, len(source))
@@ -90,7 +91,7 @@ def train(
             if jax.process_index() == 0:
                 stack.enter_context(locked(directory))
                 print("".join(f"note: {line}\n" for line in shortened), end="")
-        return _train(config, directory, evaluations or {}, signals, source, length, data)
+        return _train(config, directory, evaluated, signals, source, length, data)
 
 
 def _train(
@@ -241,7 +242,8 @@ def _periodic(config: ConfigDict, length: pretraining.Steps, evaluations: Mappin
     runs: dict[str, in_loop.Draw] = {name: functools.partial(_of_params, evaluation) for name, evaluation in evaluations.items()}
     if maps is not None:
         runs["attention"] = maps
-    return [Periodic(name, every, functools.partial(_evaluate, config, run)) for name, run in runs.items()]
+    measured = in_loop.measured(config)
+    return [Periodic(name, every, functools.partial(_evaluate, config, run), measured.get(name, "")) for name, run in runs.items()]
 
 
 def _count(params: PyTree) -> int:

@@ -25,6 +25,14 @@ from sere_jax.config.rule import Rule
 from sere_jax.data.sources.open import folders
 from sere_jax.writing import place, unknown_user
 
+# The keys that name images, of pre-training and of evaluations.
+SOURCE_KEYS = frozenset(
+    {
+        *("data.source", "eval.gallery", "eval.query", "eval.patch_train", "eval.patch_test"),
+        *("source", "gallery", "query", "train", "validation", "test", "submission"),
+    }
+)
+
 
 class ConfigError(ValueError):
     """The config cannot run. The message lists every mistake, one a line, below `heading` (by default how many there are in the config)."""
@@ -73,21 +81,7 @@ def workdir_mistakes(workdir: str | None, sources: Mapping[str, Any] | None = No
 
 def sources(config: ConfigDict) -> dict[str, Any]:
     """The keys of a config, of pre-training or of an evaluation, that name images, with their values."""
-    names = (
-        "data.source",
-        "eval.gallery",
-        "eval.query",
-        "eval.patch_train",
-        "eval.patch_test",
-        "source",
-        "gallery",
-        "query",
-        "train",
-        "validation",
-        "test",
-        "submission",
-    )
-    return {key: value for key, value in flatten(config).items() if key in names}
+    return {key: value for key, value in flatten(config).items() if key in SOURCE_KEYS}
 
 
 def validate(config: ConfigDict, *, devices: int, processes: int, to_fit: Collection[str] = ()) -> None:

@@ -19,12 +19,14 @@ PyTree = Any
 class Periodic(NamedTuple):
     """An evaluation in the loop: `run(state, step)` yields (score, value), every so many steps and after the last. 0 = never.
 
-    `name` is its own among the evaluations of a run; it stands in the record of what was done.
+    `name` is its own among the evaluations of a run; it stands in the record of what was done. `measured` is a digest of the settings
+    and images: after a restart, scores with another digest are not compared, and the evaluation of the restored step is done again.
     """
 
     name: str
     every_steps: int
     run: Callable[[Any, int], Iterable[tuple[str, float]]]
+    measured: str = ""
 
 
 class UnknownScore(ValueError):

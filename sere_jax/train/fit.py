@@ -83,7 +83,8 @@ def fit(
       TooManyBadSteps, TooManyBadImages, DataEnded, UnknownScore, CheckpointError: as they say; the newest checkpoint
         stays as it is.
     """
-    state, start = _restore(checkpoints, abstract_state, init, progress)
+    measured = {evaluation.name: evaluation.measured for evaluation in evaluations}
+    state, start = _restore(checkpoints, abstract_state, init, measured, progress)
     evaluating = Evaluations(evaluations, total_steps, checkpoints.scores if checkpoints else None, progress)
     _make_up(evaluating, state, signals, progress, _End(start, total_steps, checkpoints))
     if start >= total_steps:
@@ -121,7 +122,9 @@ def _evaluate(evaluating: Evaluations, meter: Meter, state: PyTree, step: int, s
         return evaluating.run(due, state, step, signals, meter.emit)
 
 
-def _restore(checkpoints: Checkpoints | None, abstract_state: PyTree, init: Callable[[], PyTree], progress: Reporter) -> tuple[PyTree, int]:
+def _restore(
+    checkpoints: Checkpoints | None, abstract_state: PyTree, init: Callable[[], PyTree], measured: Mapping[str, str], progress: Reporter
+) -> tuple[PyTree, int]:
     """The state to go on from, and its step. A checkpoint of step 0 counts too: it may hold weights that a run started from."""
     newest = None
     if checkpoints and checkpoints.newest() is not None:
@@ -130,9 +133,9 @@ def _restore(checkpoints: Checkpoints | None, abstract_state: PyTree, init: Call
     start = newest.step if newest else 0
     progress.start(start)
     if checkpoints:
-        checkpoints.scores.start(start)
+        not_compared = checkpoints.scores.start(start, measured)
         checkpoints.goodput.start(start)
-        for note in checkpoints.notes:
+        for note in (*checkpoints.notes, *not_compared):
             progress.note(note)
     if newest:
         return newest.state, start

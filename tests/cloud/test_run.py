@@ -67,10 +67,10 @@ def runs(server, tmp_path_factory) -> tuple[Path, str]:
     local, remote = tmp_path_factory.mktemp("runs"), "gs://bkt/runs/a"
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("cwd"))
-    pretrain.train(_config(), str(local / "a"), {"score": _score})
+    pretrain.train(_config(), str(local / "a"), lambda _: {"score": _score})
     with pytest.raises(Stopped, match="after step 3 of 5; its state is saved in gs://bkt/runs/a/checkpoints/3"):
-        pretrain.train(_config(), remote, {"score": _stop})
-    pretrain.train(_config(), remote, {"score": _score})
+        pretrain.train(_config(), remote, lambda _: {"score": _stop})
+    pretrain.train(_config(), remote, lambda _: {"score": _score})
     assert not os.listdir()  # nothing went to a local directory named gs:
     os.chdir(before)
     return local / "a", remote

@@ -168,12 +168,22 @@ def test_changed_images_are_not_taken_for_those_of_a_finished_row(tmp_path, quic
     evaluated = "evaluated: row none, seed 0"
     assert ablate.main(command) == 0 and capsys.readouterr().out.count(evaluated) == 1
     assert ablate.main(command) == 0 and capsys.readouterr().out.count(evaluated) == 0
+    places = {place: (tmp_path / place).rename(tmp_path / f"{place}2") for place in ("train", "judged")}
+    moved = [part.replace("/train", "/train2").replace("/judged", "/judged2") for part in command]
+    assert ablate.main(moved) == 0
+    said = capsys.readouterr().out
+    assert said.count(evaluated) == 0 and said.count("training in") == 0 and "moved from" in said
+    for place, directory in places.items():
+        directory.rename(tmp_path / place)
     _squares(tmp_path / "judged", 9)
     assert ablate.main(command) == 0 and capsys.readouterr().out.count(evaluated) == 1
     _squares(tmp_path / "train", 19)
     assert ablate.main(command) == 2
     message = capsys.readouterr().err
     assert "found 19 images" in message and "expected the 18 of step 0" in message and "class0/18.png" in message
+    assert "or --set=run.accept_changed_data=True to go on" in message
+    accept = [part + ",run.accept_changed_data=true" if part.startswith("--set") else part for part in command]
+    assert ablate.main(accept) == 0 and "changed from 18 to 19 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

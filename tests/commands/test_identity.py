@@ -137,13 +137,15 @@ def refused(workdir, **changes):
     config.update(changes)
     config.optimizer.update(warmup_epochs=0, freeze_last_layer_epochs=0)
     try:
-        pretrain.train(config, workdir, in_loop.evaluations(config))
+        pretrain.train(config, workdir, in_loop.evaluations)
     except distributed.OtherProcessError as error:
         return str(error)
 
 run = str(place / 'run')
 text = refused(run, seed=rank, data={'workers': rank})
 assert text == ('the processes of this run disagree, nothing was started:\\n  process 1: seed: found 1, process 0 has 0'), text
+text = refused(run, run={'eval_every_steps': 100 * (1 + rank)})
+assert text.endswith('process 1: run.eval_every_steps: found 200, process 0 has 100'), text
 text = refused(run + str(rank))
 assert f"process 1: --workdir: found '{run}1', process 0 has '{run}0'" in text, text
 text = refused(run, data={'source': f'folder:{place / ("photos" if rank else "fewer")}'})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,25 @@ def test_a_config_with_a_cadence_and_images_runs_the_knn(tmp_path: Any):
     assert {name: again[f"{name}/random"] for name in names} == {name: scores[f"{name}/random"] for name in names}
     assert in_loop.evaluations(micro.config({"run": {"eval_every_steps": 0}, "eval": images})) == {}
     assert in_loop.evaluations(micro.config({"run": {"eval_every_epochs": 1}, "eval": {"gallery": "", "query": ""}})) == {}
+
+
+def test_scores_are_compared_while_settings_and_images_stay(tmp_path: Any):
+    """A path does not count; other neighbours, other sizes and other images do, for the evaluation that reads them."""
+    folder = micro_network.photographs(tmp_path / "a", count=6, classes=2)
+    train = micro_masks.masked(tmp_path / "train", 4)
+
+    def measured(place: Any = folder, **changed: Any) -> dict[str, str]:
+        images = {"gallery": f"folder:{place}", "query": f"folder:{place}", "patch_train": train, "patch_test": train, **_NEIGHBOURS}
+        return in_loop.measured(micro.config({"run": {"eval_every_steps": 3}, "eval": images | changed}))
+
+    before, moved = measured(), shutil.copytree(folder, tmp_path / "b")
+    assert set(before) == {"knn", "patch_knn"} and measured(moved, attention_images=2) == before
+    others = [measured(neighbours=(2,)), measured(patch_neighbours=(7,)), measured(resize=48)]
+    next(moved.glob("*/*.png")).unlink()
+    others.append(measured(moved))
+    changes = [{name for name, digest in other.items() if digest != before[name]} for other in others]
+    assert changes == [{"knn"}, {"patch_knn"}, {"knn", "patch_knn"}, {"knn"}]
+    assert in_loop.measured(micro.config({"run": {"eval_every_steps": 0}})) == {}
 
 
 def test_patches_are_scored_as_the_protocol_scores_them(tmp_path: Any):

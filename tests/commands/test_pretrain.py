@@ -114,10 +114,10 @@ def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path, monkeypatch:
         time.sleep(5)
         yield "sum", 0.0
 
-    whole = pretrain.train(config, str(tmp_path / "a"), {"score": score})
+    whole = pretrain.train(config, str(tmp_path / "a"), lambda _: {"score": score})
     with pytest.raises(Stopped, match="after step 3 of 5"):
-        pretrain.train(config, str(tmp_path / "b"), {"score": stop})
-    resumed = pretrain.train(config, "~/b", {"score": score})
+        pretrain.train(config, str(tmp_path / "b"), lambda _: {"score": stop})
+    resumed = pretrain.train(config, "~/b", lambda _: {"score": score})
     micro.assert_equal(micro.copies(resumed), micro.copies(whole))
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5] and {"sum", "loss"} <= records(tmp_path / "b")[3].keys()

@@ -178,6 +178,27 @@ def test_the_best_step_is_saved_and_stays(tmp_path: Path, mode: str, best: int):
         run(tmp_path / "other", 2, **{**settings, "best": Best("loss")})
 
 
+def test_scores_of_other_settings_are_not_compared(tmp_path: Path):
+    """The last step is evaluated again by the new settings, and the best one is sought among these scores."""
+    ran: list[int] = []
+
+    def by(scores: dict[int, float], measured: str) -> dict[str, Any]:
+        def evaluate(state: Any, step: int) -> Iterator[tuple[str, float]]:
+            ran.append(step)
+            yield "knn", scores[step]
+
+        return {"every": 9, "best": Best("knn"), "evaluations": [Periodic("knn", 1, evaluate, measured)]}
+
+    run(tmp_path, 3, **by({1: 0.8, 2: 0.9, 3: 0.7}, "of 10 images"))
+    listener = Listener()
+    run(tmp_path, 5, listener, **by({3: 0.1, 4: 0.3, 5: 0.2}, "of 20 images"))
+    assert ran == [1, 2, 3, 3, 4, 5]
+    assert checkpoint.complete_steps(checkpoint.epath.Path(tmp_path))[-2:] == [4, 5]
+    assert "knn: its settings or images have changed since step 3; scores up to there are not compared" in listener.notes
+    run(tmp_path, 6, other := Listener(), **by({6: 0.25}, "of 20 images"))
+    assert checkpoint.complete_steps(checkpoint.epath.Path(tmp_path)) == [4, 5, 6] and not any("compared" in note for note in other.notes)
+
+
 def test_a_checkpoint_of_step_0_is_restored(tmp_path: Path):
     """It holds the weights that the run started from, which may be gone by now."""
     pieces = toy_run.pieces()

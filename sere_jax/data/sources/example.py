@@ -101,14 +101,18 @@ class Source(Protocol):
         return iter(())
 
     def fingerprint(self) -> Fingerprint:
-        """Number of examples and digest of the listing and the classes: equal for the same files at another path."""
-        return fingerprint(len(self), self.listing(), self.classes)
+        """Number of examples and digest of the listing and of all class names: equal for the same files at another path."""
+        return fingerprint(len(self), self.listing(), self.class_names())
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of its classes: of images, then of label maps, then of objects."""
+        return (*self.classes, *(self.map_classes or ()), *(self.object_classes or ()))
 
 
 def fingerprint(count: int, entries: Iterable[Entry], classes: Iterable[str]) -> Fingerprint:
     """The fingerprint of `count` examples with these entries and names of classes.
 
-    To use the entries as well: `fingerprint(len(source), entries := list(source.listing()), source.classes)`.
+    To use the entries as well: `fingerprint(len(source), entries := list(source.listing()), source.class_names())`.
 
     >>> fingerprint(1, [Entry("cat/1.jpg", 2048, 0)], ["cat"]) == fingerprint(1, [Entry("cat/1.jpg", 2049, 0)], ["cat"])
     False

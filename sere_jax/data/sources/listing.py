@@ -33,7 +33,7 @@ def take(source: Source) -> Listing:
                 file.write("".join(lines).encode())
                 yield from chunk
 
-        whole = fingerprint(len(source), recorded(), source.classes)
+        whole = fingerprint(len(source), recorded(), source.class_names())
     return Listing(whole, buffer.getvalue())
 
 

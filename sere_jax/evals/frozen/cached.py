@@ -5,6 +5,7 @@ They stay in memory, or are written to Parquet files and read from there when th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -18,8 +19,9 @@ from jaxtyping import Bool, Float, Int
 
 from sere_jax import distributed
 from sere_jax.buckets import Location
+from sere_jax.data.images.decode import decode
 from sere_jax.data.images.reading import ImageReading
-from sere_jax.data.sources.example import Source
+from sere_jax.data.sources.example import BadImage, Source
 from sere_jax.evals import feature_files, features
 from sere_jax.evals.frozen import baselines
 from sere_jax.evals.frozen.comparison import ImageSet
@@ -103,7 +105,8 @@ def extract(
     if directory is None:
         return _numbered(compute(), numbers)
     facts = {"blocks": blocks, "sides": sides, "mean": network.mean, "std": network.std, "reading": repr(reading)}
-    return _numbered(_stored(directory, _identity(network, source, facts), compute), numbers)
+    readable = functools.partial(_readable, source, reading)
+    return _numbered(_stored(directory, _identity(network, source, facts), compute, readable), numbers)
 
 
 def of_blocks(network: Network, blocks: int) -> Callable[[PyTree, jax.Array], Features]:
@@ -151,19 +154,39 @@ def _identity(network: Network, source: Source, facts: dict[str, Any]) -> dict[s
     return {"network": digest(network), "data": source.fingerprint().digest, **facts}
 
 
-def _stored(directory: Location, identity: dict[str, Any], compute: Callable[[], Part]) -> Part:
-    """Read the part from its own sub-directory, or compute it and write it there."""
+def _stored(directory: Location, identity: dict[str, Any], compute: Callable[[], Part], readable: Callable[[np.ndarray], bool]) -> Part:
+    """Read the part from its own sub-directory, or compute it and write it there.
+
+    A part that lacks images is computed again when one of them is `readable` now: a disk that was away for a while is no lasting fault.
+    """
     place = directory / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     if _agreed((place / feature_files.DESCRIPTION).exists()):
         with distributed.together():
             try:
-                return _read(place)
+                stored = _read(place)
             except (OSError, ValueError, KeyError) as error:
                 raise EvalError(f"features: {place} cannot be read ({error}); delete it, and it is computed again") from error
+        if not _agreed(readable(stored.unreadable)):
+            table.say(f"features of {len(stored.labels):,} images are read from {place}")
+            return stored
+        table.say(f"features in {place} lack images that can be read now, and are computed again")
+        if jax.process_index() == 0:
+            (place / feature_files.DESCRIPTION).unlink()
     part = compute()
     if jax.process_index() == 0:
         _write(place, identity, part)
     return part
+
+
+def _readable(source: Source, reading: ImageReading, positions: Int[np.ndarray, " m"]) -> bool:
+    """Whether one of these images has a class and can be decoded."""
+    for position in positions.tolist():
+        with contextlib.suppress(OSError, BadImage):
+            example = source[position]
+            decode(example.data, reading)
+            if example.label >= 0:
+                return True
+    return False
 
 
 def _agreed(exists: bool) -> bool:
@@ -173,7 +196,6 @@ def _agreed(exists: bool) -> bool:
 
 def _read(place: Location) -> Part:
     description, rows = feature_files.read(place)
-    table.say(f"features of {len(rows['label']):,} images are read from {place}")
     unreadable = np.array(description["unreadable"], np.int32)
     return Part(rows["features"], rows["label"].astype(np.int32), rows["position"].astype(np.int32), unreadable)
 

@@ -28,8 +28,11 @@ from sere_jax.train import optim, schedules
 from sere_jax.types import DetectionBatch, PyTree, Schedule
 from sere_jax.writing import place
 
-# What a training does not depend on: it is resumed with other values of these. Of the test images their digest counts, not their path.
-_RUNNING = ("workers", "log_every_steps", "random_init", "panels", "reading", "test", "test_size", "test_longest", "test_batch_size")
+# What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
+_RUNNING = (
+    *("workers", "log_every_steps", "random_init", "panels", "reading", "train", "test"),
+    *("test_size", "test_longest", "test_batch_size"),
+)
 
 
 def detect(networks: Sequence[Network], workdir: Location, settings: Settings) -> None:

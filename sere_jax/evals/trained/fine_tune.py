@@ -34,8 +34,11 @@ from sere_jax.train import optim, schedules
 from sere_jax.types import PyTree, Schedule
 from sere_jax.writing import place
 
-# What a training does not depend on: it is resumed with other values of these.
-_RUNNING = ("workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading")
+# What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
+_RUNNING = (
+    *("workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading"),
+    *("train", "validation", "test"),
+)
 
 
 def fine_tune(protocol: str, networks: Sequence[Network], workdir: Location, settings: Settings) -> None:

@@ -32,8 +32,11 @@ from sere_jax.reporting import table
 from sere_jax.types import PyTree
 from sere_jax.writing import place
 
-# What a training does not depend on: it is resumed with other values of these.
-_RUNNING = ("cached", "features", "workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading")
+# What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
+_RUNNING = (
+    *("cached", "features", "workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading"),
+    *("train", "validation", "test"),
+)
 
 
 class Settings(NamedTuple):

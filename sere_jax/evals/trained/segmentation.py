@@ -32,7 +32,7 @@ from sere_jax.train import optim, schedules
 from sere_jax.types import PyTree, Schedule
 from sere_jax.writing import place
 
-# What a training does not depend on: it is resumed with other values of these. Of the test images their digest counts, not their path.
+# What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
 _RUNNING = (
     "workers",
     "log_every_steps",
@@ -40,6 +40,7 @@ _RUNNING = (
     "save_predictions",
     "panels",
     "reading",
+    "train",
     "test",
     "stride",
     "test_flip",

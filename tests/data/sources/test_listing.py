@@ -150,8 +150,9 @@ def test_label_maps_of_a_folder(tmp_path):
     before = source.fingerprint()
     (tmp_path / "maps" / "a" / "2.png").write_bytes(b"x")
     assert source.fingerprint() != before
+    unnamed = source.fingerprint()
     (tmp_path / "maps" / "classes.txt").write_text("sky\nroad\n")
-    assert open_source(spec).map_classes == ("sky", "road")
+    assert open_source(spec).map_classes == ("sky", "road") and open_source(spec).fingerprint() != unnamed
     (tmp_path / "maps" / "a" / "1.png").unlink()
     with pytest.raises(SourceError, match="1 of 2 images have no label map"):
         open_source(spec)

@@ -84,6 +84,20 @@ def test_files_give_back_what_was_computed_without_reading_an_image(folder, tmp_
         assert one.dtype == other.dtype
 
 
+def test_features_that_lack_an_image_are_computed_again_when_it_can_be_read(tmp_path):
+    """A disk that is away for a while leaves images out; their names and sizes are the same when it is back."""
+    directory = micro_network.photographs(tmp_path / "photographs", count=4, classes=2)
+    lost = sorted(directory.glob("class1/*"))[0]
+    whole = lost.read_bytes()
+    lost.write_bytes(bytes(len(whole)))
+    reads: list = []
+    first = [part(f"folder:{directory}", directory=tmp_path / "features", reads=reads) for _ in range(2)]
+    assert len(reads) == 1 and [len(one.unreadable) for one in first] == [1, 1]
+    lost.write_bytes(whole)
+    again = [part(f"folder:{directory}", directory=tmp_path / "features", reads=reads) for _ in range(2)]
+    assert len(reads) == 2 and [len(one.labels) for one in again] == [4, 4]
+
+
 def test_other_weights_blocks_and_images_are_computed_anew(folder, tmp_path):
     reads: list = []
     part(folder, directory=tmp_path, reads=reads)

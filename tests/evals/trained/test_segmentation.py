@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -127,7 +128,10 @@ def test_another_training_or_test_set_is_another_training(part, tmp_path):
         return segmentation._training(network, settings, model, Tester(model, network, test, classes, settings), classes, train, test)
 
     before = training()
+    shutil.copytree(tmp_path / part, tmp_path / "moved" / part)
+    moved = specs[part].replace(str(tmp_path), f"{tmp_path}/moved")
     assert training(settings._replace(panels=0, stride=0)).description == before.description
+    assert training(settings._replace(**{part: moved})).description == before.description
     with Checkpoints(tmp_path / "run" / "checkpoints", every_steps=1) as checkpoints:
         checkpoints.save(1, {"weight": jnp.zeros(2)}, before.description, force=True)
     _changed(specs[part])
