@@ -83,8 +83,7 @@ def fit(
       TooManyBadSteps, TooManyBadImages, DataEnded, UnknownScore, CheckpointError: as they say; the newest checkpoint
         stays as it is.
     """
-    measured = {evaluation.name: evaluation.measured for evaluation in evaluations}
-    state, start = _restore(checkpoints, abstract_state, init, measured, progress)
+    state, start = _restore(checkpoints, abstract_state, init, evaluations, progress)
     evaluating = Evaluations(evaluations, total_steps, checkpoints.scores if checkpoints else None, progress)
     _make_up(evaluating, state, signals, progress, _End(start, total_steps, checkpoints))
     if start >= total_steps:
@@ -123,7 +122,7 @@ def _evaluate(evaluating: Evaluations, meter: Meter, state: PyTree, step: int, s
 
 
 def _restore(
-    checkpoints: Checkpoints | None, abstract_state: PyTree, init: Callable[[], PyTree], measured: Mapping[str, str], progress: Reporter
+    checkpoints: Checkpoints | None, abstract_state: PyTree, init: Callable[[], PyTree], evaluations: Sequence[Periodic], progress: Reporter
 ) -> tuple[PyTree, int]:
     """The state to go on from, and its step. A checkpoint of step 0 counts too: it may hold weights that a run started from."""
     newest = None
@@ -133,7 +132,7 @@ def _restore(
     start = newest.step if newest else 0
     progress.start(start)
     if checkpoints:
-        not_compared = checkpoints.scores.start(start, measured)
+        not_compared = checkpoints.scores.start(start, {evaluation.name: evaluation.measured for evaluation in evaluations})
         checkpoints.goodput.start(start)
         for note in (*checkpoints.notes, *not_compared):
             progress.note(note)

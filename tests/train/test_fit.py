@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,59 +21,15 @@ import pytest
 
 from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint_manager import Checkpoints
-from sere_jax.train.evaluations import Periodic, UnknownScore
+from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import Stopped, fit
 from sere_jax.train.meter import Limits, TooManyBadImages, TooManyBadSteps
 from sere_jax.train.prefetch import DataEnded
-from sere_jax.train.scores import Best
 from tests.processes import free_port
 from tests.train import toy_run
+from tests.train.toy_fit import Listener, run
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Listener:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.started = -1
-        self.written: list[tuple[int, dict[str, float]]] = []
-        self.notes: list[str] = []
-        self.flushed = 0
-        self.advanced: list[int] = []
-
-    def start(self, step: int) -> None:
-        self.started = step
-
-    def advance(self, step: int) -> None:
-        self.advanced.append(step)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self.written.append((step, dict(values)))
-
-    def flush(self) -> None:
-        self.flushed = len(self.written)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def busy(self, what: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-
-def run(
-    directory: Path | None,
-    total: int,
-    listener: Listener | None = None,
-    fsdp: int = 1,
-    every: int = 4,
-    feed: Any = None,
-    best: Best | None = None,
-    **given: Any,
-) -> Any:
-    arguments = {**toy_run.pieces(fsdp), "log_every_steps": 2, "progress": listener or Listener(), **given}
-    with contextlib.nullcontext() if directory is None else Checkpoints(directory, every_steps=every, best=best) as checkpoints:
-        return fit(batches=feed or toy_run.batches, total_steps=total, checkpoints=checkpoints, **arguments)
 
 
 def bits(state: Any) -> list[bytes]:
@@ -161,42 +116,6 @@ def test_an_evaluation_that_a_signal_cut_short_is_done_after_the_restart_and_onc
         run(tmp_path, 6, listener, evaluations=[Periodic("knn", 6, whole)], compile_step=never)
         assert ran == [6]
     assert not listener.written
-
-
-@pytest.mark.parametrize(("mode", "best"), [("max", 3), ("min", 5)])
-def test_the_best_step_is_saved_and_stays(tmp_path: Path, mode: str, best: int):
-    scores = {1: 0.5, 2: 0.5, 3: 0.9, 4: 0.6, 5: 0.1, 6: float("nan"), 7: 0.2, 8: 0.2, 9: 0.2}
-
-    def evaluate(state: Any, step: int) -> Iterator[tuple[str, float]]:
-        yield "knn", scores[step]
-
-    settings = {"every": 4, "best": Best("knn", mode), "evaluations": [Periodic("knn", 1, evaluate)]}
-    run(tmp_path, 6, **settings)
-    run(tmp_path, 9, **settings)
-    assert checkpoint.complete_steps(checkpoint.epath.Path(tmp_path)) == [best, 8, 9]
-    with pytest.raises(UnknownScore, match="found 'loss', expected one of knn"):
-        run(tmp_path / "other", 2, **{**settings, "best": Best("loss")})
-
-
-def test_scores_of_other_settings_are_not_compared(tmp_path: Path):
-    """The last step is evaluated again by the new settings, and the best one is sought among these scores."""
-    ran: list[int] = []
-
-    def by(scores: dict[int, float], measured: str) -> dict[str, Any]:
-        def evaluate(state: Any, step: int) -> Iterator[tuple[str, float]]:
-            ran.append(step)
-            yield "knn", scores[step]
-
-        return {"every": 9, "best": Best("knn"), "evaluations": [Periodic("knn", 1, evaluate, measured)]}
-
-    run(tmp_path, 3, **by({1: 0.8, 2: 0.9, 3: 0.7}, "of 10 images"))
-    listener = Listener()
-    run(tmp_path, 5, listener, **by({3: 0.1, 4: 0.3, 5: 0.2}, "of 20 images"))
-    assert ran == [1, 2, 3, 3, 4, 5]
-    assert checkpoint.complete_steps(checkpoint.epath.Path(tmp_path))[-2:] == [4, 5]
-    assert "knn: its settings or images have changed since step 3; scores up to there are not compared" in listener.notes
-    run(tmp_path, 6, other := Listener(), **by({6: 0.25}, "of 20 images"))
-    assert checkpoint.complete_steps(checkpoint.epath.Path(tmp_path)) == [4, 5, 6] and not any("compared" in note for note in other.notes)
 
 
 def test_a_checkpoint_of_step_0_is_restored(tmp_path: Path):
