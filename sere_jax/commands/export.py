@@ -181,7 +181,7 @@ def _write(path: Location, tensors: dict[str, dict[str, np.ndarray]], descriptio
         }
         try:
             write_torch(path, wrapped, description)
-        except (TorchFileError, OSError) as error:
+        except TorchFileError as error:
             raise FileError(f"{path}: cannot be written: {error}") from error
         return
     mark = "/" if path.suffix == ".npz" else "."

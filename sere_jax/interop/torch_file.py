@@ -117,7 +117,7 @@ def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
 def write_torch(path: Location, networks: Mapping[str, Tensors], about: Mapping[str, Any]) -> None:
     """Write {network: tensors by name} as `torch.save` does, with `about` (texts, numbers, dictionaries of them) beside them.
 
-    Raises TorchFileError without PyTorch, and where PyTorch cannot write (a full disk).
+    Raises TorchFileError without PyTorch, and where the file cannot be written (a full disk).
     """
     try:
         import torch
@@ -132,8 +132,10 @@ def write_torch(path: Location, networks: Mapping[str, Tensors], about: Mapping[
     written = digests({f"{network}.{name}": array for network, tensors in networks.items() for name, array in tensors.items()}, {})
     content = {network: {name: tensor(array) for name, array in tensors.items()} for network, tensors in networks.items()}
     # An open file, not its name: torch would store the name, and the same weights would make different bytes.
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        try:
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save({**content, _ABOUT: {**about, DIGESTS: written}}, file)
-        except RuntimeError as error:
-            raise TorchFileError(f"PyTorch could not write all of it, as on a full disk ({str(error).splitlines()[0]})") from error
+    except OSError as error:
+        raise TorchFileError(str(error)) from error
+    except RuntimeError as error:  # what PyTorch makes of a full disk, with a stack
+        raise TorchFileError(f"PyTorch could not write all of it, as on a full disk ({str(error).splitlines()[0]})") from error

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +21,7 @@ from sere_jax.commands.ablation_table import Measured
 from sere_jax.reporting import program
 from sere_jax.reporting.progress import Progress
 from sere_jax.reporting.screen import LossyStream
+from tests.full_disk import no_file_above
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -115,17 +113,6 @@ def test_a_full_disk_under_standard_output_is_borne(tmp_path: Path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 10
     with pytest.raises(OSError):
         stream.close()
-
-
-@contextlib.contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """The system refuses to let a file grow beyond `size` bytes, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_logs_on_a_full_disk_are_lost_with_one_warning_each(tmp_path: Path):
