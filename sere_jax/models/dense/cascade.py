@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Key
 
 from sere_jax.models.dense.rpn import Proposals
-from sere_jax.models.dense.upernet import ConvNorm
+from sere_jax.models.dense.upernet import ConvNorm, Doubling
 from sere_jax.ops.matching import mask_targets, match, sample
 from sere_jax.ops.nms import nms
 from sere_jax.types import Detections, Objects
@@ -81,7 +81,7 @@ class MaskHead(nn.Module):
         leading, x = x.shape[:2], x.reshape(-1, *x.shape[2:]).astype(self.dtype)
         for i in range(4):
             x = nn.relu(nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=_HE, name=f"conv_{i}")(x))
-        up = nn.ConvTranspose(self.channels, (2, 2), (2, 2), "VALID", dtype=self.dtype, kernel_init=_HE, name="up")
+        up = Doubling(self.channels, self.dtype, kernel_init=_HE, name="up")
         logits = nn.Dense(self.classes, kernel_init=_HE, name="classifier")(nn.relu(up(x)).astype(jnp.float32))
         return logits.reshape(*leading, *logits.shape[1:])
 
