@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -66,3 +69,49 @@ def test_a_detector_is_trained_tested_and_read_again(monkeypatch, tmp_path):
     evaluate.run(config(batch_size=8), [vit()], tmp_path)  # finished: only read
     again = json.loads((tmp_path / "eval" / "detection.json").read_text())["results"][0]
     assert again["scores"] == row["scores"] and again["training"] == row["training"]
+
+
+# A process that trains as the test does, and is killed while it tests the weights of its second epoch.
+KILLED = """
+import os, pathlib, signal, sys
+import pytest
+from sere_jax.evals.detection.tester import Tester
+from tests.evals.trained import test_trained_detection as ours
+
+test, calls = Tester.__call__, []
+
+def killed(*arguments):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return test(*arguments)
+
+Tester.__call__ = killed
+ours.trained(pytest.MonkeyPatch(), pathlib.Path(sys.argv[1]))
+"""
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> tuple[dict, dict]:
+    """Three epochs of one step: the scores, and by step all that the loss is made of."""
+    source = Painted()
+    monkeypatch.setattr(detection, "open_sets", lambda train, test: (WithObjects(source), source))
+    evaluate.run(config(batch_size=8, epochs=3, drop_path=0.1), [vit()], workdir)
+    (row,) = json.loads((workdir / "eval" / "detection.json").read_text())["results"]
+    lines = [json.loads(line) for line in Path(row["training"], "metrics.jsonl").read_text().splitlines()]
+    parts = {
+        line["step"]: {key: value for key, value in line.items() if key == "loss" or key.startswith(("stage", "anchors"))}
+        for line in lines
+        if "loss" in line
+    }
+    return row["scores"], parts
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_and_resumed_is_the_same(monkeypatch, tmp_path):
+    whole = trained(monkeypatch, tmp_path / "whole")
+    assert sorted(whole[1]) == [1, 2, 3]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "parts")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not (tmp_path / "parts" / "eval" / "detection.json").exists()
+    assert trained(monkeypatch, tmp_path / "parts") == whole
