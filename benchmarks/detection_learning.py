@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--images", type=int, default=8, help="that are learned and tested")
     parser.add_argument("--split", action="store_true", help="all images, every fifth for the test")
-    parser.add_argument("--epochs", type=int, default=350)
+    parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
