@@ -7,6 +7,7 @@ put as wholes: a reader sees the old object or the new one.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import functools
@@ -18,8 +19,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from etils import epath
 
@@ -27,6 +29,8 @@ Location: TypeAlias = Path | epath.Path  # a path on this machine or in a bucket
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]")
+
+_LISTINGS = 16  # requests at once
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -174,9 +178,71 @@ def local_copy(path: Location) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="sere-jax-") as directory:
         file = Path(directory) / path.name
-        with os_errors(path):
-            _filesystem().get_file(os.fspath(path), str(file))
+        get(os.fspath(path), file)
         yield file
+
+
+def read_bytes(path: str) -> bytes:
+    """The bytes of an object. Raises OSError, FileNotFoundError where there is none."""
+    try:
+        with os_errors(path):
+            return _filesystem().cat_file(path)
+    except FileNotFoundError as error:  # gcsfs names the request
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+
+
+def get(path: str, file: Path) -> None:
+    """Copy an object to a local file. Raises OSError, FileNotFoundError where there is none."""
+    with os_errors(path):
+        _filesystem().get_file(path, str(file))
+
+
+class Stored(NamedTuple):
+    """An object below a path: its name there, its size in bytes, and the CRC-32C that the store keeps of it; -1 where it keeps none."""
+
+    name: str
+    size: int
+    checksum: int
+
+
+def stored(path: epath.Path) -> list[Stored]:
+    """All objects below a path, in the order of their names. Folders next to each other are listed at once, each page with 1,000 objects.
+
+    Raises OSError where the bucket cannot be listed, FileNotFoundError where there is no such bucket.
+    """
+    bucket, _, name = os.fspath(path).removeprefix("gs://").partition("/")
+    start = f"{name}/" if name else ""
+    with os_errors(path), ThreadPoolExecutor(_LISTINGS) as threads:
+        objects, folders = _listed(bucket, start, start, "/")
+        for below, _ in threads.map(lambda folder: _listed(bucket, start, folder, ""), folders):
+            objects += below
+    return sorted(objects)
+
+
+def _listed(bucket: str, start: str, prefix: str, delimiter: str) -> tuple[list[Stored], list[str]]:
+    """The objects with a prefix, named below `start`, and the folders among them where a delimiter is given."""
+    objects: list[Stored] = []
+    folders: list[str] = []
+    options = {"prefix": prefix, "delimiter": delimiter or None, "fields": "items(name,size,crc32c),prefixes,nextPageToken"}
+    page = {"nextPageToken": None}
+    while page.keys() & {"nextPageToken"}:
+        page = _filesystem().call("GET", "b/{}/o", bucket, json_out=True, pageToken=page["nextPageToken"], **options)
+        for item in page.get("items", ()):
+            if not item["name"].endswith("/"):  # a folder that a console made
+                objects.append(Stored(item["name"].removeprefix(start), int(item["size"]), _number(item.get("crc32c"))))
+        folders += page.get("prefixes", ())
+    return objects, folders
+
+
+def _number(checksum: str | None) -> int:
+    return int.from_bytes(base64.b64decode(checksum), "big") if checksum else -1
+
+
+def checksum(data: bytes, before: int = 0) -> int:
+    """The CRC-32C of bytes, as the store keeps it; of bytes that follow others whose checksum is `before`."""
+    import google_crc32c
+
+    return google_crc32c.extend(before, data)
 
 
 @functools.cache

@@ -75,6 +75,10 @@ class _Named(Source):
         self.names[index] = example.name
         return example
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that are asked for soon."""
+        self._source.read_ahead(indices)
+
     def listing(self) -> Iterator[Entry]:
         """That of the source."""
         return self._source.listing()

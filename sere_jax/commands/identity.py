@@ -28,7 +28,7 @@ from sere_jax.train.versions import versions
 from sere_jax.writing import replacing
 
 # Keys that may differ between processes, beside those that name images: paths may differ between machines, and listings are compared.
-_OF_ONE_PROCESS = frozenset({"data.workers", "data.prefetch"})
+_OF_ONE_PROCESS = frozenset({"data.cache_dir", "data.cache_gigabytes", "data.workers", "data.prefetch"})
 _ACCEPT = "--config.run.accept_changed_data=True"
 _HEADING = "the processes of this run disagree, nothing was started"
 

@@ -1,7 +1,6 @@
 """Pre-training: open the data, build the parts, compile, and let `fit` drive.
 
-Reads downwards in the order in which things happen. Evaluations come in as functions of the parameters; `in_loop` makes the maps of
-attention.
+Reads in the order in which things happen. Evaluations come in as functions of the parameters; `in_loop` makes maps of attention.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from sere_jax.config import lengths
 from sere_jax.config.launch import Launch, fitted
 from sere_jax.data.batches.order import example_index
 from sere_jax.data.batches.pipeline import train_batches
+from sere_jax.data.sources import cache
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.mixture import Mixture
 from sere_jax.data.sources.open import open_source
@@ -77,16 +77,16 @@ def train(
         if mistakes := rules.workdir_mistakes(workdir, rules.sources(config)):
             raise rules.ConfigError(mistakes)
     identity.check_settings(config, directory)
-    evaluated = evaluations(config) if evaluations else {}
-    with distributed.together():
-        source = open_source(config.data.source)
-        length = pretraining.steps(config, len(source))
-        shortened = fitted(config, launch, per_epoch=length.per_epoch, total=length.total)
-        if mistakes := lengths.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
-            raise rules.ConfigError(mistakes)
-        data = identity.read_data(source)
-    identity.check_same_data(data)
-    with contextlib.ExitStack() as stack:
+    with cache.using(config.data.cache_dir, config.data.cache_gigabytes), contextlib.ExitStack() as stack:
+        evaluated = evaluations(config) if evaluations else {}
+        with distributed.together():
+            source = open_source(config.data.source)
+            length = pretraining.steps(config, len(source))
+            shortened = fitted(config, launch, per_epoch=length.per_epoch, total=length.total)
+            if mistakes := lengths.length_mistakes(config, per_epoch=length.per_epoch, total=length.total):
+                raise rules.ConfigError(mistakes)
+            data = identity.read_data(source)
+        identity.check_same_data(data)
         with distributed.together():
             if jax.process_index() == 0:
                 stack.enter_context(locked(directory))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -63,20 +63,30 @@ def workdir_mistakes(workdir: str | None, sources: Mapping[str, Any] | None = No
         return []
     if is_address(workdir):
         mistake = address_mistake(workdir)
-        return [f"--workdir: found {workdir!r}, {mistake}"] if mistake else []
+        return [f"--workdir: found {workdir!r}, {mistake}"] if mistake else _below_images(workdir, sources or {})
     path = place(workdir)
     if user := unknown_user(workdir):
         return [f"--workdir: found {workdir!r}, expected a directory; there is no user {user!r}. A directory of that name is ./{workdir}"]
     files = [parent for parent in (path, *path.parents) if os.path.exists(parent) and not os.path.isdir(parent)]
     if files:
         return [f"--workdir: found {workdir!r}, expected a directory, there or not; {files[0]} is a file"]
-    texts = {key: spec for key, spec in (sources or {}).items() if isinstance(spec, str)}
+    return _below_images(workdir, sources or {})
+
+
+def _below_images(workdir: str, sources: Mapping[str, Any]) -> list[str]:
+    path = _resolved(workdir)
     return [
         f"--workdir: found {workdir!r}, expected a directory that is not below {directory}, whose images {key} reads"
-        for key, spec in texts.items()
+        for key, spec in sources.items()
+        if isinstance(spec, str)
         for directory in folders(spec)
-        if path.resolve().is_relative_to(Path(directory).resolve())
+        if is_address(directory) == is_address(workdir) and path.is_relative_to(_resolved(directory))
     ]
+
+
+def _resolved(path: str) -> PurePath:
+    """Where links lead; of an address, its bucket and name."""
+    return PurePosixPath(path.partition("://")[2]) if is_address(path) else Path(place(path)).resolve()
 
 
 def sources(config: ConfigDict) -> dict[str, Any]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import re
 
+from sere_jax.buckets import is_address
 from sere_jax.config.names import nearest
 from sere_jax.data.sources.example import SourceError
 from sere_jax.data.sources.folder import nearest_directory
 from sere_jax.data.sources.mixture import split_mixture
-from sere_jax.data.sources.open import FORMS, IN_A_BUCKET, KINDS
+from sere_jax.data.sources.open import FORMS, KINDS, bucket_mistake
 from sere_jax.data.sources.tfds import divide, is_directory
 from sere_jax.writing import place
 
 
 def source_mistakes(key: str, spec: str) -> list[str]:
     """The mistakes in the text of a data source, and in the paths that it names."""
-    if "://" in spec:
-        return [f"{key}: found {spec!r}, which {IN_A_BUCKET}"]
     kind, colon, rest = spec.partition(":")
+    if is_address(rest) or is_address(spec):  # nothing is asked of the bucket before the source is opened
+        return [f"{key}: found {spec!r}, {mistake}"] if (mistake := bucket_mistake(spec)) else []
     if kind == "folder" and colon:
         return [] if _holds_a_file(rest) else [f"{key}: found {spec!r}, expected folder:DIR, {_directory(rest)}"]
     if kind == "bundled":

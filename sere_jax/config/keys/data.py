@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sere_jax.config.keys.key import Group, Key
-from sere_jax.config.rule import SHARE, TEXT, Rule, choice, count, interval, number
+from sere_jax.config.rule import POSITIVE, SHARE, TEXT, Rule, choice, count, interval, number
 
 _DATA = {
     "source": Key("folder:", TEXT, "Images to train on: bundled, folder:DIR, list:FILE, tfds:, classes:, masks:, mix: (docs/data.md)."),
@@ -13,6 +13,15 @@ _DATA = {
         4, Rule(int, low=0, high=512), "Processes of each host that decode and crop; 0 works in the trainer's own process.", machine=True
     ),
     "prefetch": Key(2, Rule(int, low=1, high=512), "Batches that each worker keeps ready.", machine=True),
+    "cache_dir": Key(
+        "",
+        TEXT,
+        "Directory of each host that keeps files of a bucket; empty = $SERE_JAX_CACHE_DIR, or none.",
+        machine=True,
+    ),
+    "cache_gigabytes": Key(
+        100.0, POSITIVE, "GB of images of each source that data.cache_dir keeps; prepared sets are kept whole.", machine=True
+    ),
     "max_bad_fraction": Key(0.01, SHARE, "Largest share of unreadable images; above it the run ends.", machine=True),
     "max_pixels": Key(50_000_000, count(1), "Images of more pixels (width x height) count as unreadable.", machine=True),
     "max_decode_seconds": Key(20, Rule(int, low=1, high=3600), "Seconds after which an image counts as unreadable.", machine=True),

@@ -98,8 +98,10 @@ class BatchMaker(Generic[BatchT]):
         arrays = self.row.empty(self.rows)
         index = np.empty(self.rows, np.int32)
         replaced = np.empty(self.rows, np.bool_)
+        first = int(step) * self.batch_size + self.first_row
+        self.source.read_ahead([self._index(position) for position in range(first, first + self.rows)])
         for row in range(self.rows):
-            position = int(step) * self.batch_size + self.first_row + row
+            position = first + row
             decoded, index[row], replaced[row] = self.read(position)
             self.row.fill(decoded, Position(self.seed, position, int(step)), tuple(array[row, ...] for array in arrays))
         return self.row.batch(arrays, index, replaced)
@@ -110,8 +112,7 @@ class BatchMaker(Generic[BatchT]):
         A replacement is drawn from the whole source (or from the same part of a mixture) by hash(seed, position), as often as needed,
         REPLACEMENTS times at most. Raises UnreadableData after that.
         """
-        place = repeated_position(position, self.repeats, self.examples, self.batch_size)
-        index = example_index(self.seed, place, self.examples, self.batch_size)
+        index = self._index(position)
         rng = None
         for attempt in range(REPLACEMENTS + 1):
             try:
@@ -121,6 +122,10 @@ class BatchMaker(Generic[BatchT]):
             rng = rng or position_rng(self.seed, position, Stream.REPLACEMENT)
             index = replacement_index(rng, index, self.examples)
         raise UnreadableData(f"{self.source.spec}: {REPLACEMENTS + 1} images in a row could not be read; the last error: {last}")
+
+    def _index(self, position: int) -> int:
+        place = repeated_position(position, self.repeats, self.examples, self.batch_size)
+        return example_index(self.seed, place, self.examples, self.batch_size)
 
     def _decode(self, index: int) -> Any:
         name = f"item {index}"

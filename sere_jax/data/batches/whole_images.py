@@ -66,7 +66,8 @@ def eval_batches(
 
     load = functools.partial(_load_row, source, reading=reading, resize=resize, size=size)
     jobs = ((_empty_batch(rows, size, reading.channels), range(start, min(start + rows, len(source)))) for start in starts)
-    return _in_threads(jobs, load, workers) if workers else _one_by_one(jobs, load)
+    fetched = _fetched(source, jobs)
+    return _in_threads(fetched, load, workers) if workers else _one_by_one(fetched, load)
 
 
 def _load_row(source: Source, batch: EvalBatch, row: int, index: int, *, reading: ImageReading, resize: int, size: int) -> None:
@@ -83,6 +84,12 @@ def _load_row(source: Source, batch: EvalBatch, row: int, index: int, *, reading
         return
     batch.images[row] = resize_and_centre_crop(image, resize, size)
     batch.valid[row] = True
+
+
+def _fetched(source: Source, jobs: Iterator[Job]) -> Iterator[Job]:
+    for job in jobs:
+        source.read_ahead(job[1])
+        yield job
 
 
 def _one_by_one(jobs: Iterator[Job], load: Callable[[EvalBatch, int, int], None]) -> Iterator[EvalBatch]:

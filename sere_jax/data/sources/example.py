@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from sere_jax.data.sources.annotation import Annotation
@@ -91,6 +91,10 @@ class Source(Protocol):
         By default the text of the source stands for the file.
         """
         return ((self.spec, number) for number in range(len(self)))
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Say which examples are asked for next. Sources that are far away begin to fetch them; by default nothing happens."""
+        return
 
     def notes(self) -> tuple[str, ...]:
         """Sentences on what a user should know of the data, such as files that are not read; `open_source` logs them."""

@@ -39,7 +39,12 @@ class FolderSource(Source):
         self.spec = spec
         self.directory = str(place(directory))
         _check_directory(spec, directory, self.directory)
-        self._paths, others = list_images(spec, self.directory)
+        self._index(list_images(spec, self.directory))
+
+    def _index(self, tree: Tree) -> None:
+        """Take paths, classes, labels and notes from what lies below `directory`."""
+        spec = self.spec
+        self._paths, others = tree
         if not self._paths:
             seen = f"; found {count_extensions(others)}" if others else ""
             raise SourceError(f"{spec!r}: no image files under {self.directory}{seen}, expected one of {' '.join(sorted(EXTENSIONS))}")

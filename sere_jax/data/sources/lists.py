@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from sere_jax.buckets import is_address, read_bytes
 from sere_jax.data.sources.example import SourceError
 from sere_jax.writing import place
 
@@ -20,8 +21,7 @@ def read_lines(spec: str, file: str) -> list[str]:
     are not UTF-8 stay too, as in Python's file names. Raises SourceError for a file that cannot be read, is UTF-16, or has a NUL.
     """
     try:
-        with open(place(file), "rb") as stream:
-            data = stream.read()
+        data = read_bytes(file) if is_address(file) else place(file).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the list's own name
         raise SourceError(f"{spec!r}: the list {file!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -51,6 +51,10 @@ class MaskedSource(Source):
         """Read an image and its label map. Raises OSError when either cannot be read."""
         example = self._source[index]
         return example._replace(annotation=Annotation(read_file(self._map(example.name))))
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that are asked for soon."""
+        self._source.read_ahead(indices)
 
     def labels(self) -> Int[np.ndarray, " n"]:
         """The class of every image, -1 where there are none."""

@@ -51,6 +51,13 @@ class Mixture(Source):
         annotation = example.annotation if self._annotated else None
         return example._replace(label=self._label(part, example.label), annotation=annotation)
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that are asked for soon."""
+        numbers = np.asarray(indices, np.int64)
+        parts = np.searchsorted(self._ends, numbers, side="right")
+        for number, part in enumerate(self._parts):
+            part.read_ahead((numbers[parts == number] - (self._ends[number - 1] if number else 0)).tolist())
+
     def notes(self) -> tuple[str, ...]:
         """The notes of all parts, each after its part's text."""
         return tuple(f"{part.spec}: {note}" for part in self._parts for note in part.notes())

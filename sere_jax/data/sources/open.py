@@ -6,6 +6,8 @@ import difflib
 import logging
 import os
 
+from sere_jax.buckets import address_mistake, is_address
+from sere_jax.data.sources.bucket import BucketFolder, BucketList
 from sere_jax.data.sources.bundled import BundledSource
 from sere_jax.data.sources.example import Example, Source, SourceError
 from sere_jax.data.sources.folder import FolderSource
@@ -13,8 +15,9 @@ from sere_jax.data.sources.masked import MaskedSource
 from sere_jax.data.sources.mixture import FORM as MIXTURE_FORM
 from sere_jax.data.sources.mixture import Mixture, split_mixture
 from sere_jax.data.sources.path_list import PathListSource
+from sere_jax.data.sources.prepared import copied
 from sere_jax.data.sources.subset import ClassSubset
-from sere_jax.data.sources.tfds import TfdsSource
+from sere_jax.data.sources.tfds import TfdsSource, divide
 from sere_jax.writing import place
 
 _log = logging.getLogger(__name__)
@@ -27,7 +30,7 @@ FORMS = (
     f"classes:LIST:SOURCE, masks:DIR:SOURCE or {MIXTURE_FORM}"
 )
 
-IN_A_BUCKET = "names a bucket; expected images on this machine: copy them to its disk, or mount the bucket (docs/pods.md)"
+_IN_A_BUCKET = "expected folder:gs://BUCKET/NAME, list:gs://BUCKET/NAME/FILE or tfds:gs://BUCKET/NAME:SPLIT; LIST and DIR lie on a disk"
 
 
 def open_source(spec: str) -> Source:
@@ -41,12 +44,12 @@ def open_source(spec: str) -> Source:
     `masks:DIR:SOURCE`: a folder or list with label maps of the same names in another directory.
     `mix:WEIGHT*SOURCE|WEIGHT*SOURCE...`: several of these, each with its share of every epoch; without weights by their sizes.
 
+    The directories of the first three may lie in a bucket, as in `folder:gs://BUCKET/NAME`; `cache` says what is kept here.
+
     Its notes are logged as warnings. Raises SourceError when the text has another form, or when the data are missing, empty or ambiguous.
     """
     if "\0" in spec:
         raise SourceError(f"source {spec!r} has a NUL byte, which no path has")
-    if "://" in spec:
-        raise SourceError(f"source {spec!r} {IN_A_BUCKET}")
     source = _open(spec)
     for note in source.notes():
         _log.warning("%s: %s", ascii(spec)[1:-1], note)
@@ -55,14 +58,16 @@ def open_source(spec: str) -> Source:
 
 def _open(spec: str) -> Source:
     kind, _, rest = spec.partition(":")
+    if (is_address(spec) or is_address(rest)) and (mistake := bucket_mistake(spec)):
+        raise SourceError(f"source: found {spec!r}, {mistake}")
     if kind == "bundled":
         return BundledSource(spec, rest or "train")
     if kind == "folder":
-        return FolderSource(spec, rest)
+        return BucketFolder(spec, rest) if is_address(rest) else FolderSource(spec, rest)
     if kind == "list":
-        return PathListSource(spec, rest)
+        return BucketList(spec, rest) if is_address(rest) else PathListSource(spec, rest)
     if kind == "tfds":
-        return TfdsSource(spec, rest)
+        return TfdsSource(spec, _on_this_machine(spec, rest) if is_address(rest) else rest)
     if kind == "mix":
         texts, weights = split_mixture(spec)
         return Mixture(spec, [_open(text) for text in texts], weights)
@@ -83,15 +88,27 @@ def _open(spec: str) -> Source:
     raise SourceError(f"source {spec!r} is of no known kind; expected {FORMS}{hint}")
 
 
+def bucket_mistake(spec: str) -> str:
+    """Why the address in a source's text cannot be read, as the end of a message; "" where it can. Nothing is asked of the bucket."""
+    kind, _, rest = spec.partition(":")
+    address = divide(rest)[0] if kind == "tfds" else rest
+    return address_mistake(address) if kind in ("folder", "list", "tfds") and is_address(address) else _IN_A_BUCKET
+
+
+def _on_this_machine(spec: str, rest: str) -> str:
+    address, _, split = divide(rest)
+    return f"{copied(spec, address, split)}:{split}"
+
+
 def folders(spec: str) -> list[str]:
-    """The directories of a source of which every image is read, wherever in the text they stand; nothing is opened.
+    """The directories of a source of which every image is read, on a disk or in a bucket; nothing is opened.
 
     >>> folders("mix:2*folder:/a|1*classes:LIST:folder:/b/c")
     ['/a', '/b/c']
     """
     kind, _, rest = spec.partition(":")
     if kind == "folder" and rest:
-        return [str(place(rest))]
+        return [rest if is_address(rest) else str(place(rest))]
     if kind in ("classes", "masks"):
         return folders(rest.partition(":")[2])
     if kind != "mix":

@@ -24,15 +24,18 @@ class PathListSource(Source):
     """
 
     def __init__(self, spec: str, file: str) -> None:
+        self._read(spec, file)
+        first = os.path.join(self._directory, self._paths[0])
+        if not os.path.lexists(first):
+            raise SourceError(f"{spec!r}: its first file {first!r} does not exist; relative paths start at the list's directory")
+
+    def _read(self, spec: str, file: str) -> None:
         self.spec = spec
         self._paths, names = _read(spec, file)
         self._directory = str(place(file).parent)
         self.classes = tuple(sorted(set(names)))
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._labels = np.array([numbers[name] for name in names] or np.full(len(self._paths), -1), np.int32)
-        first = os.path.join(self._directory, self._paths[0])
-        if not os.path.lexists(first):
-            raise SourceError(f"{spec!r}: its first file {first!r} does not exist; relative paths start at the list's directory")
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -58,10 +61,12 @@ class PathListSource(Source):
         """An entry a file, by its path in the list; absolute paths count from the deepest directory that holds all of them."""
         directories = [os.path.dirname(path) for path in self._paths if os.path.isabs(path)]
         shared = os.path.commonpath(directories) if directories else ""
-        sizes = file_sizes(os.path.join(self._directory, path) for path in self._paths)
-        for path, size, label in zip(self._paths, sizes, self._labels, strict=True):
+        for path, size, label in zip(self._paths, self._sizes(), self._labels.tolist(), strict=True):
             name = os.path.relpath(path, shared) if os.path.isabs(path) else path
-            yield Entry(nfc(name.replace(os.sep, "/")), size, int(label))
+            yield Entry(nfc(name.replace(os.sep, "/")), size, label)
+
+    def _sizes(self) -> Iterator[int]:
+        return file_sizes(os.path.join(self._directory, path) for path in self._paths)
 
 
 def _read(spec: str, file: str) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -51,6 +51,10 @@ class ClassSubset(Source):
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._index[index])]._replace(label=int(self._labels[index]))
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that are asked for soon."""
+        self._source.read_ahead(self._index[list(indices)].tolist())
+
     def labels(self) -> Int[np.ndarray, " n"]:
         """The class of every example."""
         return self._labels
@@ -95,6 +99,10 @@ class Selection(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._positions[index])]
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that are asked for soon."""
+        self._source.read_ahead(self._positions[list(indices)].tolist())
 
     def places(self) -> Iterator[tuple[str, int]]:
         """The places of the selected examples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from sere_jax.data.images import heif
@@ -44,7 +44,38 @@ def walk(root: str) -> Tree:
         if _identity(os.path.join(root, prefix)) not in visited:
             paths += _files(root, prefix, visited, links)
     if linked:
-        paths.sort(key=lambda path: [(nfc(part), part) for part in path.split(os.sep)])
+        paths.sort(key=_by_parts)
+    return _tree(paths)
+
+
+def arranged(paths: Iterable[str]) -> Tree:
+    """What `walk` makes of files with these paths, in any order, relative and with `/`. There are no links.
+
+    Raises SourceError where a run has written there, as `walk`; the message begins with the directory.
+    """
+    shown = [path for path in paths if _is_shown(*path.split("/"))]
+    shown.sort(key=(lambda path: path.replace("/", "\0")) if all(map(str.isascii, shown)) else _by_parts)
+    _refuse_runs(shown)
+    return _tree(shown)
+
+
+def _is_shown(*parts: str) -> bool:
+    return not any(part.startswith(".") for part in parts) and not any(map(_is_waste, parts[:-1]))
+
+
+def _refuse_runs(paths: list[str]) -> None:
+    configs = [path.removesuffix("config.json") for path in paths if path.rpartition("/")[2] == "config.json"]
+    for start in configs:
+        if any(path.startswith((f"{start}checkpoints/", f"{start}metrics.jsonl")) for path in paths):
+            raise SourceError(f"{start} is the workdir of a run, no images; expected a workdir outside of the images. Move it away.")
+
+
+def _by_parts(path: str) -> list[tuple[str, str]]:
+    return [(nfc(part), part) for part in path.split(os.sep)]
+
+
+def _tree(paths: list[str]) -> Tree:
+    """Divide sorted paths into images and others."""
     readable = EXTENSIONS | heif.extensions()
     if not any(extension(path) in readable for path in paths):
         readable = ARRAYS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -92,6 +92,10 @@ class WithObjects(Source):
 
     def __getitem__(self, index: int) -> Example:
         return self._source[int(self._index[index])]
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that are asked for soon."""
+        self._source.read_ahead(self._index[list(indices)].tolist())
 
     def places(self) -> Iterator[tuple[str, int]]:
         """The places of these images."""

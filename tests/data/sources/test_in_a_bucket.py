@@ -1,24 +1,56 @@
-"""Images in a bucket are refused in a sentence, before anything is asked of the bucket."""
+"""What a bucket cannot be used for is refused in a sentence, before anything is asked of the bucket."""
 
 from __future__ import annotations
+
+import importlib.util
 
 import pytest
 
 from sere_jax.__main__ import main
+from sere_jax.config.check import workdir_mistakes
 from sere_jax.config.sources import source_mistakes
 from sere_jax.data.sources.open import SourceError, open_source
 
+FORM = "expected folder:gs://BUCKET/NAME, list:gs://BUCKET/NAME/FILE or tfds:gs://BUCKET/NAME:SPLIT; LIST and DIR lie on a disk"
+
 
 @pytest.mark.parametrize(
-    "spec", ["folder:gs://bucket/train", "mix:2*bundled|1*folder:s3://bucket/a", "classes:list.txt:folder:gs://bucket/a"]
+    "spec", ["gs://bucket/train", "bundled:gs://bucket/a", "classes:gs://bucket/list.txt:bundled", "masks:gs://b/m:folder:a"]
 )
-def test_images_in_a_bucket_are_refused(spec):
-    [line] = source_mistakes("data.source", spec)
-    reason = "names a bucket; expected images on this machine: copy them to its disk, or mount the bucket (docs/pods.md)"
-    assert line == f"data.source: found {spec!r}, which {reason}"
+def test_what_is_not_read_from_a_bucket(spec):
+    assert source_mistakes("data.source", spec) == [f"data.source: found {spec!r}, {FORM}"]
     with pytest.raises(SourceError) as error:
         open_source(spec)
-    assert str(error.value) == f"source {spec!r} {reason}"
+    assert str(error.value) == f"source: found {spec!r}, {FORM}"
+
+
+def test_other_stores_and_names_without_a_path():
+    for spec, why in (
+        ("folder:s3://bucket/a", "s3:// is not supported: mount the bucket"),
+        ("tfds:gs://Bucket:train", "expected gs://BUCKET/NAME, with"),
+        ("tfds:gs://b/set", "tfds:gs://BUCKET/NAME:SPLIT"),
+    ):
+        [line] = source_mistakes("data.source", spec)
+        assert why in line
+        with pytest.raises(SourceError, match=why):
+            open_source(spec)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
+def test_without_gcsfs_the_line_says_what_to_install():
+    [line] = source_mistakes("data.source", "mix:bundled|folder:gs://bucket/a")
+    assert "'folder:gs://bucket/a', which needs gcsfs: pip install -r requirements-cloud.txt" in line
+    with pytest.raises(SourceError, match="which needs gcsfs: pip install -r requirements-cloud.txt"):
+        open_source("folder:gs://bucket/a")
+
+
+def test_a_workdir_below_the_images_of_a_bucket_is_refused():
+    sources = {"data.source": "mix:folder:gs://bucket/a/|folder:/b"}
+    assert workdir_mistakes("/bucket/a/run", sources) == []
+    if importlib.util.find_spec("gcsfs") is not None:  # else no workdir is in a bucket
+        assert workdir_mistakes("gs://bucket/ab", sources) == []
+        [line] = workdir_mistakes("gs://bucket//a/run", sources)
+        assert line.endswith("expected a directory that is not below gs://bucket/a/, whose images data.source reads")
 
 
 def test_reports_of_runs_in_a_bucket_say_what_to_do(capsys):
