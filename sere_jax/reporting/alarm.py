@@ -9,6 +9,7 @@ _IN_A_ROW = 2  # logs that must agree: a single one may be chance
 _SAME = 0.003  # of the reference: how near the loss is to the teacher's entropy when every view is answered alike
 _CERTAIN = 0.07  # of the reference: a loss below this means that one prototype answers nearly all images (healthy runs: above 0.15)
 _LEARNED = 0.95  # of the reference: an entropy below this shows that the run had learned something
+_APART = 0.03  # of the reference: above it, loss and entropy were apart, and the views got different answers
 _PATIENCE = 2000  # steps after which a run that has never learned anything counts as collapsed
 _FALLEN = 0.2  # of the highest effective rank so far
 _FEWEST = 1.5  # effective ranks below this are those of constant features
@@ -40,8 +41,8 @@ class CollapseAlarm:
     - the loss is below 7 % of ln K: one prototype takes everything;
     - the loss is the entropy to within 0.3 % of ln K: every image gets the same distribution, often because of the center.
 
-    At the start both may be near ln K without a collapse. The second sign therefore counts after the entropy was below 95 % of ln K,
-    or after 2,000 steps.
+    At the start both may be near ln K without a collapse. The second sign therefore counts after the entropy was below 95 % of ln K, after
+    loss and entropy were 3 % of ln K apart, or after 2,000 steps.
 
     It is also raised when the effective rank of the features (`rank/rankme`) is below 1.5, or below a fifth of its highest value.
 
@@ -93,7 +94,8 @@ class CollapseAlarm:
 
     def _of_loss(self, step: int, signs: _Signs, values: Mapping[str, float], reference: float) -> str:
         entropy, loss = values[signs.entropy], values[signs.loss]
-        if entropy < _LEARNED * reference and loss - entropy > _SAME * reference:
+        apart = (loss - entropy) / reference
+        if apart > _APART or (apart > _SAME and entropy < _LEARNED * reference):
             self._learned.add(signs.entropy)
         about = f"{signs.loss} is {loss:.3g} and {signs.entropy} {entropy:.3g}"
         if loss < _CERTAIN * reference:
