@@ -135,7 +135,7 @@ def show(report: Report, console: rich.console.Console) -> None:
     """The report as tables for a person."""
     facts = report.as_json()
     table = rich.table.Table(title=rich.markup.escape(report.source), title_justify="left", show_header=False)
-    table.add_row("images", f"{report.images:,}, {_amount(facts['bytes'])}")
+    table.add_row("images", f"{report.images:,}, {_amount(facts['bytes'])}{' in the readable ones' if report.bad else ''}")
     table.add_row(
         "unreadable", f"{len(report.bad):,} ({len(report.bad) / max(1, report.images):.2%})", style="bold red" if report.bad else "green"
     )

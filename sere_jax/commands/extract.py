@@ -193,9 +193,10 @@ def _native(source: _Named, patch: int, reading: ImageReading) -> Iterator[EvalB
     """One image a batch, cut to whole patches at its right and lower edges; one below a patch counts as unreadable."""
     for index in range(len(source)):
         image = np.zeros((patch, patch, reading.channels), np.uint8)
-        label, valid = -1, False
+        name, label, valid = f"item {index}", -1, False
         try:
             example = source[index]
+            name = ascii(example.name)
             decoded, label = decode(example.data, reading), example.label
             height, width = (extent // patch * patch for extent in decoded.shape[:2])
             valid = bool(height and width)
@@ -203,7 +204,7 @@ def _native(source: _Named, patch: int, reading: ImageReading) -> Iterator[EvalB
                 raise BadImage(f"{decoded.shape[1]} x {decoded.shape[0]} pixels are less than a patch")
             image = decoded[:height, :width]
         except (BadImage, OSError) as error:
-            print(f"{source.spec}: item {index} cannot be read and is left out: {error}", file=sys.stderr)
+            print(f"{source.spec}: {name} cannot be read and is left out: {error}", file=sys.stderr)
         yield EvalBatch(image[None], np.array([label]), np.array([index]), np.array([valid]))
 
 

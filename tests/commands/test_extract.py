@@ -120,7 +120,7 @@ def test_native_features_of_a_network_of_grey_images(tmp_path, capsys):
     assert main([*arguments, "--size=native", "--tokens=cls,patches"]) == 0
     output = capsys.readouterr()
     assert "1 images in 1 files, 2 left out as unreadable" in output.out
-    assert "12 x 3 pixels are less than a patch" in output.err
+    assert "'tiny.npy' cannot be read and is left out: 12 x 3 pixels are less than a patch" in output.err
     table = pq.read_table(tmp_path / "out" / "features-00000.parquet").to_pydict()
     assert (table["name"], table["grid_height"], table["grid_width"]) == (["a.npy"], [5], [3])
     levels = np.floor(np.arange(20 * 12).reshape(20, 12, 1) * 17 / 4095 * 255 + 0.5)
