@@ -48,12 +48,12 @@ def main() -> None:
 def _measure(root: Path, batch: int) -> None:
     local, remote = open_source(f"folder:{root / 'set'}"), open_source("folder:gs://bkt/set")
     with cache.using(str(root / "kept"), 100.0):
-        kept = open_source("folder:gs://bkt/set")
+        with_cache = open_source("folder:gs://bkt/set")
     _report("one at a time", remote, batch, ahead=False, images=64)
     for _ in range(2):  # alternating, as other programs run too
         _report("local files", local, batch)
         _report("read ahead, no cache", remote, batch)
-        _report("read ahead, cache", kept, batch)  # the first time it is empty
+        _report("read ahead, cache", with_cache, batch)  # the first time it is empty
     began = time.monotonic()
     with ThreadPoolExecutor(32) as threads:
         list(threads.map(lambda path: _copy(path, root), (path for path, _ in remote.places())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,19 @@ _PATCHES: dict[str, Any] = {"train_images": 0, "classes": 0, "absent": "skip", "
 _PATCHES |= {"save_predictions": False, "panels": 0}
 
 
-def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
+class InLoop(NamedTuple):
+    """An evaluation of the training loop. Scores are compared while `measured` stays the same.
+
+    Fields:
+      run: parameters of the backbone -> scores.
+      measured: digest of its settings and of the listings of its images; the paths of the images do not count.
+    """
+
+    run: Evaluation
+    measured: str = ""
+
+
+def evaluations(config: ConfigDict) -> dict[str, InLoop]:
     """What protocols run in the training loop, by their names; none without a cadence, and each only with its images.
 
     Raises EvalError or SourceError where the images cannot be used, and OtherProcessError where processes see different ones, before
@@ -39,27 +51,19 @@ def evaluations(config: ConfigDict) -> dict[str, Evaluation]:
     """
     if not (config.run.eval_every_steps or config.run.eval_every_epochs):
         return {}
-    if jax.process_count() > 1:
-        with distributed.together():
-            digests = identity.digests({f"eval.{key}": config.eval[key] for key in ("gallery", "query", "patch_train", "patch_test")})
-        distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
-    entries = _periodic(config)
-    network = _network(config) if entries else None
-    return {entry.name: entry.periodic(network, _settings(config, entry)) for entry in entries if entry.periodic and network}
-
-
-def measured(config: ConfigDict) -> dict[str, str]:
-    """A digest of the settings and images of each evaluation in the loop, by its name. Images at another path have the same digest."""
-    if not (config.run.eval_every_steps or config.run.eval_every_epochs):
-        return {}
-    return {entry.name: _digest(config, entry) for entry in _periodic(config)}
-
-
-def _digest(config: ConfigDict, protocol: Protocol) -> str:
-    """The paths of the images do not count, their listings do."""
-    settings = _settings(config, protocol)._asdict()
-    images = identity.digests({key: settings.pop(key) for key in SOURCE_KEYS & settings.keys()})
-    return hashlib.sha256(repr((sorted(images.items()), settings, read.preprocess(config))).encode()).hexdigest()[:16]
+    protocols = [entry for entry in PROTOCOLS if entry.periodic and all(config.eval[key] for key in _image_keys(entry))]
+    with distributed.together():
+        digests = identity.digests({f"eval.{key}": config.eval[key] for entry in protocols for key in _image_keys(entry)})
+    distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
+    network, found = _network(config) if protocols else None, {}
+    for entry in protocols:
+        if entry.periodic and network:
+            settings = _settings(config, entry)
+            images = [digests[f"eval.{key}"] for key in _image_keys(entry)]
+            others = {key: value for key, value in settings._asdict().items() if key not in SOURCE_KEYS}
+            measured = hashlib.sha256(repr((images, others, read.preprocess(config))).encode()).hexdigest()[:16]
+            found[entry.name] = InLoop(entry.periodic(network, settings), measured)
+    return found
 
 
 def attention(config: ConfigDict, directory: Location) -> Draw | None:
@@ -78,16 +82,9 @@ def attention(config: ConfigDict, directory: Location) -> Draw | None:
     )
 
 
-def _periodic(config: ConfigDict) -> list[Protocol]:
-    """The protocols in the loop whose images the config names."""
-    return [entry for entry in PROTOCOLS if entry.periodic and all(_images(config, entry))]
-
-
-def _images(config: ConfigDict, protocol: Protocol) -> tuple[str, str]:
-    """The two sources of a protocol in the loop."""
-    if protocol.name == "patch_knn":
-        return config.eval.patch_train, config.eval.patch_test
-    return config.eval.gallery, config.eval.query
+def _image_keys(protocol: Protocol) -> tuple[str, str]:
+    """The keys of the group `eval` that name the images of a protocol in the loop."""
+    return ("patch_train", "patch_test") if protocol.name == "patch_knn" else ("gallery", "query")
 
 
 def _network(config: ConfigDict) -> Network:

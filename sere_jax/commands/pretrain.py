@@ -18,6 +18,7 @@ from sere_jax import distributed, sharding
 from sere_jax.buckets import Location
 from sere_jax.build import pretraining
 from sere_jax.commands import compiled, identity, in_loop
+from sere_jax.commands.in_loop import InLoop
 from sere_jax.commands.step_costs import Compilation
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
@@ -28,7 +29,6 @@ from sere_jax.data.sources import cache
 from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.mixture import Mixture
 from sere_jax.data.sources.open import open_source
-from sere_jax.evals.protocol import Evaluation
 from sere_jax.models.norm import join_statistics
 from sere_jax.reporting.progress import Progress
 from sere_jax.train import bad_steps
@@ -52,7 +52,7 @@ _NO_LAUNCH = Launch()
 def train(
     config: ConfigDict,
     workdir: str,
-    evaluations: Callable[[ConfigDict], Mapping[str, Evaluation]] | None = None,
+    evaluations: Callable[[ConfigDict], Mapping[str, InLoop]] | None = None,
     signals: Signals | None = None,
     launch: Launch = _NO_LAUNCH,
 ) -> State:
@@ -97,7 +97,7 @@ def train(
 def _train(
     config: ConfigDict,
     directory: Location,
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Mapping[str, InLoop],
     signals: Signals | None,
     source: Source,
     length: pretraining.Steps,
@@ -237,12 +237,12 @@ def _traced(config: ConfigDict, directory: Location) -> TracedSteps:
     return TracedSteps(first, count, directory / "trace")
 
 
-def _periodic(config: ConfigDict, length: pretraining.Steps, evaluations: Mapping[str, Evaluation], directory: Location) -> list[Periodic]:
+def _periodic(config: ConfigDict, length: pretraining.Steps, evaluations: Mapping[str, InLoop], directory: Location) -> list[Periodic]:
     every, maps = _cadence(config, length, "eval"), in_loop.attention(config, directory / "tensorboard" / "attention")
     runs: dict[str, in_loop.Draw] = {name: functools.partial(_of_params, evaluation) for name, evaluation in evaluations.items()}
     if maps is not None:
         runs["attention"] = maps
-    measured = in_loop.measured(config)
+    measured = {name: evaluation.measured for name, evaluation in evaluations.items()}
     return [Periodic(name, every, functools.partial(_evaluate, config, run), measured.get(name, "")) for name, run in runs.items()]
 
 
@@ -290,8 +290,8 @@ def _batches(config: ConfigDict, source: Source, length: pretraining.Steps, star
     )
 
 
-def _of_params(evaluation: Evaluation, params: PyTree, step: int) -> Iterable[tuple[str, float]]:
-    return evaluation(params)
+def _of_params(evaluation: InLoop, params: PyTree, step: int) -> Iterable[tuple[str, float]]:
+    return evaluation.run(params)
 
 
 def _evaluate(config: ConfigDict, run: in_loop.Draw, state: Any, step: int) -> Iterable[tuple[str, float]]:

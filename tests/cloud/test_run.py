@@ -21,6 +21,7 @@ from configs import quickstart
 from configs.eval import knn
 from sere_jax import load_backbone
 from sere_jax.commands import evaluate, export, extract, pretrain
+from sere_jax.commands.in_loop import InLoop
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.feature_files import read as read_features
 from sere_jax.interop.files import read_tensors
@@ -67,10 +68,10 @@ def runs(server, tmp_path_factory) -> tuple[Path, str]:
     local, remote = tmp_path_factory.mktemp("runs"), "gs://bkt/runs/a"
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("cwd"))
-    pretrain.train(_config(), str(local / "a"), lambda _: {"score": _score})
+    pretrain.train(_config(), str(local / "a"), lambda _: {"score": InLoop(_score)})
     with pytest.raises(Stopped, match="after step 3 of 5; its state is saved in gs://bkt/runs/a/checkpoints/3"):
-        pretrain.train(_config(), remote, lambda _: {"score": _stop})
-    pretrain.train(_config(), remote, lambda _: {"score": _score})
+        pretrain.train(_config(), remote, lambda _: {"score": InLoop(_stop)})
+    pretrain.train(_config(), remote, lambda _: {"score": InLoop(_score)})
     assert not os.listdir()  # nothing went to a local directory named gs:
     os.chdir(before)
     return local / "a", remote

@@ -36,12 +36,12 @@ def test_a_config_with_a_cadence_and_images_runs_the_knn(tmp_path: Any):
     evaluations = in_loop.evaluations(config)
     assert set(evaluations) == {"knn"}
     params = micro.random_like(pretraining.abstract_state(config, micro.LENGTH).params)
-    scores = dict(evaluations["knn"](params["backbone"]))
+    scores = dict(evaluations["knn"].run(params["backbone"]))
     # Queries that are the gallery leave no image to fit the probe to.
     names = {"knn/k1/top1", "rank/rankme", "rank/lidar"}
     assert set(scores) == names | {f"{name}/random" for name in names} and 0 <= scores["knn/k1/top1"] <= 1
     other = micro.random_like(pretraining.abstract_state(config, micro.LENGTH).params, seed=1)
-    again = dict(evaluations["knn"](other["backbone"]))
+    again = dict(evaluations["knn"].run(other["backbone"]))
     assert {name: again[f"{name}/random"] for name in names} == {name: scores[f"{name}/random"] for name in names}
     assert in_loop.evaluations(micro.config({"run": {"eval_every_steps": 0}, "eval": images})) == {}
     assert in_loop.evaluations(micro.config({"run": {"eval_every_epochs": 1}, "eval": {"gallery": "", "query": ""}})) == {}
@@ -54,7 +54,8 @@ def test_scores_are_compared_while_settings_and_images_stay(tmp_path: Any):
 
     def measured(place: Any = folder, **changed: Any) -> dict[str, str]:
         images = {"gallery": f"folder:{place}", "query": f"folder:{place}", "patch_train": train, "patch_test": train, **_NEIGHBOURS}
-        return in_loop.measured(micro.config({"run": {"eval_every_steps": 3}, "eval": images | changed}))
+        found = in_loop.evaluations(micro.config({"run": {"eval_every_steps": 3}, "eval": images | changed}))
+        return {name: evaluation.measured for name, evaluation in found.items()}
 
     before, moved = measured(), shutil.copytree(folder, tmp_path / "b")
     assert set(before) == {"knn", "patch_knn"} and measured(moved, attention_images=2) == before
@@ -63,7 +64,6 @@ def test_scores_are_compared_while_settings_and_images_stay(tmp_path: Any):
     others.append(measured(moved))
     changes = [{name for name, digest in other.items() if digest != before[name]} for other in others]
     assert changes == [{"knn"}, {"patch_knn"}, {"knn", "patch_knn"}, {"knn"}]
-    assert in_loop.measured(micro.config({"run": {"eval_every_steps": 0}})) == {}
 
 
 def test_patches_are_scored_as_the_protocol_scores_them(tmp_path: Any):
@@ -73,7 +73,7 @@ def test_patches_are_scored_as_the_protocol_scores_them(tmp_path: Any):
     evaluations = in_loop.evaluations(config)
     assert set(evaluations) == {"patch_knn"}  # no gallery: no k-NN of images
     params = micro.random_like(pretraining.abstract_state(config, micro.LENGTH).params)["backbone"]
-    scores = dict(evaluations["patch_knn"](params))
+    scores = dict(evaluations["patch_knn"].run(params))
     names = {f"patch_knn/k{k}/{name}" for k in (1, 3) for name in ("miou", "macc", "pixel_accuracy")}
     assert set(scores) == names | {f"{name}/random" for name in names}
 
@@ -86,7 +86,7 @@ def test_patches_are_scored_as_the_protocol_scores_them(tmp_path: Any):
     (row,) = json.loads((tmp_path / "eval" / "patch_knn.json").read_text())["results"]
     for name in ("miou", "macc", "pixel_accuracy"):
         assert scores[f"patch_knn/k3/{name}"] == pytest.approx(row["scores"][name], abs=1e-9)
-    again = dict(evaluations["patch_knn"](params))
+    again = dict(evaluations["patch_knn"].run(params))
     assert again == scores  # the random network is scored once, and stands beside every later score
 
 
@@ -138,4 +138,4 @@ def test_a_protocol_of_the_tuple_gets_the_network_and_its_settings(tmp_path: Any
     monkeypatch.setattr(in_loop, "PROTOCOLS", (toy, toy._replace(name="silent", periodic=None)))
     images = {"gallery": folder, "query": folder, "tokens": "patches", "size": 16}
     evaluations = in_loop.evaluations(micro.config({"run": {"eval_every_epochs": 1}, "eval": images}))
-    assert {name: list(evaluation({})) for name, evaluation in evaluations.items()} == {"toy": [("toy/size", 16.0)]}
+    assert {name: list(evaluation.run({})) for name, evaluation in evaluations.items()} == {"toy": [("toy/size", 16.0)]}

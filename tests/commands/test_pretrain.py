@@ -22,6 +22,7 @@ from configs import quickstart
 from sere_jax import sharding
 from sere_jax.build import pretraining
 from sere_jax.commands import pretrain
+from sere_jax.commands.in_loop import InLoop
 from sere_jax.config.check import ConfigError
 from sere_jax.data.sources.open import open_source
 from sere_jax.train.checkpoint import read_state
@@ -114,10 +115,10 @@ def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path, monkeypatch:
         time.sleep(5)
         yield "sum", 0.0
 
-    whole = pretrain.train(config, str(tmp_path / "a"), lambda _: {"score": score})
+    whole = pretrain.train(config, str(tmp_path / "a"), lambda _: {"score": InLoop(score)})
     with pytest.raises(Stopped, match="after step 3 of 5"):
-        pretrain.train(config, str(tmp_path / "b"), lambda _: {"score": stop})
-    resumed = pretrain.train(config, "~/b", lambda _: {"score": score})
+        pretrain.train(config, str(tmp_path / "b"), lambda _: {"score": InLoop(stop)})
+    resumed = pretrain.train(config, "~/b", lambda _: {"score": InLoop(score)})
     micro.assert_equal(micro.copies(resumed), micro.copies(whole))
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5] and {"sum", "loss"} <= records(tmp_path / "b")[3].keys()

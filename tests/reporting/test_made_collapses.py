@@ -1,7 +1,7 @@
 """Runs that are made to collapse are told within 200 steps; runs that learn are left alone.
 
 Batches of one image are no such mistake for this method: 300 steps of them kept loss and entropy 20 % of ln K apart, and the features
-as many effective dimensions as random initialisation has. Their rate is that of one image.
+nearly as many effective dimensions as random initialisation has. Their rate is that of one image.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from sere_jax import buckets
 from sere_jax.buckets import Stored
 from sere_jax.data.sources.cache import RemoteFiles, current
@@ -27,7 +29,23 @@ def objects(spec: str, address: str) -> list[Stored]:
         raise SourceError(f"{spec!r}: {bucket} cannot be listed: {error.strerror or error}; {advice}") from error
 
 
-class BucketFolder(FolderSource):
+class _InBucket:
+    """How the sources below read their objects."""
+
+    _paths: list[str]
+    _labels: np.ndarray
+    _files: RemoteFiles
+
+    def __getitem__(self, index: int) -> Example:
+        """Fetch one object, or read its kept copy. Raises OSError where that fails, or it has changed since it was listed."""
+        return Example(self._paths[index], self._files.read(index), int(self._labels[index]))
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to fetch images that are asked for soon."""
+        self._files.read_ahead(indices)
+
+
+class BucketFolder(_InBucket, FolderSource):
     """`FolderSource` of objects below gs://BUCKET/NAME: the same rules say what is an image, and what its label is.
 
     Sizes and checksums are those of the store's listing. Raises SourceError where there is no such bucket, or no image.
@@ -48,10 +66,6 @@ class BucketFolder(FolderSource):
         self._files = RemoteFiles(self.directory, [by_name[path] for path in self._paths], cache)
         self._tree = Tree([], self._tree.others)
 
-    def __getitem__(self, index: int) -> Example:
-        """Fetch one object, or read its kept copy. Raises OSError where that fails, or it has changed since it was listed."""
-        return Example(self._paths[index], self._files.read(index), int(self._labels[index]))
-
     def listing(self) -> Iterator[Entry]:
         """An entry an image."""
         for path, size, label in zip(self._paths, self._files.sizes.tolist(), self._labels.tolist(), strict=True):
@@ -61,12 +75,8 @@ class BucketFolder(FolderSource):
         """The addresses of the objects that are not listed as images."""
         return (f"{self.directory}/{path}" for path in self._tree.others)
 
-    def read_ahead(self, indices: Sequence[int]) -> None:
-        """Begin to fetch images that are asked for soon."""
-        self._files.read_ahead(indices)
 
-
-class BucketList(PathListSource):
+class BucketList(_InBucket, PathListSource):
     """`PathListSource` of a list gs://BUCKET/NAME/FILE, whose paths are relative: objects below gs://BUCKET/NAME.
 
     Raises SourceError where a path leads elsewhere, and where `PathListSource` does.
@@ -84,13 +94,5 @@ class BucketList(PathListSource):
             raise SourceError(f"{spec!r}: its first file {self._directory}/{files[0].name} does not exist")
         self._files = RemoteFiles(self._directory, files, cache)
 
-    def __getitem__(self, index: int) -> Example:
-        """Fetch one object, or read its kept copy. Raises OSError where that fails, or it has changed since it was listed."""
-        return Example(self._paths[index], self._files.read(index), int(self._labels[index]))
-
     def _sizes(self) -> Iterator[int]:
         return iter(self._files.sizes.tolist())
-
-    def read_ahead(self, indices: Sequence[int]) -> None:
-        """Begin to fetch images that are asked for soon."""
-        self._files.read_ahead(indices)

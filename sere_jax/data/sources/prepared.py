@@ -79,7 +79,7 @@ def _copy(spec: str, address: str, missing: list[Stored], directory: Path) -> No
         raise SourceError(f"{spec!r}: {total / 1e9:.1f} GB are to be copied to {directory}, where {free / 1e9:.1f} GB are free")
     if missing:
         _log.warning("%s: copying %d files, %.1f GB, to %s, once", spec, len(missing), total / 1e9, directory)
-    done, told, notes = 0, start, _notes(directory)
+    done, last_line, notes = 0, start, _notes(directory)
     with ThreadPoolExecutor(_THREADS) as threads:
         jobs = {threads.submit(_fetch, f"{os.fspath(place(address))}/{item.name}", item, directory / item.name): item for item in missing}
         try:
@@ -89,9 +89,9 @@ def _copy(spec: str, address: str, missing: list[Stored], directory: Path) -> No
                 done += item.size
                 with replacing(directory / _COPIED) as temporary:
                     temporary.write_text(json.dumps(notes := notes | {item.name: [item.size, item.checksum]}))
-                if time.monotonic() - told > _SECONDS:
-                    told = time.monotonic()
-                    rate = done / (told - start)
+                if time.monotonic() - last_line > _SECONDS:
+                    last_line = time.monotonic()
+                    rate = done / (last_line - start)
                     _log.warning("%s: copied %.1f of %.1f GB, %.0f s left", spec, done / 1e9, total / 1e9, (total - done) / rate)
         except OSError as error:
             threads.shutdown(cancel_futures=True)

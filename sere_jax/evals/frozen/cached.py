@@ -166,7 +166,7 @@ def _stored(directory: Location, identity: dict[str, Any], compute: Callable[[],
                 stored = _read(place)
             except (OSError, ValueError, KeyError) as error:
                 raise EvalError(f"features: {place} cannot be read ({error}); delete it, and it is computed again") from error
-        if not _agreed(readable(stored.unreadable)):
+        if not _agreed(jax.process_index() == 0 and readable(stored.unreadable)):
             table.say(f"features of {len(stored.labels):,} images are read from {place}")
             return stored
         table.say(f"features in {place} lack images that can be read now, and are computed again")
