@@ -41,6 +41,12 @@ _FIGURES = {
     "channels": "the relation of channels and some of their maps",
     "crops": "the first images of training with their crops",
 }
+_PANELS = "image, true and predicted classes, and errors of some test images"
+_FIGURES_OF = {  # by protocol; the name of a network follows
+    **dict.fromkeys(("logistic", "linear", "finetune", "semi", "transfer"), "which classes are taken for which, and the accuracy of each"),
+    **dict.fromkeys(("patch_knn", "patch_logistic", "segmentation_linear", "upernet", "imagenet_s"), _PANELS),
+    "detection": "precision over recall, or test images with true and found objects",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,11 +142,14 @@ def _overview(runs: Sequence[Run]) -> str:
 
 
 def newest_scores(run: Run, most: int = 2) -> str:
-    """The best accuracies of the newest evaluation in the loop: 'knn/k10/top1 0.409'."""
-    scores = {name: series for name, series in run.metrics.items() if kind_of(name).name == "accuracy" and name.endswith("top1")}
+    """The best accuracies of the newest evaluation in the loop, and its best mIoU: 'knn/k10/top1 0.409, patch_knn/k3/miou 0.215'."""
+    scores = {name: series for name, series in run.metrics.items() if name.endswith(("/top1", "/miou"))}
     last = max((series.steps[-1] for series in scores.values()), default=0)
     ranked = sorted(((series.values[-1], name) for name, series in scores.items() if series.steps[-1] == last), reverse=True)
-    return ", ".join(f"{name} {value:.3f}" for value, name in ranked[:most])
+    shown: list[tuple[float, str]] = []
+    for ending, count in (("/top1", most), ("/miou", 1)):
+        shown += [one for one in ranked if one[1].endswith(ending)][:count]
+    return ", ".join(f"{name} {value:.3f}" for value, name in shown)
 
 
 def _model(config: Mapping[str, Any]) -> str:
@@ -198,7 +207,7 @@ def _key(runs: Sequence[Run]) -> str:
         return ""
     items = ""
     for number, run in enumerate(runs):
-        colour, dash = chart.STYLES[number % len(chart.STYLES)]
+        colour, dash = chart.style(number)
         line = f'<line x1="0" x2="48" y1="5" y2="5" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"/>'
         items += f'<li><svg viewBox="0 0 48 10" aria-hidden="true">{line}</svg> {page.escape(run.name)}</li>'
     return f'<div class="key"><ul aria-label="Lines">{items}</ul></div>'
@@ -230,7 +239,7 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
     for key, value in tree.items():
         if isinstance(value, Mapping) and not key.startswith("selection"):
             yield from _numbers(value, f"{prefix}{key} ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max):
             yield (prefix + key).removeprefix("scores "), float(value)
 
 
@@ -238,9 +247,8 @@ def _figures(runs: Sequence[Run], room: int) -> str:
     parts, left_out = [], []
     for run in runs:
         for path in run.figures:
-            meaning = _FIGURES.get(path.stem, f"figure {path.stem}")
             try:
-                drawn = page.picture(path, f"{run.name}: {meaning}")
+                drawn = page.picture(path, f"{run.name}: {_meaning(path.stem)}")
             except Exception as error:  # Pillow raises many types on damaged files
                 left_out.append(f"{path} cannot be read ({error})")
                 continue
@@ -250,6 +258,13 @@ def _figures(runs: Sequence[Run], room: int) -> str:
             room -= len(drawn)
             parts.append(drawn)
     return "".join(parts) + "".join(page.note(line) for line in left_out)
+
+
+def _meaning(stem: str) -> str:
+    """What a figure shows, by the name of its file: a figure of `figures.py`, or PROTOCOL-NETWORK."""
+    protocol, _, network = stem.partition("-")
+    shown = _FIGURES_OF.get(protocol) if network else None
+    return f"{protocol} of {network}: {shown}" if shown else _FIGURES.get(stem, f"figure {stem}")
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,17 @@ class Line(NamedTuple):
     name: str
     steps: Sequence[int]
     values: Sequence[float]
-    style: int = 0  # which of `STYLES`, repeated
+    style: int = 0  # as `style` takes it
+
+
+def style(number: int) -> tuple[str, str]:
+    """Colour and dashes of a line. After six lines the colours come again with other dashes, so that 36 lines differ.
+
+    >>> style(0) == STYLES[0], style(6)[0] == style(0)[0], len({style(number) for number in range(36)})
+    (True, True, 36)
+    """
+    turn, place = divmod(number, len(STYLES))
+    return STYLES[place][0], STYLES[(place + turn) % len(STYLES)][1]
 
 
 def draw(identifier: str, title: str, lines: Sequence[Line], reference: float | None = None) -> str:
@@ -44,7 +54,7 @@ def draw(identifier: str, title: str, lines: Sequence[Line], reference: float | 
         y = _y(reference, low, high)
         parts.append(f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
     for line in lines:
-        colour, dash = STYLES[line.style % len(STYLES)]
+        colour, dash = style(line.style)
         points = " ".join(f"{_x(step, last)},{_y(value, low, high)}" for step, value in _thinned(line))
         parts.append(f'<polyline points="{points}" stroke="{colour}" stroke-dasharray="{dash}"/>')
         if len(line.steps) == 1:

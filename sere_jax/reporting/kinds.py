@@ -18,7 +18,7 @@ class Kind(NamedTuple):
 
 # The first kind whose pattern matches a name is used.
 KINDS = (
-    Kind("accuracy", ("*accuracy", "*/top1", "*/top5"), "green", "above"),
+    Kind("accuracy", ("*accuracy", "*/top1", "*/top5", "*/miou", "*/macc"), "green", "above"),
     # At the reference all prototypes are equally likely; at 0 a single prototype is used. Both are collapses.
     Kind("entropy", ("*entropy",), "magenta", "between"),
     Kind("fault", ("bad_steps", "bad_step", "data/replaced", "collapse"), "red", "neither"),

@@ -28,7 +28,8 @@ svg .grid { stroke: #e3e6ea; } svg .reference { stroke: #3d4450; stroke-dasharra
 img { max-width: 100%; height: auto; } .key svg { width: 3rem; height: .7rem; } .key li { margin-right: 1.2rem; display: inline-block; }
 .key ul { padding: 0; list-style: none; } .note { color: #3d4450; font-size: .9rem; }
 @media print { body { max-width: none; padding: 0; } nav, .skip { display: none; } .wide { overflow: visible; }
-  table { font-size: .7rem; } .charts { grid-template-columns: 1fr 1fr; } tr { break-inside: avoid; } }
+  table { font-size: .7rem; } th, td { padding: .15rem .3rem; overflow-wrap: anywhere; } td.text { min-width: 0; }
+  .charts { grid-template-columns: 1fr 1fr; } tr { break-inside: avoid; } }
 """
 
 

@@ -113,6 +113,30 @@ def test_figures_that_do_not_fit_are_named(tmp_path, monkeypatch):
     assert "broken.png cannot be read" in text and "cannot be read: " in text and "broken.json" in text
 
 
+def test_twelve_runs_are_told_apart_and_odd_scores_are_shown(tmp_path):
+    names = ['<i>&"one"', *(f"run {number}" for number in range(2, 13))]
+    made = [made_runs.workdir(tmp_path / name, steps=3, figures=0) for name in names]
+    line = {"step": 3, "loss": None, "patch_knn/k3/miou": 0.2154, "patch_knn/k3/miou/random": 0.1}
+    (made[0] / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
+    scores = {"miou": float("nan"), "macc": 0.5, "pixels": 10**400}  # JSON's whole numbers have any length
+    (made[0] / "eval" / "upernet.json").write_text(json.dumps({"results": [{"name": "<u>", "scores": scores}], "notes": ["<b>"]}))
+    for stem in ("upernet-run", "pca", "mine"):
+        shutil.copy(Path(made_runs.workdir(tmp_path / f"for {stem}") / "figures" / "pca.png"), made[0] / "figures" / f"{stem}.png")
+    assert report.main([f"--workdir={','.join(map(str, made))}", f"--output={tmp_path / 'page.html'}"]) == 0
+    parsed = _Page((tmp_path / "page.html").read_text())
+    drawn = {(tag["stroke"], tag["stroke-dasharray"]) for name, tag in parsed.tags if name == "line" and "stroke-dasharray" in tag}
+    assert len(drawn) == 12
+    text = " ".join(parsed.text.split())
+    assert all(name in text for name in names) and '<i>&"one": <u>' in text and "<b>" in text
+    assert "patch_knn/k3/miou 0.215" in text and "0.1 when nothing is learned" in text and "nan" in text
+    alternatives = [tag["alt"] or "" for name, tag in parsed.tags if name == "img"]
+    assert [alternative.removeprefix('<i>&"one": ') for alternative in alternatives] == [
+        "figure mine",
+        "three principal components of the patch features as colours",
+        "upernet of run: image, true and predicted classes, and errors of some test images",
+    ]
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path, capsys):
     assert report.main([f"--workdir={tmp_path}"]) == 2
     assert "found neither config.json, metrics.jsonl" in capsys.readouterr().err

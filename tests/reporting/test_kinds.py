@@ -45,7 +45,11 @@ def test_every_recipe_s_metrics_have_a_direction():
 
 
 @pytest.mark.parametrize(
-    "metric", ["learning_rate", "weight_decay", "ema_momentum", "grad_norm", "masked_share", "bad_steps", "knn/k20/top5"]
+    "metric",
+    [
+        *("learning_rate", "weight_decay", "ema_momentum", "grad_norm", "masked_share", "bad_steps", "knn/k20/top5"),
+        *("patch_knn/k10/miou", "patch_knn/k10/macc", "patch_knn/k10/pixel_accuracy"),
+    ],
 )
 def test_what_every_run_reports_has_a_kind(metric: str):
     assert kind_of(metric).name != "unknown"
