@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from sere_jax.data.annotations.regions import region_fault
 from sere_jax.data.sources.annotation import Instance, Size
-from sere_jax.data.sources.example import SourceError
+from sere_jax.data.sources.example import SourceError, nfc
 
 _LISTED = 5  # faults that one message lists
+_IDS = 2**63  # ids are below it: prepared sets store them in 64 bits
 _KEYS = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "categories": {"id": int, "name": str},
@@ -36,7 +37,7 @@ class CocoTable(NamedTuple):
       classes: the category's name of each label.
       class_ids: its id, which COCO's result files name.
       images: all images, those without objects too.
-      notes: sentences on boxes that are empty or reach outside their image.
+      notes: sentences on boxes that are empty or reach outside their image, and on files that are several images.
     """
 
     classes: tuple[str, ...]
@@ -48,9 +49,11 @@ class CocoTable(NamedTuple):
 def read_coco(path: str) -> CocoTable:
     """Read and check a file. Raises SourceError with the first faults, each with its entry.
 
-    Faults of entries are missing keys, values of another type, ids used twice, and images or categories that are not in the file.
+    Faults of entries are missing keys, values of another type, ids below 0 or used twice, names of categories that are blank or used
+    twice, and images or categories that are not in the file. A file without images is one too.
     Faults of objects are boxes without numbers or outside their image, negative sides, and regions that `decode_region` refuses.
-    A box of width or height 0 is kept and noted, as COCO's own training file has one; so is a box that is partly outside.
+    A box of width or height 0 is kept and noted, as COCO's own training file has one; so is a box that is partly outside. Several images
+    of one file name are noted.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -81,6 +84,12 @@ def _table(table: Mapping[str, Any], images: Mapping[int, Any], numbers: Mapping
     outside = sum(left < 0 or top < 0 or right > width or bottom > height for left, top, right, bottom, height, width in boxes)
     notes = [f"{empty:,} of {len(boxes):,} boxes are empty; training leaves them out"] if empty else []
     notes += [f"{outside:,} of {len(boxes):,} boxes reach outside their image; they are cut at its edges"] if outside else []
+    repeated = [name for name, count in collections.Counter(image.name for image in result).items() if count > 1]
+    notes += (
+        [f"{len(repeated):,} files are listed as several images, each with its own objects; the first is {repeated[0]!r}"]
+        if repeated
+        else []
+    )
     return CocoTable(tuple(names[id] for id in numbers), tuple(numbers), tuple(result), tuple(notes))
 
 
@@ -109,12 +118,19 @@ def _key_faults(table: Mapping[str, Any]) -> Iterator[str]:
                 elif not isinstance(entry[key], expected) or isinstance(entry[key], bool):
                     wanted = {int: "a whole number", str: "a text", list: "a list"}[expected]
                     yield f"{_named(kind, number, entry)}: found {key} {entry[key]!r}, expected {wanted}"
+                elif key == "id" and not 0 <= entry[key] < _IDS:
+                    yield f"{_named(kind, number, entry)}: found id {entry[key]}, expected a whole number of at least 0 and below 2^63"
 
 
 def _shared_faults(table: Mapping[str, Any]) -> Iterator[str]:
     for kind, key in (("images", "id"), ("categories", "id"), ("categories", "name"), ("annotations", "id")):
-        counts = collections.Counter(entry[key] for entry in table[kind])
+        counts = collections.Counter(_stored_name(entry[key]) if key == "name" else entry[key] for entry in table[kind])
         yield from (f"{kind}: {count} entries have the {key} {value!r}" for value, count in counts.items() if count > 1)
+    for number, entry in enumerate(table["categories"]):
+        if not _stored_name(entry["name"]):
+            yield f"{_named('categories', number, entry)}: found name {entry['name']!r}, expected a text that is not blank"
+    if not table["images"]:
+        yield "images: found none, expected at least one"
     for number, entry in enumerate(table["images"]):
         if min(entry["width"], entry["height"]) < 1:
             yield f"{_named('images', number, entry)}: found {entry['width']} x {entry['height']} pixels, expected at least 1 x 1"
@@ -156,6 +172,11 @@ def _refuse(path: str, faults: list[str]) -> None:
 
 def _named(kind: str, number: int, entry: Mapping[str, Any]) -> str:
     return f"{kind}[{number}]" + (f" (id {entry['id']!r})" if "id" in entry else "")
+
+
+def _stored_name(name: str) -> str:
+    """A category's name as prepared sets keep it: they lose spaces around it, and blank names."""
+    return nfc(name.strip())
 
 
 def _is_number(value: Any) -> bool:

@@ -69,8 +69,8 @@ class DetectionRow:
     Attributes:
       placing: draws crop, size and mirror image.
       shapes: the buckets, as `buckets` makes them.
-      frames: height and width of each example of the source, from which the bucket of a step is found; where a source does not state
-        them, its frames are (1, 1), and every batch takes the largest bucket.
+      frames: height and width of each example of the source, from which the bucket of a step is found. (1, 1) says that the source does
+        not state them; a batch with such an example takes the largest bucket.
       batch_size: of the global batch.
       count: objects of an image; of more than that the largest are used.
       masks: whether objects have masks.
@@ -130,12 +130,12 @@ class DetectionRow:
         return self._buckets[seed, step]
 
     def _bucket(self, seed: int, step: int) -> Size:
-        if self.frames.min() <= 1:
-            return self.shapes[-1]
         sizes = []
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-            height, width = self.frames[example_index(seed, position, len(self.frames), self.batch_size)]
-            sizes.append(self.placing((int(height), int(width)), position_rng(seed, position, Stream.VIEWS)).size)
+            height, width = map(int, self.frames[example_index(seed, position, len(self.frames), self.batch_size)])
+            if (height, width) == (1, 1):
+                return self.shapes[-1]
+            sizes.append(self.placing((height, width), position_rng(seed, position, Stream.VIEWS)).size)
         return bucket_of(sizes, self.shapes)
 
     def batch(self, arrays: Arrays, index: Int[np.ndarray, "b"], replaced: Bool[np.ndarray, "b"]) -> DetectionBatch:

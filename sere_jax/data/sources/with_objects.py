@@ -57,6 +57,9 @@ def count_objects(annotation: Annotation | None) -> ObjectCounts:
 class WithObjects(Source):
     """The examples of `source` that have an object to train on, in its order.
 
+    Args:
+      masks: whether the regions of objects are used, so that all objects or none need one.
+
     Attributes:
       masks: whether all these objects have regions.
       frames: height and width of each image, as its annotation states them.
@@ -64,10 +67,10 @@ class WithObjects(Source):
       without: how many images are left out, because they have no object to train on.
       others: how many objects are not trained on: crowds, difficult ones and empty boxes.
 
-    Raises SourceError where `source` does not annotate objects, no image is left, or only some objects have regions.
+    Raises SourceError where `source` does not annotate objects, no image is left, or, with `masks`, only some objects have regions.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, masks: bool = True) -> None:
         if source.object_classes is None:
             raise SourceError(f"{source.spec!r} has no objects; expected a prepared set with a feature 'objects' (docs/data.md)")
         self.spec, self.classes, self.map_classes = source.spec, source.classes, source.map_classes
@@ -79,13 +82,14 @@ class WithObjects(Source):
         self.frames, self.objects, regions = counts[:, :2], counts[:, 2], counts[:, 3]
         if not len(self._index):
             raise SourceError(f"{self.spec!r}: none of {len(source):,} images has an object to train on")
-        if regions.any() and (lacking := np.flatnonzero(regions < self.objects)).size:
+        lacking = np.flatnonzero(regions < self.objects)
+        if masks and regions.any() and lacking.size:
             name = self[int(lacking[0])].name
             raise SourceError(
                 f"{self.spec!r}: {len(lacking):,} of {len(self):,} images have objects with and without masks, the first is {name!r}; "
-                "expected masks for all objects or for none"
+                "expected masks for all objects or for none; masks=False trains boxes alone"
             )
-        self.masks = bool(regions.any())
+        self.masks = not lacking.size
 
     def __len__(self) -> int:
         return len(self._index)

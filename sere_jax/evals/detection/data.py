@@ -26,10 +26,11 @@ def open_objects(key: str, spec: str) -> Source:
     return source
 
 
-def open_sets(train: str, test: str) -> tuple[WithObjects, Source]:
+def open_sets(train: str, test: str, *, masks: bool = True) -> tuple[WithObjects, Source]:
     """The images to train on, those without objects left out, and the test images, of the same classes.
 
-    What is left out of training is logged. Raises EvalError for sources without objects or of different classes.
+    `masks` says whether the regions of objects are trained on. What is left out of training is logged. Raises EvalError for sources
+    without objects or of different classes, and with `masks` where only some objects to train on have a region.
     """
     before, after = open_objects("train", train), open_objects("test", test)
     if before.object_classes != after.object_classes:
@@ -37,7 +38,7 @@ def open_sets(train: str, test: str) -> tuple[WithObjects, Source]:
         differing = ", ".join(sorted(names[0] ^ names[1])[:3]) or "their order"
         raise EvalError(f"test: {test!r} has other classes than {train!r} ({differing}), expected the same")
     try:
-        trained = WithObjects(before)
+        trained = WithObjects(before, masks=masks)
     except SourceError as error:
         raise EvalError(f"train: {error}") from error
     for note in trained.notes()[len(before.notes()) :]:  # `open_source` has logged the source's own

@@ -145,12 +145,21 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
+def unjudged_masks(truth: Truth, masks: bool) -> Iterator[str]:
+    """A sentence where a detector has masks, and they are not judged because not all test objects have regions."""
+    objects = truth.table["annotations"]
+    lacking = sum("segmentation" not in entry for entry in objects)
+    if masks and lacking:
+        yield f"masks are not judged: {lacking:,} of {len(objects):,} test objects, crowds included, have no region"
+
+
 def _notes(outcome: Outcome) -> Iterator[str]:
     """The protocol in a line, what is counted, the images of each part, the origin of the weights, the distance to the baseline."""
     yield protocol_note(outcome.protocol, outcome.settings)
     crowds = sum(bool(entry["iscrowd"]) for entry in outcome.truth.table["annotations"])
     objects = len(outcome.truth.table["annotations"]) - crowds
     yield f"{len(outcome.classes):,} classes, {objects:,} test objects, {crowds:,} crowds that count neither way; AP is COCO's"
+    yield from unjudged_masks(outcome.truth, bool(outcome.settings.get("masks")))
     yield from image_notes(outcome.images)
     yield from origin_notes((line.name, line.about) for line in outcome.rows)
     yield from baseline_notes(outcome.rows, "box_ap", "box AP")

@@ -65,13 +65,14 @@ def truth_of(annotations: Iterable[Annotation | None], classes: Sequence[str], c
 
     Crowds, and objects that VOC calls difficult, count neither as found nor as missed. Objects are numbered from 1: COCO's rules take the
     number 0 for none. An object without an area has that of its box. Raises EvalError for images whose objects are not annotated or
-    measured in shares of the image, for image numbers that occur twice, and for test images without any object.
+    measured in shares of the image (an image of 1 x 1 pixels has boxes on whole pixels), for image numbers that occur twice, and for
+    test images without any object.
     """
     ids = tuple(class_ids) or tuple(range(1, len(classes) + 1))
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     for position, annotation in enumerate(annotations):
-        if annotation is None or annotation.instances is None or annotation.frame is None or annotation.frame == (1, 1):
+        if annotation is None or annotation.instances is None or annotation.frame is None or _in_shares(annotation):
             raise EvalError(f"test image {position}: found no objects in pixels; expected a prepared set with a feature 'objects'")
         height, width = annotation.frame
         image_id = position if annotation.image_id < 0 else annotation.image_id
@@ -95,6 +96,11 @@ def truth_of(annotations: Iterable[Annotation | None], classes: Sequence[str], c
     categories = [{"id": id, "name": name} for id, name in zip(ids, classes, strict=True)]
     table = {"images": images, "categories": categories, "annotations": objects}
     return Truth(table, numbers, ids, all("segmentation" in entry for entry in objects))
+
+
+def _in_shares(annotation: Annotation) -> bool:
+    """Whether boxes are shares of the image. Of an image of 1 x 1 pixels, whose frame is the same, they lie on whole pixels."""
+    return annotation.frame == (1, 1) and any(side % 1 for instance in annotation.instances or () for side in instance.box)
 
 
 def precision(table: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> Precision:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ from sere_jax.train import optim, schedules
 from sere_jax.types import DetectionBatch, PyTree, Schedule
 from sere_jax.writing import place
 
+_log = logging.getLogger(__name__)
+
 # What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
 _RUNNING = (
     *("workers", "log_every_steps", "random_init", "panels", "reading", "train", "test"),
@@ -42,7 +45,7 @@ def detect(networks: Sequence[Network], workdir: Location, settings: Settings) -
     """
     run.check_batch(settings.batch_size, settings.accumulate_steps)
     settings = settings._replace(reading=shared_reading(networks, settings.reading))
-    train, test = open_sets(settings.train, settings.test)
+    train, test = open_sets(settings.train, settings.test, masks=settings.masks)
     _check(train, settings)
     classes = list(train.object_classes or ())
     compared = [*([untrained(networks[0], settings.seed)] if settings.random_init else []), *networks]
@@ -58,6 +61,8 @@ def detect(networks: Sequence[Network], workdir: Location, settings: Settings) -
             multiple=model.multiple,
             reading=settings.reading,
         )
+        if not rows:
+            _warn(outcome.unjudged_masks(tester.truth, settings.masks), settings.test)
         rows.append(_row(network, model, tester, workdir, settings, train, test))
     trained = [place(row.about["training"]) for row in rows]
     images = {"train": training_images(settings.train, train, trained, settings.reading), "test": tester.images()}
@@ -75,6 +80,12 @@ def _check(train: WithObjects, settings: Settings) -> None:
         raise EvalError(f"batch_size: found {settings.batch_size}, expected at most the {len(train)} training images with objects")
     if settings.masks and not train.masks:
         raise EvalError(f"masks: found True, and {settings.train} has boxes alone; expected False")
+
+
+def _warn(notes: Iterable[str], spec: str) -> None:
+    """Log before the training what the table says after it."""
+    for note in notes:
+        _log.warning("%s: %s", ascii(spec)[1:-1], note)
 
 
 def _row(network: Network, model: Model, tester: Tester, workdir: Location, settings: Settings, train: WithObjects, test: Source) -> Row:

@@ -64,6 +64,12 @@ def test_empty_boxes_and_boxes_over_the_edge_are_kept_and_counted(tmp_path):
     )
 
 
+def test_a_file_that_is_listed_as_two_images_is_noted(tmp_path):
+    table = read_coco(written(tmp_path, lambda table: table["images"][1].update(file_name="b.png")))
+    assert [image.name for image in table.images] == ["b.png", "c.png", "b.png"]
+    assert table.notes == ("1 files are listed as several images, each with its own objects; the first is 'b.png'",)
+
+
 def _set(kind, number, key, value):
     return lambda table: table[kind][number].__setitem__(key, value)
 
@@ -86,6 +92,11 @@ FAULTS = {
     "an object twice": (_set("annotations", 0, "id", 10), "annotations: 2 entries have the id 10"),
     "a category twice": (_set("categories", 0, "id", 1), "categories: 2 entries have the id 1"),
     "a name twice": (_set("categories", 0, "name", "person"), "categories: 2 entries have the name 'person'"),
+    "an id below 0": (_set("images", 0, "id", -7), r"images\[0\] \(id -7\): found id -7, expected a whole number of at least 0"),
+    "an id of more than 64 bits": (_set("annotations", 1, "id", 2**63), r"annotations\[1\] \(id 9223372036854775808\): found id"),
+    "a blank name": (_set("categories", 0, "name", " "), r"categories\[0\] \(id 90\): found name ' ', expected a text that is not blank"),
+    "a name twice but for a space": (_set("categories", 0, "name", "person "), "categories: 2 entries have the name 'person'"),
+    "no images": (lambda table: table.update(images=[], annotations=[]), "images: found none, expected at least one"),
     "three numbers": (_set("annotations", 0, "bbox", [1, 2, 3]), r"found bbox \[1, 2, 3\], expected four numbers"),
     "not finite": (_set("annotations", 0, "bbox", [1, 2, 3, float("inf")]), "expected four numbers"),
     "a negative side": (_set("annotations", 0, "bbox", [1, 2, -3, 4]), "expected no negative width or height"),

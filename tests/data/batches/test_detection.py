@@ -130,6 +130,10 @@ def test_boxes_alone_need_no_masks_and_half_of_them_are_refused():
         batches(source)
     with pytest.raises(SourceError, match=r"1 of 12 images have objects with and without masks, the first is '4.png'"):
         WithObjects(Painted(boxes_alone=(4,)))
+    some = WithObjects(Painted(boxes_alone=(4,)), masks=False)
+    assert len(some) == 12 and not some.masks
+    [batch] = batches(some, masks=False, total_steps=1)
+    assert batch.objects.masks is None and batch.objects.valid.any()
 
 
 def test_more_objects_than_fit_are_told_and_unknown_sizes_take_the_largest_bucket(caplog):
@@ -137,5 +141,11 @@ def test_more_objects_than_fit_are_told_and_unknown_sizes_take_the_largest_bucke
     with caplog.at_level(logging.WARNING):
         [batch] = batches(source, count=2, total_steps=1)
     assert batch.objects.valid.shape == (4, 2) and "images have more than 2 objects" in caplog.text
+    usual = [batch.images.shape[1:3] for batch in batches(source)]
+    unknown = example_index(3, 5, 12, 4)  # an example of the second step
+    source.frames[unknown] = 1
+    steps = [{example_index(3, 4 * step + row, 12, 4) for row in range(4)} for step in range(5)]
+    expected = [SHAPES[-1] if unknown in step else shape for step, shape in zip(steps, usual, strict=True)]
+    assert [batch.images.shape[1:3] for batch in batches(source)] == expected != usual
     source.frames = np.ones_like(source.frames)  # a set that states boxes as shares
     assert {batch.images.shape[1:3] for batch in batches(source)} == {SHAPES[-1]}

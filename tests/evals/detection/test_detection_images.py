@@ -18,7 +18,7 @@ from sere_jax.data.images.decode import decode
 from sere_jax.evals.detection import outcome
 from sere_jax.evals.detection.data import open_objects, open_sets, read_truth
 from sere_jax.evals.detection.images import of_all_processes, placed_images, results_of_images
-from sere_jax.evals.detection.outcome import Outcome, Row, judge, publish
+from sere_jax.evals.detection.outcome import Outcome, Row, judge, publish, unjudged_masks
 from sere_jax.evals.detection.pictures import DrawnImages
 from sere_jax.evals.network import EvalError
 from sere_jax.evals.outcome import Images
@@ -167,3 +167,9 @@ def test_boxes_alone_have_no_scores_of_masks():
     assert not truth.masks
     results = [entry | {"score": 0.9} for entry in truth.table["annotations"] if not entry["iscrowd"]]
     assert {name.partition("_")[0] for name in judge(truth, results).scores()} == {"box"}
+    assert list(unjudged_masks(truth, masks=False)) == []
+    few, _ = truth_and_source(boxes_alone=(4,))  # three objects and a crowd
+    assert set(judge(few, results_near(few.table, 0, masks=False)).scores()) >= {"box_ap"} and not few.masks
+    assert list(unjudged_masks(few, masks=True)) == [
+        "masks are not judged: 4 of 38 test objects, crowds included, have no region",
+    ]

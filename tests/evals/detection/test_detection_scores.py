@@ -84,7 +84,7 @@ def test_the_truth_itself_has_the_precision_one():
 def test_what_cannot_be_judged_is_refused():
     box = Instance(0, (1.0, 1.0, 5.0, 5.0))
     with pytest.raises(EvalError, match="test image 1: found no objects in pixels"):
-        truth_of([Annotation(None, (box,), (9, 9)), Annotation(None, (box,), (1, 1))], ("one",))
+        truth_of([Annotation(None, (box,), (9, 9)), Annotation(None, (Instance(0, (0.1, 0.0, 0.5, 1.0)),), (1, 1))], ("one",))
     with pytest.raises(EvalError, match="found 1 images with the number of another"):
         truth_of([Annotation(None, (box,), (9, 9), 4)] * 2, ("one",))
     with pytest.raises(EvalError, match="found no object"):
@@ -92,6 +92,8 @@ def test_what_cannot_be_judged_is_refused():
     truth = truth_of([Annotation(None, (box,), (9, 9)), Annotation(None, (), (9, 9))], ("one", "two"))
     assert truth.image_ids == (0, 1) and truth.class_ids == (1, 2) and not truth.masks
     assert truth.table["annotations"][0]["area"] == 16 and truth.table["annotations"][0]["id"] == 1
+    pixel = truth_of([Annotation(None, (Instance(0, (0.0, 0.0, 1.0, 1.0)),), (1, 1))], ("one",))  # an image of 1 x 1, no shares
+    assert pixel.table["annotations"][0]["bbox"] == [0, 0, 1, 1]
 
 
 def bilinear(mask, box, height, width):

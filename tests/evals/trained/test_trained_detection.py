@@ -45,7 +45,7 @@ def test_mistakes_among_the_keys_are_told():
 
 def test_sets_that_do_not_suit_are_refused_before_the_training(monkeypatch, tmp_path):
     def run(source: Painted, **changes) -> None:
-        monkeypatch.setattr(detection, "open_sets", lambda train, test: (WithObjects(source), source))
+        monkeypatch.setattr(detection, "open_sets", lambda train, test, masks: (WithObjects(source), source))
         evaluate.run(config(**changes), [vit()], tmp_path)
 
     with pytest.raises(EvalError, match="batch_size: found 16, expected at most the 12 training images"):
@@ -57,7 +57,7 @@ def test_sets_that_do_not_suit_are_refused_before_the_training(monkeypatch, tmp_
 @pytest.mark.slow
 def test_a_detector_is_trained_tested_and_read_again(monkeypatch, tmp_path):
     source = Painted(crowds=(1,), without=(2,), damaged=(5,))
-    monkeypatch.setattr(detection, "open_sets", lambda train, test: (WithObjects(source), source))
+    monkeypatch.setattr(detection, "open_sets", lambda train, test, masks: (WithObjects(source), source))
     evaluate.run(config(batch_size=8), [vit()], tmp_path)
     report = json.loads((tmp_path / "eval" / "detection.json").read_text())
     (row,) = report["results"]
@@ -94,7 +94,7 @@ ours.trained(pytest.MonkeyPatch(), pathlib.Path(sys.argv[1]))
 def trained(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> tuple[dict, dict]:
     """Three epochs of one step: the scores, and by step all that the loss is made of."""
     source = Painted()
-    monkeypatch.setattr(detection, "open_sets", lambda train, test: (WithObjects(source), source))
+    monkeypatch.setattr(detection, "open_sets", lambda train, test, masks: (WithObjects(source), source))
     evaluate.run(config(batch_size=8, epochs=3, drop_path=0.1), [vit()], workdir)
     (row,) = json.loads((workdir / "eval" / "detection.json").read_text())["results"]
     lines = [json.loads(line) for line in Path(row["training"], "metrics.jsonl").read_text().splitlines()]
