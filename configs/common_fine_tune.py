@@ -45,6 +45,7 @@ def fine_tuning(protocol: str) -> ConfigDict:
             "workers": 0,  # processes that decode and augment
             "backend": "pil",  # decoder and crops: pil (bicubic, as the papers) | fast
             "max_pixels": 50_000_000,  # larger images count as unreadable
+            "max_bad_fraction": 0.01,  # largest share of unreadable images that a training bears
             "dtype": "float32",  # of activations: float32 | bfloat16
             "random_init": True,  # also train the first network from random initialisation
             "save_predictions": False,  # logits and labels of the test images as npz

@@ -44,6 +44,7 @@ def segmentation(protocol: str) -> ConfigDict:
             "workers": 0,  # processes that decode and augment
             "backend": "fast",  # decoder of JPEGs: fast | pil
             "max_pixels": 50_000_000,  # larger images count as unreadable
+            "max_bad_fraction": 0.01,  # largest share of unreadable images that a training bears
             "dtype": "float32",  # of activations: float32 | bfloat16
             "random_init": False,  # also train the first network from random initialisation
             "save_predictions": False,  # predicted label maps as PNG

@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "workers": 0,  # processes that decode and augment
             "backend": "fast",  # decoder of JPEGs: fast | pil
             "max_pixels": 50_000_000,  # larger images count as unreadable
+            "max_bad_fraction": 0.01,  # largest share of unreadable images that a training bears
             "dtype": "float32",  # of activations: float32 | bfloat16
             "random_init": False,  # also train the first network from random initialisation
             "panels": 6,  # test images in the figure; 0: no figure

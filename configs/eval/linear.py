@@ -50,6 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "workers": 0,  # processes that decode and crop; threads for whole images
             "backend": "fast",  # decoder of JPEGs and crops: fast | pil
             "max_pixels": 50_000_000,  # larger images count as unreadable
+            "max_bad_fraction": 0.01,  # largest share of unreadable images that a training bears
             "random_init": True,  # also train heads on the first network at random initialisation
             "save_predictions": False,  # logits and labels of the test images as npz
             "seed": 0,  # of the heads, the order and the crops, of the split and of the randomly initialised network

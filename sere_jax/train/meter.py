@@ -233,7 +233,7 @@ class Meter:
         seen = (step - self._start) * self._work.images
         if self._replaced > self._limits.bad_image_share * max(seen, _FEWEST_IMAGES):
             raise TooManyBadImages(
-                f"{self._replaced} of {seen} images since this start were unreadable; data.max_bad_fraction allows "
+                f"{self._replaced} of {seen} images since this start were unreadable; max_bad_fraction allows "
                 f"{self._limits.bad_image_share:g}. Look for the files that the log names, or raise the limit."
             )
 

@@ -163,7 +163,7 @@ def test_bad_images_are_counted_and_bounded():
     # 1 of 16 is more than 1 %, but 10 of them are borne before the share is believed: 10 steps.
     run(None, 10, listener, feed=lambda start: toy_run.batches(start, broken=1))
     assert listener.written[-1][1]["data/replaced"] == 10
-    with pytest.raises(TooManyBadImages, match=r"12 of 192 images .*data\.max_bad_fraction allows 0\.01"):
+    with pytest.raises(TooManyBadImages, match=r"12 of 192 images .*; max_bad_fraction allows 0\.01"):
         run(None, 20, feed=lambda start: toy_run.batches(start, broken=1))
     run(None, 20, feed=lambda start: toy_run.batches(start, broken=1), limits=Limits(bad_image_share=0.1))
 

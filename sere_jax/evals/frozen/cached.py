@@ -122,17 +122,34 @@ def raw_pixels(images: ImageSet, sides: tuple[int, int], numbers: Int[np.ndarray
 
 
 def held_out(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
-    """Which images are held out to choose a setting on: the same share of every class, but never its last image, nor one without a class.
+    """Which images are held out to choose a setting on: a share of every class, but never its last image, nor one without a class.
+
+    The share of a class is rounded up or down, so that those of all classes together are right: of classes of five images a tenth is
+    one image of every second class.
 
     >>> held_out(np.array([0] * 10 + [1] * 4 + [2]), 0.3, seed=0).nonzero()[0].size
     4
     """
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), np.bool_)
-    for label in np.unique(labels[labels >= 0]):
+    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    # Of classes with an image to spare: the share of the first k together, rounded. Differences are the classes' own.
+    together = np.floor(share * np.cumsum(np.where(counts > 1, counts, 0)) + 0.5 + 1e-9).astype(np.int64)
+    for label, count, held in zip(classes, counts, np.diff(together, prepend=0), strict=True):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        chosen[rows[: min(round(share * len(rows)), len(rows) - 1)]] = True
+        chosen[rows[: min(held, count - 1)]] = True
     return chosen
+
+
+def split(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:
+    """`held_out` for select=split. Raises EvalError where that is no image at all."""
+    out = held_out(labels, share, seed)
+    if not out.any():
+        raise EvalError(
+            f"select: found split, but {share:g} of the classes that have an image to spare is none; expected validation, a larger "
+            "held_out, or more training images"
+        )
+    return out
 
 
 def _numbered(part: Part, numbers: np.ndarray | None) -> Part:

@@ -18,7 +18,7 @@ from sere_jax.evals.frozen.cached import Part
 from sere_jax.evals.frozen.classification import image_set
 from sere_jax.evals.frozen.comparison import SIDE
 from sere_jax.evals.frozen.labelled import LabelledPair, open_labelled
-from sere_jax.evals.network import EvalError, Network, prepared, shared_reading, untrained
+from sere_jax.evals.network import Network, prepared, shared_reading, untrained
 from sere_jax.evals.outcome import Images
 from sere_jax.evals.pictures import names
 from sere_jax.reporting import table
@@ -186,11 +186,7 @@ def scaled(one: Contestant, kind: str, data: ProbeData) -> Scaled:
     train, test = scale(train), scale(one.test.features[:, columns])
     everything = np.ones(len(labels), np.bool_)
     if data.select == "split":
-        out = cached.held_out(labels, data.held_out, data.seed)
-        if not out.any():
-            raise EvalError(
-                "select: found split, but no class of the training images has one to spare; expected validation, or more images"
-            )
+        out = cached.split(labels, data.held_out, data.seed)
         return Scaled(train, labels, ~out, train[out], labels[out], test)
     part = one.test if data.select == "test" or one.validation is None else one.validation
     return Scaled(train, labels, everything, scale(part.features[:, columns]), part.labels, test)

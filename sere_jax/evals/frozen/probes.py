@@ -30,6 +30,7 @@ class Chosen(NamedTuple):
     accuracy: float  # on the images that it was chosen by
     head: Mapping[str, Any]  # what was chosen
     tried: Mapping[str, float]  # setting -> accuracy on these images
+    note: str = ""  # what a reader of the score needs to know of the fit
 
 
 Fit = Callable[[Scaled, int], Chosen]  # features and labels, number of classes
@@ -92,12 +93,14 @@ def run_logistic(networks: Sequence[Network], workdir: Location, settings: Logis
     """
 
     def fit(data: Scaled, classes: int) -> Chosen:
+        _check_shots(data.labels, classes, settings)
         solver = _solver(data.train, data.labels, classes, settings)
-        fits = {c: result.classifier for c, result in solver.path(settings.cs, data.fit)}
-        accuracies = {c: _accuracy(classifier, data) for c, classifier in fits.items()}
+        fits = dict(solver.path(settings.cs, data.fit))
+        accuracies = {c: _accuracy(result.classifier, data) for c, result in fits.items()}
         best = max(accuracies, key=lambda c: (accuracies[c], -c))
-        classifier = fits[best] if data.all_fit else solver.fit(best, start=fits[best]).classifier
-        return Chosen(classifier, accuracies[best], {"C": best}, {f"{c:g}": accuracy for c, accuracy in accuracies.items()})
+        final = fits[best] if data.all_fit else solver.fit(best, start=fits[best].classifier)
+        tried = {f"{c:g}": accuracy for c, accuracy in accuracies.items()}
+        return Chosen(final.classifier, accuracies[best], {"C": best}, tried, _unfinished(final, settings))
 
     def few(one: Contestant, chosen: Row, data: Scaled, classes: int) -> Iterator[Row]:
         for shots in settings.shots if settings.draws else ():
@@ -162,16 +165,18 @@ def run(
     sources = probe_data.open_sources(data)
     classes = sources.pair.classes
     rows: list[Row] = []
+    notes: list[str] = []
     for one in probe_data.contestants(networks, sources, data, settings.reading):
         table.say(f"{title}: {one.name}, {len(one.train.labels):,} training images")
-        line, scaled = _row(one, data, fit, len(classes))
+        line, scaled, note = _row(one, data, fit, len(classes))
         rows += [line, *more(one, line, scaled, len(classes))]
+        notes += [f"{one.name}: {note}"] if note else []
     images = probe_data.images_of(sources, data, one)
     part = {"split": "held-out training", "validation": "validation", "test": "TEST"}[data.select]
     heading = f"{title}: {images['test'].read:,} images of {data.test}, {len(classes):,} classes; settings chosen on {part} images"
     shown = {key: value for key, value in settings._asdict().items() if key not in ("reading", "workers", "save_predictions", "features")}
     shown["backend"] = settings.reading.backend
-    report = Outcome(protocol, heading, shown, images, classes, rows, list(probe_data.notes(sources, data)))
+    report = Outcome(protocol, heading, shown, images, classes, rows, [*probe_data.notes(sources, data), *notes])
     outcome.publish(report, workdir, save_predictions=settings.save_predictions)
 
 
@@ -179,8 +184,8 @@ def _data(settings: LogisticSettings | LeastSquaresSettings) -> ProbeData:
     return ProbeData(*(getattr(settings, name) for name in ProbeData._fields))
 
 
-def _row(one: Contestant, data: ProbeData, fit: Fit, classes: int) -> tuple[Row, Scaled]:
-    """The row of the best kind of features, and these features."""
+def _row(one: Contestant, data: ProbeData, fit: Fit, classes: int) -> tuple[Row, Scaled, str]:
+    """The row of the best kind of features, these features, and the note on its fit."""
     best: tuple[Chosen, str, Scaled] | None = None
     tried = {}
     for kind in one.columns:
@@ -194,14 +199,11 @@ def _row(one: Contestant, data: ProbeData, fit: Fit, classes: int) -> tuple[Row,
     predictions = Predictions(chosen.classifier(scaled.test), one.test.labels, one.test.positions)
     head = {**chosen.head, "features": kind}
     details = {"selection_accuracy": tried}
-    return outcome.row(one.name, predictions, head=head, about=one.about, baseline=one.baseline, details=details), scaled
+    return outcome.row(one.name, predictions, head=head, about=one.about, baseline=one.baseline, details=details), scaled, chosen.note
 
 
 def _few_shot(one: Contestant, shots: int, data: Scaled, classes: int, settings: LogisticSettings) -> Row:
     """Mean and deviation of the accuracy over draws of `shots` training images a class, at one fixed C."""
-    counts = np.bincount(data.labels, minlength=classes)
-    if counts.min() < shots:
-        raise EvalError(f"shots: found {shots}, expected at most {counts.min()}: so many training images has the smallest class")
     results = []
     for draw in range(settings.draws):
         rows = drawn(data.labels, shots, (settings.seed, shots, draw))
@@ -212,6 +214,19 @@ def _few_shot(one: Contestant, shots: int, data: Scaled, classes: int, settings:
     name = f"{one.name}, {shots} shot{'s' if shots > 1 else ''}"
     details = {"draws": [result["top1"] for result in results]}
     return outcome.row(name, None, extra=extra, head={"C": settings.shots_c}, about=one.about, baseline=one.baseline, details=details)
+
+
+def _check_shots(labels: Int[np.ndarray, " n"], classes: int, settings: LogisticSettings) -> None:
+    fewest = int(np.bincount(labels, minlength=classes).min())
+    if settings.draws and max(settings.shots) > fewest:
+        raise EvalError(f"shots: found {max(settings.shots)}, expected at most {fewest}: so many training images has the smallest class")
+
+
+def _unfinished(fit: logistic.Fit, settings: LogisticSettings) -> str:
+    """What is to be said of a fit that ended before its optimum."""
+    if fit.gradient <= settings.tolerance:
+        return ""
+    return f"the fit ended at max_steps={settings.max_steps}, with a derivative of {fit.gradient:.1e}: its optimum may score otherwise"
 
 
 def drawn(labels: Int[np.ndarray, " n"], shots: int, seed: tuple[int, ...]) -> Int[np.ndarray, " k"]:

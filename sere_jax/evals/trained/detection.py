@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 # What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
 _RUNNING = (
     *("workers", "log_every_steps", "random_init", "panels", "reading", "train", "test"),
-    *("test_size", "test_longest", "test_batch_size"),
+    *("test_size", "test_longest", "test_batch_size", "max_bad_fraction"),
 )
 
 
@@ -146,6 +146,7 @@ def _training(network: Network, settings: Settings, model: Model, tester: Tester
         seed=settings.seed,
         accumulate_steps=settings.accumulate_steps,
         log_every_steps=settings.log_every_steps,
+        max_bad_fraction=settings.max_bad_fraction,
         logged={"learning_rate": learning_rate(settings, steps_per_epoch)},
     )
 

@@ -49,6 +49,7 @@ class Settings(NamedTuple):
     log_every_steps: int
     workers: int
     reading: ImageReading
+    max_bad_fraction: float
     dtype: str
     random_init: bool
     panels: int
@@ -92,6 +93,7 @@ RULES: Mapping[str, Rule] = {
     "workers": count(),
     "backend": TRAINING["data.backend"],
     "max_pixels": TRAINING["data.max_pixels"],
+    "max_bad_fraction": TRAINING["data.max_bad_fraction"],
     "dtype": choice("float32", "bfloat16"),
     "random_init": BOOL,
     "panels": count(),

@@ -37,7 +37,7 @@ from sere_jax.writing import place
 # What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
 _RUNNING = (
     *("workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading"),
-    *("train", "validation", "test"),
+    *("train", "validation", "test", "max_bad_fraction"),
 )
 
 
@@ -52,11 +52,13 @@ def fine_tune(protocol: str, networks: Sequence[Network], workdir: Location, set
         settings.train, settings.validation, settings.test, select=settings.select, share=settings.held_out, seed=settings.seed
     )
     check_enough(parts, settings.batch_size)
+    settings = settings._replace(reading=reading)
     random = [untrained(networks[0], settings.seed)] if settings.random_init else []
+    models = [(network, Model(network, settings, len(parts.classes))) for network in [*random, *networks]]  # refuses before any training
     rows: list[outcome.Row] = []
     images: dict[str, outcome.Images] = {}
-    for network in [*random, *networks]:
-        row, images = _row(protocol, network, workdir, settings._replace(reading=reading), parts)
+    for network, model in models:
+        row, images = _row(protocol, network, model, workdir, settings, parts)
         rows.append(row)
     trained = [place(row.about["training"]) for row in rows]
     images = {"train": training_images(settings.train, parts.train.source, trained, reading), **images}
@@ -76,10 +78,9 @@ def fine_tune(protocol: str, networks: Sequence[Network], workdir: Location, set
 
 
 def _row(
-    protocol: str, network: Network, workdir: Location, settings: Settings, parts: Parts
+    protocol: str, network: Network, model: Model, workdir: Location, settings: Settings, parts: Parts
 ) -> tuple[outcome.Row, dict[str, outcome.Images]]:
     """Train one network; its row, and what was read of the test and the validation images."""
-    model = Model(network, settings, len(parts.classes))
     whole = Whole(*model.sides, settings.eval_batch_size, settings.workers, settings.reading, network.mean, network.std)
     predictor = Predictor(model.logits, whole)
     training = _training(protocol, network, settings, parts, model, predictor)
@@ -166,6 +167,7 @@ def _training(protocol: str, network: Network, settings: Settings, parts: Parts,
         seed=settings.seed,
         accumulate_steps=settings.accumulate_steps,
         log_every_steps=settings.log_every_steps,
+        max_bad_fraction=settings.max_bad_fraction,
         references={"loss": math.log(len(parts.classes))},
         logged={"learning_rate": rate},
     )

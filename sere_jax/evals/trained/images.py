@@ -23,7 +23,7 @@ from sere_jax.data.sources.example import Example, Source
 from sere_jax.data.sources.subset import Labelled, Selection
 from sere_jax.evals import overlap
 from sere_jax.evals.features import collect, normalise
-from sere_jax.evals.frozen.cached import held_out
+from sere_jax.evals.frozen import cached
 from sere_jax.evals.frozen.classification import image_set
 from sere_jax.evals.frozen.labelled import image_numbers, open_labelled
 from sere_jax.evals.network import EvalError
@@ -73,9 +73,7 @@ def open_parts(train: str, validation: str, test: str, *, select: str, share: fl
         return Parts(training, Part(validation, other.query, other.query_numbers), tested, pair.classes, in_both)
     if not isinstance(pair.gallery, Labelled):
         raise EvalError(f"select: found split, and {train!r} does not know its labels beforehand; expected validation or test")
-    out = held_out(pair.gallery.labels(), share, seed)
-    if not out.any():
-        raise EvalError("select: found split, but no class of the training images has one to spare; expected validation, or more images")
+    out = cached.split(pair.gallery.labels(), share, seed)
     kept, chosen = (Selection(pair.gallery, np.flatnonzero(which)) for which in (~out, out))
     return Parts(
         training._replace(source=kept),

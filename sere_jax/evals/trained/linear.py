@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sere_jax.buckets import Location
 from sere_jax.config.cross import batch_of_processes
+from sere_jax.config.keys import RULES as TRAINING
 from sere_jax.config.rule import SHARE, Rule, interval, number
 from sere_jax.data.annotations.transforms import RandomCrop
 from sere_jax.data.images.reading import ImageReading
@@ -35,7 +36,7 @@ from sere_jax.writing import place
 # What a training does not depend on: it is resumed with other values of these. Of the images their digests count, not their paths.
 _RUNNING = (
     *("cached", "features", "workers", "log_every_steps", "eval_batch_size", "random_init", "save_predictions", "reading"),
-    *("train", "validation", "test"),
+    *("train", "validation", "test", "max_bad_fraction"),
 )
 
 
@@ -65,6 +66,7 @@ class Settings(NamedTuple):
     log_every_steps: int
     workers: int
     reading: ImageReading
+    max_bad_fraction: float
     random_init: bool
     save_predictions: bool
     seed: int
@@ -91,6 +93,7 @@ def linear(networks: Sequence[Network], workdir: Location, settings: Settings) -
     settings = settings._replace(reading=shared_reading(networks, settings.reading))
     for network in networks:
         cached.check_blocks(network, settings.blocks)
+        prepared(network, settings.size, settings.resize)
     parts = images.open_parts(
         settings.train, settings.validation, settings.test, select=settings.select, share=settings.held_out, seed=settings.seed
     )
@@ -222,6 +225,7 @@ def _training(network: Network, settings: Settings, parts: Parts, kinds: _Kinds,
         description=_description(network, settings, parts),
         seed=settings.seed,
         log_every_steps=settings.log_every_steps,
+        max_bad_fraction=settings.max_bad_fraction,
         references={
             "loss": len(kinds.columns) * len(settings.rates) * math.log(classes),
             "best_loss": math.log(classes),
@@ -280,6 +284,7 @@ PROTOCOL = Protocol(
         "eval_batch_size": Rule(int, low=1),
         "log_every_steps": Rule(int, low=1),
         "random_init": Rule(bool),
+        "max_bad_fraction": TRAINING["data.max_bad_fraction"],
     },
     Settings,
     linear,

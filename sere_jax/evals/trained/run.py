@@ -29,7 +29,7 @@ from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import fit
 from sere_jax.train.lock import locked
-from sere_jax.train.meter import Work
+from sere_jax.train.meter import Limits, Work
 from sere_jax.train.scores import Best
 from sere_jax.train.state import State
 from sere_jax.train.update import Loss, make_update
@@ -56,6 +56,7 @@ class Training:
       network: JSON-able; what reading the weights needs, saved with every checkpoint. The training does not depend on it.
       references: by metric, the value when nothing is learned, for the display.
       logged: schedules to log.
+      max_bad_fraction: the largest share of unreadable images that the training bears.
     """
 
     kind: str
@@ -75,6 +76,7 @@ class Training:
     prepare: Callable[[Any], Any] = lambda batch: batch
     accumulate_steps: int = 1
     log_every_steps: int = 10
+    max_bad_fraction: float = 0.01
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     references: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logged: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
@@ -185,6 +187,7 @@ def _train(training: Training, directory: Location, checkpoints: Checkpoints, pr
         log_every_steps=training.log_every_steps,
         evaluations=[Periodic(training.kind, training.every_steps, evaluate)],
         replaced=training.replaced,
+        limits=Limits(bad_image_share=training.max_bad_fraction),
     )
     checkpoints.wait()
     best = checkpoints.scores.best_step()

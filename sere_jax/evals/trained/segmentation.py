@@ -46,6 +46,7 @@ _RUNNING = (
     "test_flip",
     "test_resize",
     "submission",
+    "max_bad_fraction",
 )
 
 
@@ -166,6 +167,7 @@ def _training(
         seed=settings.seed,
         accumulate_steps=settings.accumulate_steps,
         log_every_steps=settings.log_every_steps,
+        max_bad_fraction=settings.max_bad_fraction,
         references={"pixels": math.log(len(classes.classes))},
         logged={"learning_rate": learning_rate(settings)},
     )

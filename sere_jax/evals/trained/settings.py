@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     log_every_steps: int
     workers: int
     reading: ImageReading
+    max_bad_fraction: float
     dtype: str
     random_init: bool
     save_predictions: bool
@@ -95,6 +96,7 @@ RULES: Mapping[str, Rule] = {
     "workers": Rule(int, low=0),
     "backend": TRAINING["data.backend"],
     "max_pixels": TRAINING["data.max_pixels"],
+    "max_bad_fraction": TRAINING["data.max_bad_fraction"],
     "dtype": Rule(str, choices=("float32", "bfloat16")),
     "random_init": Rule(bool),
     "save_predictions": Rule(bool),

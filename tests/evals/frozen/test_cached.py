@@ -134,6 +134,12 @@ def test_the_held_out_share_is_that_of_every_class():
     labels = np.repeat([0, 1, 2], [50, 10, 1])
     chosen = cached.held_out(labels, 0.1, seed=1)
     assert np.bincount(labels[chosen], minlength=3).tolist() == [5, 1, 0]
+    small = np.repeat(np.arange(20), 5)  # 1 % of CIFAR-100 is five images a class
+    assert np.bincount(small[cached.held_out(small, 0.1, seed=1)], minlength=20).tolist() == [1, 0] * 10
+    alone = np.concatenate([np.arange(50), np.full(20, 50)])  # fifty classes of one image each keep it
+    assert alone[cached.split(alone, 0.1, seed=1)].tolist() == [50, 50]
+    with pytest.raises(EvalError, match=r"0\.1 of the classes that have an image to spare is none; .* larger held_out"):
+        cached.split(np.arange(9), 0.1, seed=1)
     np.testing.assert_array_equal(chosen, cached.held_out(labels, 0.1, seed=1))
     assert not np.array_equal(chosen, cached.held_out(labels, 0.1, seed=2))
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from sere_jax.evals.frozen import linear_grid
 from sere_jax.evals.frozen.linear_grid import GridSettings, Head
@@ -62,6 +63,21 @@ def test_every_head_is_the_one_that_torch_trains_alone():
             np.testing.assert_array_equal(found, expected)
             accuracy = linear_grid.accuracies(heads, features, labels, COLUMNS)[kind][number]
             assert accuracy == pytest.approx((expected == labels).mean())
+
+
+def test_heads_that_are_trained_to_the_end_are_scikit_learn_s():
+    """SGD decays kernel and bias; so does scikit-learn the weight of a constant feature, which stands for the bias."""
+    features, labels = data()
+    decay, images = 0.1, len(labels)
+    settings = GridSettings((1.28, 0.64), epochs=400, batch_size=images, weight_decay=decay)
+    heads = linear_grid.train(features, labels, {"all": (0, WIDTH)}, classes=CLASSES, settings=settings)
+    with_constant = np.concatenate([features, np.ones((images, 1), np.float32)], axis=1).astype(np.float64)
+    expected = LogisticRegression(C=1 / (decay * images), fit_intercept=False, tol=1e-10, max_iter=5000).fit(with_constant, labels)
+    for number in range(2):
+        np.testing.assert_allclose(heads["all"].kernel[:, number], expected.coef_[:, :-1].T, atol=1e-3)
+        np.testing.assert_allclose(heads["all"].bias[number], expected.coef_[:, -1], atol=1e-3)
+        predicted = linear_grid.logits(heads, features, {"all": (0, WIDTH)}, Head("all", number)).argmax(1)
+        np.testing.assert_array_equal(predicted, expected.predict(with_constant))
 
 
 def test_one_device_and_eight_train_the_same_heads(monkeypatch):

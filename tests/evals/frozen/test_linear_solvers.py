@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from sere_jax.evals.frozen import least_squares, logistic
@@ -38,6 +39,27 @@ def test_logistic_regression_is_scikit_learn_s(path, c):
     np.testing.assert_allclose(found.bias - found.bias.mean(), expected.intercept_ - expected.intercept_.mean(), atol=1e-3)
     test, test_labels = data(500, seed=7)
     assert np.mean(found(test).argmax(1) == test_labels) == expected.score(test, test_labels)
+
+
+def test_a_torch_loop_ends_at_the_same_classifier(path):
+    """Gradients by PyTorch in float64, steps with momentum until nothing moves."""
+    (features, labels), c = data(), 1.0
+    inputs, targets = torch.tensor(features).double(), torch.tensor(labels).long()
+    weights = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in ((WIDTH, CLASSES), (CLASSES,))]
+    momenta = [torch.zeros_like(weight) for weight in weights]
+    for _ in range(1500):
+        sums = c * torch.nn.functional.cross_entropy(inputs @ weights[0] + weights[1], targets, reduction="sum")
+        gradients = torch.autograd.grad(sums + (weights[0] ** 2).sum() / 2, weights)
+        with torch.no_grad():
+            for weight, momentum, gradient in zip(weights, momenta, gradients, strict=True):
+                momentum.mul_(0.95).add_(gradient)
+                weight -= 1e-3 * momentum
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-6
+    kernel, bias = (weight.detach().numpy() for weight in weights)
+    np.testing.assert_allclose(path[c].classifier.kernel, kernel, atol=1e-3)
+    test, test_labels = data(500, seed=7)
+    same = path[c].classifier(test).argmax(1) == (test @ kernel + bias).argmax(1)
+    assert same.all() and len(set(test_labels)) == CLASSES
 
 
 def test_one_device_and_eight_find_the_same_classifier(path, monkeypatch):

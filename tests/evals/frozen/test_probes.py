@@ -136,6 +136,16 @@ def test_few_shot_gives_mean_and_deviation_of_its_draws(folders, tmp_path):
         evaluated("logistic", folders, tmp_path, draws=1, shots=(30,), cs=(1.0,))
 
 
+def test_a_fit_that_ends_before_its_optimum_is_told(folders, tmp_path):
+    unfinished, finished = (
+        [note for note in evaluated("logistic", folders, tmp_path, cs=(1.0,), max_steps=steps)["notes"] if "the fit ended" in note]
+        for steps in (1, 300)
+    )
+    # Raw pixels and colours; the random initialisation of this network has nothing to fit.
+    assert [note.split(":")[0] for note in unfinished] == ["raw pixels", "colours"] and not finished
+    assert "the fit ended at max_steps=1, with a derivative of" in unfinished[0]
+
+
 def test_features_in_files_serve_both_protocols(folders, tmp_path):
     first = evaluated("least_squares", folders, tmp_path / "a", features=str(tmp_path / "features"))
 

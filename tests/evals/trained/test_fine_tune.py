@@ -23,6 +23,7 @@ from sere_jax.evals.trained.images import open_parts
 from sere_jax.evals.trained.model import Model
 from sere_jax.models.norm import join_statistics
 from sere_jax.models.resnet import ResNet
+from sere_jax.train import meter
 from sere_jax.train.state import State
 from sere_jax.train.update import make_update
 from sere_jax.types import Features
@@ -148,8 +149,8 @@ def test_a_training_that_is_broken_off_ends_as_one_that_is_not(tmp_path, photogr
     fine_tune.fine_tune("finetune", [network], tmp_path / "whole", settings)
     report = json.loads((tmp_path / "whole" / "eval" / "finetune.json").read_text())
     (result,) = report["results"]
-    assert set(result["scores"]) == {"top1", "per_class", "last_top1"} and report["images"]["validation"]["read"] == 6
-    assert report["images"]["train"]["read"] == 18 and result["head"]["epoch"] in (1, 2, 3)
+    assert set(result["scores"]) == {"top1", "per_class", "last_top1"} and report["images"]["validation"]["read"] == 7
+    assert report["images"]["train"]["read"] == 17 and result["head"]["epoch"] in (1, 2, 3)
 
     scores = fine_tune._scores
     calls = []
@@ -231,6 +232,25 @@ def test_a_head_is_begun_from_the_projection_or_refused(tmp_path):
     layer = {"kernel": np.full((48, 7), 0.5, np.float32), "bias": np.ones(7, np.float32)}
     params, _ = Model(micro_training.network()._replace(projection=lambda: layer), settings, CLASSES).init()
     assert params["projection"]["kernel"] is layer["kernel"] and params["head"]["kernel"].shape == (7, CLASSES)
+
+
+def test_a_network_that_cannot_be_begun_from_is_refused_before_any_training(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("the random initialisation was trained first"))
+    settings = micro_training.settings(photographs, pool="cls", head_layer=1, random_init=True)
+    with pytest.raises(EvalError, match="head_layer: found 1, and micro holds no projection head; expected 0"):
+        fine_tune.fine_tune("semi", [mean_colour()._replace(projection=dict)], tmp_path, settings)
+
+
+def test_the_share_of_unreadable_images_that_a_training_bears_is_a_key(tmp_path, monkeypatch):
+    directory = micro_network.photographs(tmp_path / "photographs", count=24, classes=3)
+    for number in (0, 4, 8, 13, 17):
+        (directory / f"class{number % 3}" / f"photo{number}.png").write_bytes(b"torn")
+    monkeypatch.setattr(meter, "_FEWEST_IMAGES", 1)
+    with pytest.raises(meter.TooManyBadImages, match=r"of 8 images .*; max_bad_fraction allows 0\.01"):
+        fine_tune.fine_tune("finetune", [mean_colour()], tmp_path, micro_training.settings(directory))
+    fine_tune.fine_tune("finetune", [mean_colour()], tmp_path, micro_training.settings(directory, max_bad_fraction=0.9))
+    images = json.loads((tmp_path / "eval" / "finetune.json").read_text())["images"]
+    assert (images["train"]["read"], len(images["train"]["left_out"])) == (19, 5)
 
 
 def test_held_out_images_are_apart_and_of_every_class(photographs):

@@ -19,7 +19,7 @@ from sere_jax.evals import protocols
 from sere_jax.evals.frozen import cached
 from sere_jax.evals.frozen.linear_grid import GridSettings
 from sere_jax.evals.network import EvalError
-from sere_jax.evals.trained import heads, linear
+from sere_jax.evals.trained import heads, linear, run
 from sere_jax.train.state import State
 from sere_jax.train.update import make_update
 from sere_jax.types import Features
@@ -119,6 +119,13 @@ def test_the_best_head_is_reported_with_what_was_read(tmp_path, photographs):
     assert [report["images"][part]["read"] for part in ("train", "validation", "test")] == [32, 8, 40]
     assert set(result["selection_accuracy"]) == {"cls of 1 block", "cls of 1 block + mean patch"}
     assert any("40 of 40 test images are training images too" in note for note in report["notes"])
+
+
+def test_a_network_that_the_images_do_not_suit_is_refused_before_any_training(tmp_path, photographs, monkeypatch):
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("the first network was trained before"))
+    networks = [colours(), colours()._replace(name="odd", patch=5)]
+    with pytest.raises(EvalError, match="size of odd: found 16, expected a multiple of the patch of 5 pixels"):
+        linear.linear(networks, tmp_path, settings(photographs))
 
 
 @pytest.mark.slow
