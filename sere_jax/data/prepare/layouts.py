@@ -1,4 +1,4 @@
-"""Data sets as their makers distribute them: ImageNet (folders or tar files), ImageNet-S, ADE20K, iNaturalist 2019; the table of all."""
+"""Data sets as their makers distribute them: ImageNet (folders or tar files), ImageNet-S, ADE20K, iNaturalist, Cars; the table of all."""
 
 from __future__ import annotations
 
@@ -189,6 +189,38 @@ def inat2019(directory: str) -> Layout:
     return Layout("inat2019", splits, tuple(str(category["name"]) for category in categories), has_ids=True)
 
 
+def cars(directory: str) -> Layout:
+    """Stanford Cars: `cars_train/`, `cars_test/`, `devkit/` with cars_meta.mat and cars_train_annos.mat, cars_test_annos_withlabels.mat.
+
+    The classes are those of cars_meta.mat, in its order; the tables count them from 1.
+    """
+    classes = tuple(str(name) for name in _mat(directory, "devkit/cars_meta.mat", "class_names"))
+    splits: dict[str, list[Record]] = {}
+    for split, table in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        folder = f"cars_{split}"
+        if not os.path.isdir(os.path.join(directory, folder)):
+            continue
+        rows = [(str(row["fname"]), int(row["class"])) for row in _mat(directory, table, "annotations")]
+        if wrong := [number for _, number in rows if not 1 <= number <= len(classes)]:
+            raise SourceError(f"{directory}/{table}: found the class {wrong[0]}, expected 1 to {len(classes)}")
+        splits[split] = [Record(f"{folder}/{name}", Place(os.path.join(directory, folder, name)), number - 1) for name, number in rows]
+    if not splits:
+        raise SourceError(f"{directory}: expected cars_train or cars_test")
+    return Layout("cars", splits, classes)
+
+
+def _mat(directory: str, name: str, key: str) -> list[Any]:
+    """The elements of an array of a MATLAB file."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    path = os.path.join(directory, name)
+    try:
+        return list(loadmat(path, squeeze_me=True)[key].ravel())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, MatReadError) as error:
+        raise SourceError(f"{path}: cannot be read as a MATLAB file with {key!r}: {error}") from error
+
+
 def _json(directory: str, name: str) -> Any:
     path = os.path.join(directory, name)
     try:
@@ -213,4 +245,5 @@ LAYOUTS: dict[str, Callable[[str], Layout]] = {
     "coco": coco,
     "ade20k": ade20k,
     "inat2019": inat2019,
+    "cars": cars,
 }

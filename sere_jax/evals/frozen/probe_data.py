@@ -105,10 +105,15 @@ def among(values: Mapping[str, Any], wrong: Collection[str], processes: int) -> 
     """Mistakes of right values among each other."""
     lines = [] if {"size", "resize"} & set(wrong) else resize_before_crop("", values["size"], values["resize"])
     lines += [] if "batch_size" in wrong else batch_of_processes("batch_size", values["batch_size"], processes)
-    if not {"select", "validation"} & set(wrong) and (values["select"] == "validation") != bool(values["validation"]):
-        expected = "a source, or select=split" if values["select"] == "validation" else "'', or select=validation"
-        lines.append(f"validation: found {values['validation']!r} beside select={values['select']}, expected {expected}")
-    return lines
+    return lines + validation_mistakes(values, wrong)
+
+
+def validation_mistakes(values: Mapping[str, Any], wrong: Collection[str]) -> list[str]:
+    """A source of validation images that nothing chooses by, or none where one is to choose."""
+    if {"select", "validation"} & set(wrong) or (values["select"] == "validation") == bool(values["validation"]):
+        return []
+    expected = "a source, or select=split" if values["select"] == "validation" else "'', or select=validation"
+    return [f"validation: found {values['validation']!r} beside select={values['select']}, expected {expected}"]
 
 
 def open_sources(data: ProbeData) -> Sources:

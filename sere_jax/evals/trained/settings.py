@@ -10,7 +10,7 @@ from sere_jax.config.keys import RULES as TRAINING
 from sere_jax.config.rule import SHARE, Rule, number
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.evals.frozen.comparison import SIDE
-from sere_jax.evals.frozen.probe_data import SELECT
+from sere_jax.evals.frozen.probe_data import SELECT, validation_mistakes
 from sere_jax.models.classifier import POOLINGS
 
 
@@ -109,8 +109,7 @@ def among(values: Mapping[str, Any], wrong: Collection[str], processes: int) -> 
     lines = [] if {"size", "resize"} & set(wrong) else resize_before_crop("", values["size"], values["resize"])
     for key in {"batch_size", "eval_batch_size"} - set(wrong):
         lines += batch_of_processes(key, values[key], processes)
-    if values["select"] == "validation" and not values["validation"]:
-        lines.append("validation: found '', expected a source of labelled images, since select is validation")
+    lines += validation_mistakes(values, wrong)
     if not {"epochs", "warmup_epochs"} & set(wrong) and values["warmup_epochs"] > values["epochs"]:
         lines.append(f"warmup_epochs: found {values['warmup_epochs']}, expected at most the {values['epochs']} epochs")
     if values["head_layer"] == 1 and values["pool"] != "cls":

@@ -151,3 +151,22 @@ def inat2019(root):
         put(root / f"{split}2019.json", json.dumps({"images": images, "annotations": labels, "categories": []}))
         for i in ids:
             put(root / f"train_val2019/Birds/{i}/a.jpg", picture(i))
+
+
+CARS = ("Acura TL Sedan 2012", "AM General Hummer SUV 2000", "Volvo C30 Hatchback 2012")
+
+
+def cars(root):
+    """The two folders, the devkit and the labels of the test images; the tables are in no order and count classes from 1."""
+    kinds = [("bbox_x1", int), ("class", int), ("fname", object)]
+    (root / "devkit").mkdir(parents=True)
+    names = np.empty(3, object)
+    names[:] = CARS
+    savemat(root / "devkit" / "cars_meta.mat", {"class_names": names})
+    tables = {"train": ("devkit/cars_train_annos.mat", (3, 1, 2, 1)), "test": ("cars_test_annos_withlabels.mat", (2, 3))}
+    for split, (table, numbers) in tables.items():
+        rows = np.zeros(len(numbers), kinds)
+        for i, number in enumerate(numbers):
+            rows[i] = (5, number, f"{i + 1:05}.jpg")
+            put(root / f"cars_{split}" / f"{i + 1:05}.jpg", picture(i))
+        savemat(root / table, {"annotations": rows})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from sere_jax.data.images.decode import decode
 from sere_jax.data.prepare.encode import Sizes, label_map, objects, shrink
@@ -113,6 +114,25 @@ def test_ade20k(opened):
 def test_inat2019(opened):
     assert opened.classes == ("Anolis", "Bufo", "Corvus")
     assert [(r.id, r.label, blue(r)) for r in opened.splits["train"]] == [(3, 0, 3), (5, 2, 5)]
+
+
+@pytest.mark.parametrize("opened", ["cars"], indirect=True)
+def test_cars(opened):
+    assert opened.classes == layouts.CARS
+    train = [(record.name, record.label, blue(record)) for record in opened.splits["train"]]
+    assert train[:2] == [("cars_train/00001.jpg", 2, 0), ("cars_train/00002.jpg", 0, 1)]
+    assert [(r.label, blue(r)) for r in opened.splits["test"]] == [(1, 0), (2, 1)]
+
+
+def test_cars_without_labels_of_the_test_images_and_with_a_class_too_many(tmp_path):
+    layouts.cars(tmp_path)
+    savemat(tmp_path / "devkit" / "cars_meta.mat", {"class_names": np.array(["one", "two"], object)})
+    with pytest.raises(SourceError, match=r"cars_train_annos\.mat: found the class 3, expected 1 to 2"):
+        open_layout(f"cars:{tmp_path}")
+    layouts.cars(tmp_path / "again")
+    (tmp_path / "again" / "cars_test_annos_withlabels.mat").unlink()
+    with pytest.raises(SourceError, match=r"cars_test_annos_withlabels\.mat: cannot be read as a MATLAB file with 'annotations'"):
+        open_layout(f"cars:{tmp_path / 'again'}")
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

@@ -188,7 +188,7 @@ def test_a_note_of_a_shard_that_is_damaged_counts_as_none(tmp_path):
     assert output.done(shard) is None
 
 
-@pytest.mark.parametrize("kind", ["imagenet", "imagenet_s", "voc", "coco", "ade20k", "inat2019"])
+@pytest.mark.parametrize("kind", ["imagenet", "imagenet_s", "voc", "coco", "ade20k", "inat2019", "cars"])
 def test_every_layout_becomes_a_tfds_set(kind, tmp_path):
     (tmp_path / "in").mkdir()
     getattr(layouts, kind)(tmp_path / "in")

@@ -273,5 +273,8 @@ def test_mistakes_among_keys(photographs):
         and "warmup_epochs: found 5, expected at most the 2 epochs" in found
         and "pool: found patches" in found
     )
+    assert protocols.mistakes(micro_training.config(photographs, validation="folder:V")) == [
+        "validation: found 'folder:V' beside select=test, expected '', or select=validation"  # it would not be looked at
+    ]
     with pytest.raises(EvalError, match="batch_size: found 12, expected a multiple of 8"):
         run.check_batch(12, 1)
