@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "detections": 100,  # boxes in the answer for an image
             "objects": 100,  # of an image; if there are more, the largest are trained on
             "epochs": 12,
-            "milestones": (8, 11),  # epochs after which the rate is a tenth
+            "milestones": (8, 11),  # epochs after which the rate is a tenth; (): never
             "warmup_steps": 500,
             "warmup_start": 0.001,  # the first step's share of the rate
             "learning_rate": 1e-4,  # at this batch size
@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "layer_decay": 0.8,  # factor of the rate from a layer to the one before; ViT-B: 0.75
             "drop_path": 0.1,
             "sizes": tuple(range(480, 801, 32)),  # shorter sides in training, pixels
-            "longest": 1333,  # the longer side, pixels
+            "longest": 1333,  # the longer side is at most so long, pixels
             "before_crop": (400, 500, 600),  # shorter sides of images that are cropped first
             "crop_range": (384, 600),  # least and largest side of the crop, pixels
             "crop_prob": 0.5,

@@ -6,17 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+ANY = -1  # `Rule.length` of a tuple that may be empty
+
 
 @dataclass(frozen=True)
 class Rule:
-    """What one value must be: of type `kind`, between `low` and `high`, one of `choices`; `length` values where it is not 0."""
+    """What one value must be: of type `kind`, between `low` and `high`, one of `choices`; or a tuple of such values."""
 
     kind: type
     low: int | float = -math.inf
     high: int | float = math.inf
     above: bool = False  # True: `low` itself is refused
     choices: tuple[str, ...] = ()
-    length: int | None = None  # None: one value; 0: a tuple of one or more; n: a tuple of n
+    length: int | None = None  # None: one value; ANY: a tuple, which may be empty; 0: a tuple of one or more; n: a tuple of n
     ordered: bool = False  # a tuple whose values must not fall
 
     def expected(self) -> str:
@@ -25,7 +27,7 @@ class Rule:
             return "one of " + ", ".join(self.choices)
         one = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[self.kind]
         if self.length is not None:
-            many = {0: "one or more"}.get(self.length, str(self.length))
+            many = {ANY: "any number of", 0: "one or more"}.get(self.length, str(self.length))
             one = f"{many} values{' in rising order' if self.ordered else ''}, each {one}"
         if math.isfinite(self.low):
             one += f" {'above' if self.above else 'of at least'} {self.low:g}"
@@ -37,7 +39,7 @@ class Rule:
         """Whether `value` keeps the rule."""
         if self.length is None:
             return self._accepts_one(value)
-        if not isinstance(value, tuple) or not value or (self.length and len(value) != self.length):
+        if not isinstance(value, tuple) or (self.length > 0 and len(value) != self.length) or (self.length == 0 and not value):
             return False
         return all(map(self._accepts_one, value)) and (not self.ordered or list(value) == sorted(value))
 

@@ -43,11 +43,6 @@ def iou(a: Float[jax.Array, "*#n 4"], b: Float[jax.Array, "*#n 4"]) -> Float[jax
     return shared / jnp.maximum(areas(a) + areas(b) - shared, _TINY)
 
 
-def covered(boxes: Float[jax.Array, "*#n 4"], regions: Float[jax.Array, "*#n 4"]) -> Float[jax.Array, "*n"]:
-    """The share of each box that lies inside a region: COCO's overlap with a crowd."""
-    return intersections(boxes, regions) / jnp.maximum(areas(boxes), _TINY)
-
-
 def giou(a: Float[jax.Array, "*#n 4"], b: Float[jax.Array, "*#n 4"]) -> Float[jax.Array, "*n"]:
     """IoU - (enclosing area - union) / enclosing area, in (-1, 1]: unlike the IoU it has a gradient where boxes are apart."""
     shared = intersections(a, b)

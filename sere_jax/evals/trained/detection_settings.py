@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sere_jax.config.cross import batch_of_processes
 from sere_jax.config.keys import RULES as TRAINING
-from sere_jax.config.rule import BOOL, SHARE, TEXT, Rule, choice, count, number
+from sere_jax.config.rule import ANY, BOOL, SHARE, TEXT, Rule, choice, count, number
 from sere_jax.data.images.reading import ImageReading
 
 
@@ -70,7 +70,7 @@ RULES: Mapping[str, Rule] = {
     "detections": count(1),
     "objects": count(1),
     "epochs": count(1),
-    "milestones": Rule(int, low=1, length=0, ordered=True),
+    "milestones": Rule(int, low=1, length=ANY, ordered=True),
     "warmup_steps": count(),
     "warmup_start": SHARE,
     "learning_rate": number(above=True),
@@ -106,6 +106,17 @@ def among(values: Mapping[str, Any], wrong: Collection[str], processes: int) -> 
     lines: list[str] = []
     for key in ("batch_size", "test_batch_size"):
         lines += [] if key in wrong else batch_of_processes(key, values[key], processes)
-    if not {"milestones", "epochs"} & set(wrong) and max(values["milestones"]) >= values["epochs"]:
+    if not {"milestones", "epochs"} & set(wrong) and max(values["milestones"], default=0) >= values["epochs"]:
         lines.append(f"milestones: found {values['milestones']}, expected epochs before the last of {values['epochs']}")
-    return lines
+    return lines + _longer_sides(values, wrong)
+
+
+def _longer_sides(values: Mapping[str, Any], wrong: Collection[str]) -> list[str]:
+    """Limits of the longer side that are below a shorter side."""
+    shorter = {"sizes": values["sizes"], "before_crop": values["before_crop"] if values["crop_prob"] else ()}
+    pairs = [("longest", key, sides) for key, sides in shorter.items()] + [("test_longest", "test_size", (values["test_size"],))]
+    return [
+        f"{limit}: found {values[limit]}, expected at least {max(sides)}, the largest shorter side of {key}"
+        for limit, key, sides in pairs
+        if not {limit, key, "crop_prob"} & set(wrong) and values[limit] < max(sides, default=0)
+    ]

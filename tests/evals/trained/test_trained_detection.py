@@ -40,6 +40,13 @@ def test_the_rate_is_warmed_up_and_falls_to_a_tenth_after_each_milestone():
 def test_mistakes_among_the_keys_are_told():
     assert protocols.mistakes(config_file.get_config()) == []
     assert protocols.mistakes(config(milestones=(1, 2)))[0].startswith("milestones: found (1, 2), expected epochs before the last of 2")
+    assert protocols.mistakes(config(epochs=1, milestones=())) == []  # the rate never falls
+    assert protocols.mistakes(config(longest=50, test_longest=63)) == [
+        "longest: found 50, expected at least 64, the largest shorter side of sizes",
+        "test_longest: found 63, expected at least 64, the largest shorter side of test_size",
+    ]
+    assert protocols.mistakes(config(before_crop=(48, 70)))[0].startswith("longest: found 64, expected at least 70")
+    assert protocols.mistakes(config(before_crop=(48, 70), crop_prob=0.0)) == []
     assert protocols.mistakes(config(batch_size=3), processes=2)[0].startswith("batch_size: found 3")
 
 
