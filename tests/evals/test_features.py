@@ -130,3 +130,40 @@ def test_images_beyond_the_cache_are_decoded_again():
     for _ in range(2):
         assert dict(run({"scale": jnp.float32(1)}))["knn/k1/top1"] == 1
     assert len(reads) == 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_turns_keep_the_order_and_drop_their_padding(size):
+    images, seen = np.arange(5 * 2 * 2, dtype=np.uint8).reshape(5, 2, 2, 1), []
+
+    def corners(part):
+        seen.append(len(part))
+        return {"first": part[:, 0, 0], "last": part[:, 1, 1, 0]}
+
+    answer = features.in_turns(corners, images, size)
+    assert set(seen) == {min(size, 5)}
+    np.testing.assert_array_equal(answer["first"], [[0], [4], [8], [12], [16]])
+    np.testing.assert_array_equal(answer["last"], [3, 7, 11, 15, 19])
+
+
+def test_one_cpu_takes_turns_and_finds_what_eight_devices_find(monkeypatch):
+    params, sizes = {"scale": jnp.float32(2)}, set()
+
+    def watched(params, images):
+        sizes.add(len(images))
+        return fake_apply(params, images)
+
+    def extracted():
+        return features.Extractor(watched, mean=MEAN, std=STD, tokens=("cls+patches",))(params, make_batches(19, 8))
+
+    whole = extracted()
+    assert sizes == {8}
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(features, "_TURN_PIXELS", 3 * 8 * 8)
+    alone = extracted()
+    assert sizes == {8, 3}
+    # One image's sums may be added in another order in another number of rows.
+    np.testing.assert_allclose(alone.features["cls+patches"], whole.features["cls+patches"], rtol=1e-6)
+    np.testing.assert_array_equal(alone.labels, whole.labels)
