@@ -67,6 +67,7 @@ def _images() -> dict[str, object]:
         "distortion": True,  # of brightness, contrast, saturation and hue
         "stride": 341,  # of the test windows in pixels; 0: the whole image at once
         "test_flip": False,  # also test the mirror image, and take the mean
+        "test_scales": (1.0,),  # test at these factors of the limits, and take the mean
         "test_resize": "opencv",  # bilinear: opencv (without antialiasing) | pillow (with it)
         "most_pixels": 0,  # larger images are predicted at a long side of 1000 and stretched by the nearest pixel; 0: none is
         "submission": "",  # images without label maps whose predictions are written to a zip file

@@ -12,8 +12,9 @@ Expected  validation, DINO 35.1, DINO + SERE 36.9 mIoU (919); hoped for, not mea
 to twice their size before the loss interpolates them to 28 x 28; layer decay 0.4, one layer a bottleneck block; weight decay 0.0005.
 `dilated_stages=1` gives the last map a stride of 16.
 
-Not done: starts from fine-tuned weights keep their backbone, and not their LayerNorm. The last batch of an epoch is not cut short.
-Label maps of the test split are on the server alone: `submission`
+A fine-tuned network (a workdir of finetune.py) gives its backbone and the LayerNorm of its pooled patches.
+
+Not done: the last batch of an epoch is not cut short. Label maps of the test split are on the server alone: `submission`
 writes their predictions as the archive that it takes.
 """
 

@@ -55,12 +55,18 @@ def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] 
         depth=found.module.depth if found.module.heads else 0,
         module=found.module,
         projection=functools.partial(_projection, path, network, heads, ignore),
+        fc_norm=functools.partial(_fc_norm, path, heads, ignore) if "classes" in found.about else None,  # of a fine-tuned network
     )
 
 
 def _projection(path: str, network: str, heads: int, ignore: Sequence[str]) -> dict[str, Any]:
     """The first layer of the checkpoint's DINO head; {} where it holds none."""
     return dict(read_weights(path, network=network, heads=heads, ignore=ignore).params.get("heads_dino", {}).get("mlp_0", {}))
+
+
+def _fc_norm(path: str, heads: int, ignore: Sequence[str]) -> dict[str, Any]:
+    """The LayerNorm of the pooled patches of a fine-tuned network; {} where it pools the cls token."""
+    return dict(read_weights(path, heads=heads, ignore=ignore).params.get("fc_norm", {}))
 
 
 def distinct(networks: Sequence[Network]) -> list[Network]:

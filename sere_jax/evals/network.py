@@ -43,6 +43,8 @@ class Network(NamedTuple):
     module: Any = None  # the Linen module behind `apply`, for evaluations that train; None: it cannot be trained
     # Makes {kernel, bias} of the first layer of the checkpoint's projection head, {} where it holds none.
     projection: Callable[[], dict[str, Any]] | None = None
+    # Makes {scale, bias} of the LayerNorm of pooled patches that fine-tuning has trained, {} where the checkpoint holds none.
+    fc_norm: Callable[[], dict[str, Any]] | None = None
     depth: int = 0  # blocks of a ViT, whose tokens `apply` returns as `layers`; 0 for a ResNet, which has none
 
     @property
@@ -124,4 +126,4 @@ def untrained(network: Network, seed: int) -> Network:
     if network.init is None:
         raise EvalError(f"{network.name}: cannot make its random initialisation; expected a network with an init function")
     about = {"checkpoint": "random initialisation", "seed": seed}
-    return network._replace(name="random init", params=network.init(seed), about=about, projection=None)
+    return network._replace(name="random init", params=network.init(seed), about=about, projection=None, fc_norm=None)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from configs.eval import imagenet_s
 from sere_jax import load_backbone
 from sere_jax.build import pretraining
 from sere_jax.commands import evaluate
 from sere_jax.commands.export import export
-from sere_jax.evals.network import Network
-from sere_jax.evals.trained import heads
+from sere_jax.evals.network import Network, untrained
+from sere_jax.evals.trained import heads, segmenter
 from sere_jax.evals.trained.model import Model
 from sere_jax.interop.files import read_tensors
 from sere_jax.interop.tables import InteropError, flatten
@@ -89,6 +90,21 @@ def test_it_is_loaded_started_from_and_evaluated_like_any_other(tmp_path, images
     assert any(line.startswith("left") and "head" in line for line in start.report)
     network = evaluate.load(str(tmp_path / "checkpoints" / "4"))
     assert network.name == tmp_path.name and network.depth == 2 and network.projection is not None and network.projection() == {}
+
+
+@pytest.mark.parametrize("pool", ["patches", "cls"])
+def test_imagenet_s_starts_with_the_norm_of_fine_tuned_patches(tmp_path, pool):
+    _, params, _ = saved(tmp_path, micro_training.network(), pool=pool)
+    network = evaluate.load(str(tmp_path))
+    config = imagenet_s.get_config("50")
+    config.update({"train": "images", "test": "images", "size": 16})
+    settings = evaluate.settings(config, [])
+    norm = segmenter.Model(network, settings, 4).init()[0]["head"]["fc_norm"]
+    fresh = {"scale": np.ones(48, np.float32), "bias": np.zeros(48, np.float32)}  # the cls token was fine-tuned, not the patches
+    micro.assert_equal(norm, micro.copies(params["fc_norm"]) if pool == "patches" else fresh)
+    random = segmenter.Model(untrained(network, 0), settings, 4).init()[0]
+    micro.assert_equal(random["head"]["fc_norm"], fresh)
+    assert "fc_norm" not in segmenter.Model(network, settings._replace(head="linear", blocks=(1,)), 4).init()[0]["head"]
 
 
 def test_what_an_export_leaves_and_what_has_no_place_is_told(tmp_path):

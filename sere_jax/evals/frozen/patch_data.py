@@ -25,7 +25,7 @@ from sere_jax.evals.network import EvalError, Network, prepared
 from sere_jax.evals.outcome import Images
 from sere_jax.evals.pictures import LeftOut
 from sere_jax.evals.segmentation.images import MaskedPicture, patch_classes, read_masked
-from sere_jax.evals.segmentation.labelling import NONE, Labelling, labelling, open_masked
+from sere_jax.evals.segmentation.labelling import NONE, Labelling, check_same_classes, labelling, open_masked
 from sere_jax.evals.segmentation.scores import ABSENT
 from sere_jax.reporting.progress import track
 from sere_jax.types import PyTree
@@ -107,8 +107,7 @@ def open_sources(settings: PatchSettings) -> Sources:
     """Open both sources. Raises EvalError where label maps are missing, or no image is left to choose settings on."""
     train, test = open_masked("train", settings.train), open_masked("test", settings.test)
     classes = labelling(train, classes=settings.classes, ignore=settings.ignore, zero_ignored=settings.zero_ignored)
-    if train.map_classes and test.map_classes and train.map_classes != test.map_classes:
-        raise EvalError(f"test: {settings.test!r} names other classes of its label maps than {settings.train!r}; expected the same")
+    check_same_classes(train, test)
     order = np.random.default_rng(settings.seed).permutation(len(train))
     positions = np.sort(order[: settings.train_images or len(train)])
     selecting = positions[:0]

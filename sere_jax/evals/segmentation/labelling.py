@@ -66,6 +66,12 @@ def open_masked(key: str, spec: str) -> Source:
     return source
 
 
+def check_same_classes(train: Source, test: Source) -> None:
+    """Raise EvalError where both sources name the classes of their label maps, and not alike."""
+    if train.map_classes and test.map_classes and train.map_classes != test.map_classes:
+        raise EvalError(f"test: {test.spec!r} names other classes of its label maps than {train.spec!r}; expected the same")
+
+
 def labelling(source: Source, *, classes: int = 0, ignore: Sequence[int] = (255,), zero_ignored: bool = False) -> Labelling:
     """The labelling of a source with label maps.
 

@@ -20,7 +20,7 @@ from sere_jax.evals.network import EvalError, Network, digest, shared_reading, u
 from sere_jax.evals.outcome import slugs
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.segmentation import outcome
-from sere_jax.evals.segmentation.labelling import Labelling, labelling, open_masked
+from sere_jax.evals.segmentation.labelling import Labelling, check_same_classes, labelling, open_masked
 from sere_jax.evals.segmentation.outcome import Outcome, Row
 from sere_jax.evals.segmentation.pictures import PictureFiles
 from sere_jax.evals.trained import layers, run
@@ -44,6 +44,7 @@ _RUNNING = (
     "test",
     "stride",
     "test_flip",
+    "test_scales",
     "test_resize",
     "submission",
     "max_bad_fraction",
@@ -61,12 +62,13 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
     if len(train) < settings.batch_size:
         raise EvalError(f"batch_size: found {settings.batch_size}, expected at most the {len(train)} training images")
     classes = labelling(train, classes=settings.classes, ignore=settings.ignore, zero_ignored=settings.zero_ignored)
+    check_same_classes(train, test)
     compared = [*([untrained(networks[0], settings.seed)] if settings.random_init else []), *networks]
     models = [Model(network, settings, len(classes.classes)) for network in compared]  # checks all before the first is trained
     rows: list[Row] = []
-    for network, model in zip(compared, models, strict=True):
+    for network, model, slug in zip(compared, models, slugs([network.name for network in compared]), strict=True):
         tester = Tester(model, network, test, classes, settings)
-        rows.append(_row(protocol, network, model, tester, workdir, settings, classes, train, test))
+        rows.append(_row(protocol, network, slug, model, tester, workdir, settings, classes, train, test))
     trained = [place(row.about["training"]) for row in rows]
     tested = tester.images()  # of all processes, before process 0 may read the training images again
     images = {"train": training_images(settings.train, train, trained, settings.reading, maps=True), "test": tested}
@@ -79,6 +81,8 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
 def _how(settings: Settings) -> str:
     limits = f"the sides fit into {max(settings.limits)} x {min(settings.limits)} pixels"
     flipped = ", the mean of image and mirror image" if settings.test_flip else ""
+    if settings.test_scales != (1.0,):
+        flipped += f", the mean over these limits times {', '.join(f'{scale:g}' for scale in settings.test_scales)}"
     if settings.stride:
         return f"test: {limits}, windows of {settings.size} pixels every {settings.stride}{flipped}; scores are of the last step"
     return f"test: {limits}, the whole image at once{flipped}; scores are of the last step"
@@ -87,6 +91,7 @@ def _how(settings: Settings) -> str:
 def _row(
     protocol: str,
     network: Network,
+    slug: str,
     model: Model,
     tester: Tester,
     workdir: Location,
@@ -95,9 +100,8 @@ def _row(
     train: Source,
     test: Source,
 ) -> Row:
-    slug = slugs([network.name])[0]
     training = _training(network, settings, model, tester, classes, train, test)
-    trained = run.train(training, run.place(workdir, protocol, slug, training.description))
+    trained = run.train(training, run.place(workdir, protocol, slugs([network.name])[0], training.description))  # the same beside others
     baseline = network.name == "random init"
     directory = workdir / "eval" / f"{protocol}-{slug}-predictions" if settings.save_predictions and not baseline else None
     files = PictureFiles(classes, directory=directory, count=0 if baseline or jax.process_index() else settings.panels)
@@ -149,6 +153,8 @@ def _training(
         return ((f"test/{name}", value) for name, value in tester(params, running).scores(settings.absent).items())
 
     learning = {key: value for key, value in settings._asdict().items() if key not in _RUNNING}
+    if norm := model.fine_tuned_norm():
+        learning["fc_norm"] = digest(network._replace(params=norm))
     images = {"train": train.fingerprint().digest, "test": test.fingerprint().digest}  # the best step is chosen on the test images
     return run.Training(
         kind="segmentation",

@@ -53,6 +53,7 @@ class Settings(NamedTuple):
     distortion: bool
     stride: int
     test_flip: bool
+    test_scales: tuple[float, ...]
     test_resize: str
     most_pixels: int
     submission: str
@@ -105,6 +106,7 @@ RULES: Mapping[str, Rule] = {
     "distortion": BOOL,
     "stride": count(),
     "test_flip": BOOL,
+    "test_scales": Rule(float, low=0.0, above=True, length=0),
     "test_resize": choice("opencv", "pillow"),
     "most_pixels": count(),
     "submission": TEXT,

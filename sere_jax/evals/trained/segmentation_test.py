@@ -26,7 +26,7 @@ from sere_jax.evals.segmentation.images import read_masked
 from sere_jax.evals.segmentation.labelling import Labelling
 from sere_jax.evals.segmentation.outcome import Tally
 from sere_jax.evals.segmentation.pictures import PictureFiles, encode_map
-from sere_jax.evals.segmentation.stretch import stretched_classes, stretched_to_limit
+from sere_jax.evals.segmentation.stretch import stretched, stretched_classes, stretched_to_limit
 from sere_jax.evals.segmentation.windows import slide
 from sere_jax.evals.trained.segmentation_settings import Settings
 from sere_jax.evals.trained.segmenter import Model
@@ -93,8 +93,15 @@ class Tester:
         return stretched_to_limit(logits, shape, most) if most else stretched_classes(logits, shape)
 
     def _logits(self, pixels: UInt8[np.ndarray, "H W c"], weights: Any) -> Float[np.ndarray, "h w k"]:
-        height, width = fitted((pixels.shape[0], pixels.shape[1]), self._settings.limits)
+        """The mean over the scales, on the grid of the first."""
+        first, *others = (self._at(scale, pixels, weights) for scale in self._settings.test_scales)
+        return sum((stretched(logits, first.shape[:2]) for logits in others), first) / (1 + len(others))
+
+    def _at(self, scale: float, pixels: UInt8[np.ndarray, "H W c"], weights: Any) -> Float[np.ndarray, "h w k"]:
+        height, width = fitted((pixels.shape[0], pixels.shape[1]), self._settings.limits, scale)
         image = resized(pixels, height, width) if self._settings.test_resize == "opencv" else antialiased(pixels, height, width)
+        if not self._settings.stride and self._network.whole_patches:
+            image = whole_patches(image, self._network.patch, least=2 if self._settings.head == "upernet" else 1)
         logits = self._once(image, weights)
         if self._settings.test_flip:
             logits = (logits + self._once(np.ascontiguousarray(image[:, ::-1]), weights)[:, ::-1]) / 2
@@ -107,10 +114,18 @@ class Tester:
         if self._settings.stride:
             fill, settings = mean_levels(self._network), self._settings
             return slide(image, of_images, window=settings.size, stride=settings.stride, fill=fill, batch=self._batch)
-        if self._network.whole_patches:
-            height, width = (max(side // self._network.patch, 1) * self._network.patch for side in image.shape[:2])
-            image = image[:height, :width]
         return of_images(image[None])[0]
+
+
+def whole_patches(image: UInt8[np.ndarray, "H W c"], patch: int, least: int = 1) -> UInt8[np.ndarray, "S T c"]:
+    """The image without the rest of a patch at its right and lower edge; where there are fewer than `least` patches, its edge is repeated.
+
+    >>> whole_patches(np.zeros((37, 3, 3), np.uint8), 16).shape
+    (32, 16, 3)
+    """
+    height, width = (max(side // patch, least) * patch for side in image.shape[:2])
+    lacking = [(0, max(0, new - old)) for new, old in zip((height, width), image.shape[:2], strict=True)]
+    return np.pad(image[:height, :width], (*lacking, (0, 0)), mode="edge")
 
 
 def antialiased(image: UInt8[np.ndarray, "H W c"], height: int, width: int) -> UInt8[np.ndarray, "S T c"]:

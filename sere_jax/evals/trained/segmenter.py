@@ -66,7 +66,7 @@ class Model:
         self._drop_path = rate
 
     def init(self) -> tuple[PyTree, PyTree]:
-        """The network's own weights under a fresh head; running statistics apart."""
+        """The network's own weights under a fresh head, whose LayerNorm may be a fine-tuned one; running statistics apart."""
         images = jnp.zeros((1, self._settings.size, self._settings.size, self._network.channels))
         fresh = jax.jit(self.evaluation.init)(jax.random.key(self._settings.seed), images)
         trained = split_statistics(self._network.params)
@@ -75,9 +75,16 @@ class Model:
             for kind in ("params", "batch_stats")
         )
         params["backbone"] = jax.tree.map(np.asarray, trained["params"])
+        if norm := self.fine_tuned_norm():
+            params["head"] = {**params["head"], "fc_norm": jax.tree.map(np.asarray, norm)}
         if trained["batch_stats"]:
             running["backbone"] = jax.tree.map(np.asarray, trained["batch_stats"])
         return params, running
+
+    def fine_tuned_norm(self) -> dict[str, Any]:
+        """The LayerNorm that a `tokens` head on a fine-tuned ViT starts with; {} for others. Source: ImageNet-S."""
+        is_wanted = self._settings.head == "tokens" and self._network.module.heads
+        return self._network.fc_norm() if is_wanted and self._network.fc_norm else {}
 
     def loss(self, params: PyTree, running: PyTree, batch: Batch, keys: jax.Array) -> tuple[jax.Array, LossOutput]:
         """Cross-entropy of the pixels, and the auxiliary head's times its weight."""
@@ -132,6 +139,11 @@ def _check(network: Network, settings: Settings) -> None:
             raise EvalError(f"blocks: found {max(settings.blocks)}, expected at most {network.depth - 1}: {name} has {network.depth}")
         if mistake := size_mistake(settings.size, network.patch):
             raise EvalError(f"size of {name}: {mistake}")
+        if settings.head == "upernet" and settings.size < 2 * network.patch:
+            least = 2 * network.patch
+            raise EvalError(
+                f"size of {name}: found {settings.size}, expected at least {least}: UperNet's smallest map has half the patches"
+            )
         if settings.dilated_stages:
             raise EvalError(f"dilated_stages: found {settings.dilated_stages}, and {name} is a ViT without stages; expected 0")
         return

@@ -117,6 +117,60 @@ def test_the_images_that_any_process_cannot_read_are_left_out_of_the_count(tmp_p
     assert tester.images() == (test, 2, ["a.png", "b.png"])
 
 
+def _tester(tmp_path: Path, logits, **changes) -> Tester:
+    """A tester whose network is a function: uint8 images -> logits of their pixels."""
+    test = micro_masks.masked(tmp_path / "test", 1)
+    network, settings = micro_training.network(), evaluate.settings(linear(train=test, test=test, **changes), [])
+    tester = Tester(Model(network, settings, 3), network, open_masked("test", test), labelling(open_masked("test", test)), settings)
+    tester._run = lambda images: logits(np.asarray(images))
+    return tester
+
+
+@pytest.mark.parametrize("stride", [0, 10])
+def test_scales_and_the_mirror_image_give_the_mean_of_their_logits(stride, tmp_path):
+    """Of a sum of the levels of red and twice the column, against torch's interpolation."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+    def red(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([images[..., :1], 255.0 - images[..., :1]], axis=-1).astype(np.float32)
+
+    tester = _tester(tmp_path, red, stride=stride, limits=(48, 24), test_scales=(1.0, 2.0), test_flip=True)
+    large = segmentation_test.resized(pixels, 48, 64)
+    shrunk = torch.nn.functional.interpolate(torch.tensor(red(large[None])).permute(0, 3, 1, 2), (24, 32), mode="bilinear")
+    expected = (red(pixels) + shrunk[0].permute(1, 2, 0).numpy()) / 2  # the mirror image says the same of every pixel
+    np.testing.assert_allclose(tester._logits(pixels, ()), expected, atol=1e-3)
+    assert "mean over these limits times 1, 2" in segmentation._how(tester._settings)
+
+
+@pytest.mark.parametrize(("shape", "least", "sides"), [((3, 1000), 1, (4, 1000)), ((1, 1), 2, (8, 8)), ((9, 14), 1, (8, 12))])
+def test_a_whole_image_has_whole_patches_however_thin_it_is(shape, least, sides):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    found = segmentation_test.whole_patches(image, 4, least)
+    assert found.shape == (*sides, 3)
+    rows, columns = (np.minimum(np.arange(new), old - 1) for new, old in zip(sides, shape, strict=True))
+    assert (found == image[rows][:, columns]).all()
+
+
+def test_a_test_set_of_other_classes_is_refused_before_training(sources, tmp_path):
+    other = micro_masks.masked(tmp_path / "other", 1)
+    Path(other.split(":")[1], "classes.txt").write_text("red\nground\ngreen\n")
+    with pytest.raises(EvalError, match="test: .* names other classes of its label maps than"):
+        evaluate.run(linear(sources[0], other), [micro_training.network()], tmp_path)
+    assert not (tmp_path / "eval").exists()
+
+
+def test_networks_whose_names_make_one_file_name_keep_their_own_files(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        segmentation.run, "train", lambda training, directory: run.Trained(directory, *2 * [run.Weights(*training.init(), 1)])
+    )
+    networks = [micro_training.network()._replace(name=name) for name in ("A b", "a-b")]
+    evaluate.run(linear(*sources, save_predictions=True), networks, tmp_path)
+    names = ("segmentation_linear-a-b", "segmentation_linear-a-b-2")
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == list(names)
+    assert all(len(list((tmp_path / "eval" / f"{name}-predictions").iterdir())) == 3 for name in names)
+    assert all((tmp_path / "eval" / f"{name}-classes.csv").is_file() for name in names)
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_another_training_or_test_set_is_another_training(part, tmp_path):
     specs = {"train": micro_masks.masked(tmp_path / "train", 8), "test": micro_masks.masked(tmp_path / "test", 2, seed=1)}
@@ -254,6 +308,8 @@ def test_what_does_not_fit_a_network_is_told_before_training(sources):
         model_of(blocks=(11,))
     with pytest.raises(EvalError, match="size of micro: found 18, expected a multiple"):
         model_of(size=18)
+    with pytest.raises(EvalError, match="size of micro: found 4, expected at least 8: UperNet"):
+        model_of(head="upernet", size=4)
     with pytest.raises(EvalError, match="dilated_stages: found 1, and micro is a ViT without stages; expected 0"):
         model_of(dilated_stages=1)
     resnet = micro_training.network()._replace(module=ResNet(stages=(1, 1), stem=4), depth=0, whole_patches=False)
