@@ -6,7 +6,7 @@
 On a CPU the step's matrix products run at the CPU's speed; on an accelerator run it there. Beside the time it tells the arithmetic
 and the bytes that XLA counts for both, which hold for any device. `--aot` compiles for a TPU of that topology without running
 anything, `--batch_size` images a chip: the arithmetic and the bytes of its own compiler, and the time that they take at the
-chip's peak, whichever of the two is longer.
+chip's peak, whichever of the two is longer. With `--without_step` as well the step is not compiled.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def measure(work: dict[str, Callable[[], Any]], repeats: dict[str, int], rounds:
 _PEAKS = {"v5e": (197e12, 819e9), "v4": (275e12, 1228e9), "v6e": (918e12, 1640e9)}
 
 
-def estimate(path: str, topology: str, images: int) -> None:
+def estimate(path: str, topology: str, images: int, without_step: bool) -> None:
     """The table of `--aot`. A loop's body would be counted once, so blocks are unrolled; twelve of them compile for minutes, so the step is
     compiled with one and with two, and each further block costs what the second one does."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -94,9 +94,14 @@ def estimate(path: str, topology: str, images: int) -> None:
     own = _counted(jax.jit(pretraining.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile())
     peaks = _PEAKS[topology.partition(":")[0]]
     milliseconds = 1000 * max(value / peak for value, peak in zip(own, peaks, strict=True))
+    floats = 4 * sum(array.size for array in (views.global_views, views.local_views)) / len(devices)
     print(
-        f"augmentation, {images} images a chip: {own[0] / 1e9:.1f} GFLOP, {own[1] / 1e9:.2f} GB, {milliseconds:.2f} ms at peak", flush=True
+        f"augmentation, {images} images a chip: {own[0] / 1e9:.1f} GFLOP, {own[1] / 1e9:.2f} GB, "
+        f"{own[1] / floats:.1f} times the views in float32, {milliseconds:.2f} ms at peak",
+        flush=True,
     )
+    if without_step:
+        return
     depth, width, heads = pretraining.backbone(config).depth, pretraining.backbone(config).width, pretraining.backbone(config).heads
     config.model.update({"variant": "custom", "width": width, "heads": heads})
     steps = []
@@ -126,9 +131,10 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--aot", default="", metavar="TOPOLOGY", help="compile for this TPU instead, such as v5e:2x2")
+    parser.add_argument("--without_step", action="store_true", help="with --aot: count the augmentation alone")
     flags = parser.parse_args()
     if flags.aot:
-        estimate(flags.config, flags.aot, flags.batch_size)
+        estimate(flags.config, flags.aot, flags.batch_size, flags.without_step)
         return
     config = load(flags.config, flags.batch_size)
     length = pretraining.Steps(1000, 100_000)

@@ -2,7 +2,7 @@
 
 The definitions are those of DINO's recipe as Pillow and torchvision carry it out: colour jitter in random order, grey,
 Gaussian blur, solarise, normalise. As in Pillow, every operation ends with rounding to 8-bit levels. iBOT and SERE use the
-same. Inside this file pixels are float32 that hold whole numbers 0..255.
+same. Until they are normalised, pixels are float32 that hold whole numbers 0..255.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Key, UInt8
 
 from sere_jax.ops.blur import blur_rows
@@ -82,9 +81,16 @@ def augment(
     _check(v, channels, kinds)
     if v == 0:
         return jnp.zeros((b, 0, height, width, channels), jnp.float32)
+
+    def needed(name: str) -> bool:
+        return any(getattr(kind, name) > 0 for kind in kinds)
+
     compiled = _Compiled(
-        *(any(getattr(kind, f"{name}_prob") > 0 for kind in kinds) for name in ("jitter", "gray", "blur", "solarize")),
-        hue=any(kind.hue > 0 for kind in kinds),
+        jitter=needed("jitter_prob"),
+        gray=needed("gray_prob"),
+        blur=needed("blur_prob"),
+        solarize=needed("solarize_prob"),
+        hue=needed("hue"),
         max_sigma=max(kind.blur_sigma[1] for kind in kinds),
     )
     one_view = jax.vmap(functools.partial(_augment_image, compiled=compiled))
@@ -119,16 +125,19 @@ class _Strengths(NamedTuple):
 
 
 def _strengths(kinds: Sequence[PhotometryParams]) -> _Strengths:
-    def of_kind(kind: PhotometryParams) -> tuple[object, ...]:
+    def of_kind(kind: PhotometryParams) -> tuple[Any, ...]:
         lowest = [max(0.0, 1.0 - a) for a in (kind.brightness, kind.contrast, kind.saturation)]
-        lengths = [1.0 + a - low for a, low in zip((kind.brightness, kind.contrast, kind.saturation), lowest, strict=True)]
-        low, high = kind.blur_sigma
-        return (
-            *(kind.jitter_prob, kind.gray_prob, kind.blur_prob, kind.solarize_prob, list(zip(lowest, lengths, strict=True))),
-            *((-kind.hue, 2 * kind.hue), (low, high - low), kind.solarize_threshold, kind.mean, kind.std),
-        )
+        highest = [1.0 + a for a in (kind.brightness, kind.contrast, kind.saturation)]
+        probabilities = (kind.jitter_prob, kind.gray_prob, kind.blur_prob, kind.solarize_prob)
+        factors = [_range(low, high) for low, high in zip(lowest, highest, strict=True)]
+        ranges = (factors, _range(-kind.hue, kind.hue), _range(*kind.blur_sigma))
+        return (*probabilities, *ranges, kind.solarize_threshold, kind.mean, kind.std)
 
-    return _Strengths(*(np.array(column, np.float32) for column in zip(*map(of_kind, kinds), strict=True)))
+    return _Strengths(*(jnp.array(column, jnp.float32) for column in zip(*map(of_kind, kinds), strict=True)))
+
+
+def _range(low: float, high: float) -> tuple[float, float]:
+    return low, high - low
 
 
 def _check(views: int, channels: int, kinds: Sequence[PhotometryParams]) -> None:
@@ -190,4 +199,5 @@ def _coloured_rows(image: jax.Array, u: _Draws, kind: _Strengths, compiled: _Com
 
 
 def _drawn(u: jax.Array, between: jax.Array) -> jax.Array:
+    """Uniform in a range of `_Strengths`."""
     return between[..., 0] + between[..., 1] * u

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -357,6 +358,17 @@ def test_an_operation_of_probability_zero_is_not_compiled():
 
     assert "dot_general" in text(PhotometryParams(**{**PLAIN, "blur_prob": 0.5}))
     assert "dot_general" not in text(PhotometryParams(**PLAIN))
+
+
+def test_few_passes_over_the_pixels():
+    """By XLA's count for a CPU. It counts the body of a loop once, so it is only true without loops over pixels."""
+    side = 64
+    batch = views(2, 2, side)
+    compiled = augment.lower(batch, keys(2), (GLOBAL_1, GLOBAL_2)).compile()
+    carried = [line.partition(" while(")[0] for line in compiled.as_text().splitlines() if " while(" in line]
+    sizes = [math.prod(map(int, shape.split(","))) for line in carried for shape in re.findall(r"\[([\d,]+)\]", line)]
+    assert max(sizes, default=0) < side * side, "a loop carries pixels"
+    assert compiled.cost_analysis()["bytes accessed"] < 25 * 4 * batch.size
 
 
 def test_wrong_number_of_kinds_is_an_error():
