@@ -16,6 +16,7 @@ Exit code 2: the extraction failed.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from sere_jax.data.sources.example import Entry, Example, Source
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals import overlap
 from sere_jax.evals.feature_files import FORMATS, Shards, escaped, missing_package
+from sere_jax.evals.features import in_turns, normalise, turn_size
 from sere_jax.evals.network import size_mistake
 from sere_jax.interop.files import FileError
 from sere_jax.interop.tables import InteropError
@@ -213,18 +215,18 @@ def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...],
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
     copies, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(backbone.params, copies)
-    mean, std = (jnp.asarray(values) for values in (backbone.preprocess.mean, backbone.preprocess.std))
+
+    def columns(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+        normalised = normalise(images, backbone.preprocess.mean, backbone.preprocess.std)
+        features: Features = backbone.apply(params, normalised, layers=layers, attention="attention" in tokens)
+        known = {"cls": features.cls, "patches": features.patches} | {f"layer_{i}": x for i, x in zip(layers, features.layers, strict=True)}
+        if features.attention is not None:
+            known["attention"] = features.attention[:, :, 0, 1:].reshape(*features.attention.shape[:2], *features.patches.shape[1:3])
+        return {name: jnp.asarray(known[name], jnp.float32) for name in (*tokens, *(f"layer_{i}" for i in layers))}
 
     @jax.jit
     def run(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-        normalised = (images.astype(jnp.float32) / 255 - mean) / std
-        features: Features = backbone.apply(params, normalised, layers=layers, attention="attention" in tokens)
-        h, w = features.patches.shape[1:3]
-        columns = {"cls": features.cls, "patches": features.patches}
-        if features.attention is not None:
-            columns["attention"] = features.attention[:, :, 0, 1:].reshape(*features.attention.shape[:2], h, w)
-        wanted = {name: columns[name] for name in tokens} | {f"layer_{i}": x for i, x in zip(layers, features.layers, strict=True)}
-        return {name: jnp.asarray(value, jnp.float32) for name, value in wanted.items()}
+        return in_turns(functools.partial(columns, params), images, turn_size(images.shape, devices))
 
     return lambda images: run(params, jax.device_put(images, split))
 

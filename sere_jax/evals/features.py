@@ -48,6 +48,13 @@ def normalise(images: UInt8[Any, "b H W c"], mean: tuple[float, ...], std: tuple
     return (jnp.asarray(images).astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
+def turn_size(shape: tuple[int, ...], devices: int) -> int:
+    """The images of a turn for images [b, H, W, c] that `devices` share: all of them, except on a CPU that is one device."""
+    if jax.default_backend() != "cpu" or devices > 1:
+        return shape[0]
+    return max(1, _TURN_PIXELS // (shape[1] * shape[2]))
+
+
 def in_turns(function: Callable[[jax.Array], PyTree], images: UInt8[Any, "b H W c"], size: int) -> PyTree:
     """`function` of `size` images at a time, one turn after the other; it must treat every image by itself. The same as `function(images)`.
 
@@ -96,8 +103,7 @@ class Extractor:
                 features = apply(params, normalise(images, mean, std))
                 return {kind: pool(features, kind) for kind in tokens}
 
-            alone = jax.default_backend() == "cpu" and mesh.size == 1
-            return in_turns(turn, images, max(1, _TURN_PIXELS // (images.shape[1] * images.shape[2])) if alone else len(images))
+            return in_turns(turn, images, turn_size(images.shape, mesh.size))
 
         self._embed = jax.jit(embed, in_shardings=(self._copies, self._split), out_shardings=self._split)
 
