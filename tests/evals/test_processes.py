@@ -63,24 +63,25 @@ print('scores', sorted(scores[0].items()), described.labels.tolist(), described.
 
 
 # The protocols that train, and two in closed form: predictions and choices in DIRECTORY. Photographs of 3 classes, in batches of 8.
+# Logistic regression is taken further than by default, so that what is left of its room moves no image to another class.
 _PROTOCOLS = """
 import sys
 from pathlib import Path
 from sere_jax import distributed
-port, rank, folder, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+port, rank, folder, test, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5])
 if rank >= 0:
     distributed.start_distributed(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank)
 from configs.eval import finetune, least_squares, linear, logistic
 from sere_jax.commands import evaluate
 from tests.evals.trained import micro_training
 
-sources = {'train': folder, 'test': folder, 'save_predictions': True}
-few = {'epochs': 2, 'batch_size': 8, 'random_init': False, 'eval_batch_size': 8}
-frozen = {'blocks': (1, 2), 'batch_size': 8}
+sources = {'train': folder, 'test': test, 'save_predictions': True}
+few = {'epochs': 2, 'batch_size': 8, 'random_init': False, 'eval_batch_size': 40}
+frozen = {'blocks': (1, 2), 'batch_size': 40}
 plans = (
     (finetune, micro_training.PLAIN | few | {'drop_path': 0.1, 'mixup': 0.8, 'erase_prob': 0.25, 'rand_magnitude': 9.0, 'select': 'split'}),
     (linear, few | {'blocks': (1, 2), 'rates': (0.1, 1.0)}),
-    (logistic, frozen | {'cs': (0.1, 1.0)}),
+    (logistic, frozen | {'cs': (0.1, 1.0), 'tolerance': 1e-7}),
     (least_squares, frozen),
 )
 for module, values in plans:
@@ -108,22 +109,25 @@ def test_two_processes_score_what_one_scores(tmp_path):
 
 @pytest.mark.slow
 def test_classifications_do_not_depend_on_devices_and_processes(tmp_path):
-    """One device, eight, and two processes of two: the same choices, the same classes, the same logits to float32's rounding."""
-    folder = f"folder:{micro_network.photographs(tmp_path / 'photographs', count=48, classes=3)}"
+    """One device, eight, and two processes of two: the same choices, the same classes of 1,000 images, the same logits to rounding."""
+    folders = [f"folder:{micro_network.photographs(tmp_path / f'photographs{count}', count, classes=3)}" for count in (48, 1000)]
     for name, ranks, devices in (("one", (-1,), 1), ("eight", (-1,), 8), ("two", (0, 1), 2)):
         port = str(free_port())
-        runs = [start(port, rank, folder, str(tmp_path / name), script=_PROTOCOLS, devices=devices) for rank in ranks]
-        outputs = [run.communicate(timeout=600)[0] for run in runs]
+        runs = [start(port, rank, *folders, str(tmp_path / name), script=_PROTOCOLS, devices=devices) for rank in ranks]
+        outputs = [run.communicate(timeout=1800)[0] for run in runs]
         assert [run.returncode for run in runs] == [0] * len(runs), "\n".join(outputs)
     for protocol, tolerance in _TOLERANCES.items():
         reports = [json.loads((tmp_path / name / "eval" / f"{protocol}.json").read_text()) for name in ("one", "eight", "two")]
         results = [[(row["scores"], row["head"]) for row in report["results"] if not row["baseline"]] for report in reports]
         assert results[0] == results[1] == results[2], protocol
         logits = [np.load(tmp_path / name / "eval" / f"{protocol}-micro-predictions.npz")["logits"] for name in ("one", "eight", "two")]
+        assert len(logits[0]) == 1000
         for other in logits[1:]:
+            np.testing.assert_array_equal(other.argmax(1), logits[0].argmax(1), err_msg=protocol)
             np.testing.assert_allclose(other, logits[0], rtol=0, atol=tolerance * np.abs(logits[0]).max(), err_msg=protocol)
 
 
-# Share of the largest logit. Features differ by 1e-7 where a batch is cut into other parts. Least squares passes that on; the heads of
-# `linear` and the network of `finetune` take steps on such numbers; L-BFGS ends within its tolerance of 1e-5, which leaves more room.
-_TOLERANCES = {"finetune": 1e-4, "linear": 1e-4, "logistic": 1e-3, "least_squares": 1e-5}
+# Share of the largest logit. Features differ by 1e-7 where a batch is cut into other parts. The heads of `linear` and the network of
+# `finetune` take steps on such numbers; L-BFGS ends within its tolerance, which leaves more room. Least squares of 48 images with the
+# weakest regulariser, 1e-6, is ill-conditioned: it makes 2e-4 of them.
+_TOLERANCES = {"finetune": 1e-4, "linear": 1e-4, "logistic": 1e-3, "least_squares": 1e-3}
