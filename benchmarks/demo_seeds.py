@@ -38,6 +38,8 @@ def run(seed: int, workdir: Path) -> dict[str, float]:
 
 
 def call(*arguments: str) -> None:
+    """Print and run `python ARGUMENTS` in the repository. Raises CalledProcessError where it fails."""
+    print("python", *arguments, flush=True)
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 

@@ -91,13 +91,15 @@ def estimate(path: str, topology: str, images: int, without_step: bool) -> None:
     views = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), pretraining.abstract_views(config))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.data.batch_size))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
-    own = _counted(jax.jit(pretraining.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile())
+    augmentation = _counted(
+        jax.jit(pretraining.augment(config), in_shardings=(rows, rows), out_shardings=rows).lower(views, keys).compile()
+    )
     peaks = _PEAKS[topology.partition(":")[0]]
-    milliseconds = 1000 * max(value / peak for value, peak in zip(own, peaks, strict=True))
+    milliseconds = 1000 * max(value / peak for value, peak in zip(augmentation, peaks, strict=True))
     floats = 4 * sum(array.size for array in (views.global_views, views.local_views)) / len(devices)
     print(
-        f"augmentation, {images} images a chip: {own[0] / 1e9:.1f} GFLOP, {own[1] / 1e9:.2f} GB, "
-        f"{own[1] / floats:.1f} times the views in float32, {milliseconds:.2f} ms at peak",
+        f"augmentation, {images} images a chip: {augmentation[0] / 1e9:.1f} GFLOP, {augmentation[1] / 1e9:.2f} GB, "
+        f"{augmentation[1] / floats:.1f} times the views in float32, {milliseconds:.2f} ms at peak",
         flush=True,
     )
     if without_step:
@@ -112,17 +114,17 @@ def estimate(path: str, topology: str, images: int, without_step: bool) -> None:
         steps.append(_counted(step_costs.compile_step(config, length, mesh, state)))
     step = tuple(one + (depth - 1) * (two - one) for one, two in zip(*steps, strict=True))
     table = rich.table.Table("a chip", "GFLOP", "GB moved", "ms at peak", title=f"{path}, {images} images a chip, {topology}, bfloat16")
-    times = [max(value / peak for value, peak in zip(cost, peaks, strict=True)) for cost in (own, step)]
-    for name, cost, seconds in zip(("augmentation", f"step of {depth} blocks"), (own, step), times, strict=True):
+    times = [max(value / peak for value, peak in zip(cost, peaks, strict=True)) for cost in (augmentation, step)]
+    for name, cost, seconds in zip(("augmentation", f"step of {depth} blocks"), (augmentation, step), times, strict=True):
         table.add_row(name, f"{cost[0] / 1e9:.1f}", f"{cost[1] / 1e9:.2f}", f"{seconds * 1000:.2f}")
     rich.console.Console().print(table)
-    shares = {"arithmetic": own[0] / step[0], "bytes": own[1] / step[1], "time": times[0] / times[1]}
+    shares = {"arithmetic": augmentation[0] / step[0], "bytes": augmentation[1] / step[1], "time": times[0] / times[1]}
     print("augmentation / step: " + ", ".join(f"{share:.2%} of the {name}" for name, share in shares.items()))
 
 
 def _counted(compiled: Any) -> tuple[float, float]:
-    found = compiled.cost_analysis()
-    return found["flops"], found["bytes accessed"]
+    costs = compiled.cost_analysis()
+    return costs["flops"], costs["bytes accessed"]
 
 
 def main() -> None:

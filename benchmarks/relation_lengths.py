@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.demo_seeds import call
+
 RECIPES = ("dino", "dino_sere")
 OF_THE_LOSS = ("--config.heads=3", "--config.points=7", "--config.spatial_temperatures=(1.0,)", "--config.channel_temperatures=(1.0,)")
 
@@ -32,8 +31,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     options = parser.parse_args()
     lengths, seeds = ([int(number) for number in text.split(",")] for text in (options.steps, options.seeds))
-    found = {steps: [run(steps, seed, options) for seed in seeds] for steps in lengths}
-    text = table(found)
+    reports = {steps: [run(steps, seed, options) for seed in seeds] for steps in lengths}
+    text = table(reports)
     (options.workdir / "table.md").write_text(text)
     print(text)
 
@@ -52,17 +51,12 @@ def run(steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return {row["name"]: row["variants"] for row in json.loads(report.read_text())["results"]}
 
 
-def call(*arguments: str) -> None:
-    print("python", *arguments, flush=True)
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
-
-
-def table(found: dict[int, list[dict[str, Any]]]) -> str:
+def table(reports: dict[int, list[dict[str, Any]]]) -> str:
     """Markdown: a row for each kind of token, length and network."""
     columns = [(kind, number) for kind in ("spatial", "channel") for number in ("ratio", "uniform")]
     lines = ["| tokens | steps | network | spatial ratio | spatial sharpness | channel ratio | channel sharpness |", "|---" * 7 + "|"]
-    for variant in next(iter(found.values()))[0][RECIPES[0]]:
-        for steps, seeds in found.items():
+    for variant in next(iter(reports.values()))[0][RECIPES[0]]:
+        for steps, seeds in reports.items():
             for network in seeds[0]:
                 values = [[rows[network][variant][kind][number] for rows in seeds] for kind, number in columns]
                 lines.append(f"| {variant} | {steps:,} | {network} | " + " | ".join(map(cell, values)) + " |")

@@ -34,7 +34,7 @@ _PATCHES |= {"save_predictions": False, "panels": 0}
 class InLoop(NamedTuple):
     """An evaluation of the training loop. Scores are compared while `measured` stays the same.
 
-    Fields:
+    Attributes:
       run: parameters of the backbone -> scores.
       measured: digest of its settings and of the listings of its images; the paths of the images do not count.
     """
@@ -51,19 +51,20 @@ def evaluations(config: ConfigDict) -> dict[str, InLoop]:
     """
     if not (config.run.eval_every_steps or config.run.eval_every_epochs):
         return {}
-    protocols = [entry for entry in PROTOCOLS if entry.periodic and all(config.eval[key] for key in _image_keys(entry))]
+    entries = [(one, one.periodic) for one in PROTOCOLS if one.periodic and all(config.eval[key] for key in _image_keys(one))]
     with distributed.together():
-        digests = identity.digests({f"eval.{key}": config.eval[key] for entry in protocols for key in _image_keys(entry)})
+        digests = identity.digests({f"eval.{key}": config.eval[key] for entry, _ in entries for key in _image_keys(entry)})
     distributed.assert_equal(digests, "the processes of this run see different images (digests of their listings), nothing was started")
-    network, found = _network(config) if protocols else None, {}
-    for entry in protocols:
-        if entry.periodic and network:
-            settings = _settings(config, entry)
-            images = [digests[f"eval.{key}"] for key in _image_keys(entry)]
-            others = {key: value for key, value in settings._asdict().items() if key not in SOURCE_KEYS}
-            measured = hashlib.sha256(repr((images, others, read.preprocess(config))).encode()).hexdigest()[:16]
-            found[entry.name] = InLoop(entry.periodic(network, settings), measured)
-    return found
+    if not entries:
+        return {}
+    network, in_loop = _network(config), {}
+    for entry, periodic in entries:
+        settings = _settings(config, entry)
+        images = [digests[f"eval.{key}"] for key in _image_keys(entry)]
+        others = {key: value for key, value in settings._asdict().items() if key not in SOURCE_KEYS}
+        measured = hashlib.sha256(repr((images, others, read.preprocess(config))).encode()).hexdigest()[:16]
+        in_loop[entry.name] = InLoop(periodic(network, settings), measured)
+    return in_loop
 
 
 def attention(config: ConfigDict, directory: Location) -> Draw | None:

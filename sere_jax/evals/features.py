@@ -17,9 +17,9 @@ from sere_jax.evals.network import EvalError
 from sere_jax.types import Features, PyTree
 
 TOKENS = ("cls", "patches", "cls+patches")
+BLOCKS = "blocks"  # the cls token of every requested block, then the mean patch token of the last; for an `apply` that returns layers
 # On a CPU the images of a batch take turns, so that the activations of a turn stay in its caches: 4 images of 224 x 224 pixels.
 _TURN_PIXELS = 4 * 224 * 224
-BLOCKS = "blocks"  # the cls token of every requested block, then the mean patch token of the last; for an `apply` that returns layers
 
 
 class Extracted(NamedTuple):
@@ -56,7 +56,7 @@ def turn_size(shape: tuple[int, ...], devices: int) -> int:
 
 
 def in_turns(function: Callable[[jax.Array], PyTree], images: UInt8[Any, "b H W c"], size: int) -> PyTree:
-    """`function` of `size` images at a time, one turn after the other; it must treat every image by itself. The same as `function(images)`.
+    """The same as `function(images)`, computed for `size` images at a time. The function must treat every image by itself.
 
     >>> in_turns(lambda images: images.sum((1, 2, 3)), jnp.ones((5, 2, 2, 3), jnp.uint8), 2)
     Array([12, 12, 12, 12, 12], dtype=uint32)

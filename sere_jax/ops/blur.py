@@ -9,18 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 
-def gaussian_blur(image: Float[jax.Array, "H W c"], sigma: Float[jax.Array, ""], *, max_sigma: float) -> Float[jax.Array, "H W c"]:
+def blur_rows(rows: Float[jax.Array, "H c W"], sigma: Float[jax.Array, ""], max_sigma: float) -> Float[jax.Array, "H c W"]:
     """Blur of standard deviation `sigma` <= `max_sigma` pixels, border pixels repeated outwards, rounded to whole levels.
 
-    As two matrix products K_y X K_x^T with banded matrices, which suits matrix units and needs no gather. The
-    taps are those of Pillow's `GaussianBlur` (`blur_taps`). Pillow rounds between its passes, which makes a level or two, and
-    repeats the border anew in each, which makes up to a dozen within six pixels of a corner.
+    As two matrix products K_y X K_x^T with banded matrices, which suits matrix units and needs no gather. Channels lie between rows and
+    columns, so that both products take the image without a copy. The taps are those of Pillow's `GaussianBlur` (`blur_taps`). Pillow
+    rounds between its passes, which makes a level or two. It repeats the border anew in each, which makes up to a dozen within six
+    pixels of a corner.
     """
-    return jnp.swapaxes(blur_rows(jnp.swapaxes(image, 1, 2), sigma, max_sigma), 1, 2)
-
-
-def blur_rows(rows: Float[jax.Array, "H c W"], sigma: Float[jax.Array, ""], max_sigma: float) -> Float[jax.Array, "H c W"]:
-    """`gaussian_blur` of an image whose channels lie between rows and columns: both products then take it without a copy."""
     taps = blur_taps(sigma, max_sigma)
     highest = jax.lax.Precision.HIGHEST  # the default of some accelerators would round the weights to 8 bits
     down = jnp.einsum("yh,hcw->ycw", _band(taps, rows.shape[0]), rows, precision=highest)

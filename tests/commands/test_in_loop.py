@@ -54,8 +54,8 @@ def test_scores_are_compared_while_settings_and_images_stay(tmp_path: Any):
 
     def measured(place: Any = folder, **changed: Any) -> dict[str, str]:
         images = {"gallery": f"folder:{place}", "query": f"folder:{place}", "patch_train": train, "patch_test": train, **_NEIGHBOURS}
-        found = in_loop.evaluations(micro.config({"run": {"eval_every_steps": 3}, "eval": images | changed}))
-        return {name: evaluation.measured for name, evaluation in found.items()}
+        evaluations = in_loop.evaluations(micro.config({"run": {"eval_every_steps": 3}, "eval": images | changed}))
+        return {name: evaluation.measured for name, evaluation in evaluations.items()}
 
     before, moved = measured(), shutil.copytree(folder, tmp_path / "b")
     assert set(before) == {"knn", "patch_knn"} and measured(moved, attention_images=2) == before

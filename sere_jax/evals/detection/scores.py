@@ -64,9 +64,10 @@ def truth_of(annotations: Iterable[Annotation | None], classes: Sequence[str], c
     """The truth of a test set, from the annotations of its images in their order.
 
     Crowds, and objects that VOC calls difficult, count neither as found nor as missed. Objects are numbered from 1: COCO's rules take the
-    number 0 for none. An object without an area has that of its box. Raises EvalError for images whose objects are not annotated or
-    measured in shares of the image (an image of 1 x 1 pixels has boxes on whole pixels), for image numbers that occur twice, and for
-    test images without any object.
+    number 0 for none. An object without an area has that of its box.
+
+    Raises EvalError for images whose objects are not annotated or measured in shares of the image, for image numbers that occur twice,
+    and for test images without any object. (Boxes on whole pixels of an image of 1 x 1 are no shares.)
     """
     ids = tuple(class_ids) or tuple(range(1, len(classes) + 1))
     images: list[dict[str, Any]] = []

@@ -131,14 +131,14 @@ def held_out(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.
     4
     """
     rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), np.bool_)
+    out = np.zeros(len(labels), np.bool_)
     classes, counts = np.unique(labels[labels >= 0], return_counts=True)
     # Of classes with an image to spare: the share of the first k together, rounded. Differences are the classes' own.
     together = np.floor(share * np.cumsum(np.where(counts > 1, counts, 0)) + 0.5 + 1e-9).astype(np.int64)
-    for label, count, held in zip(classes, counts, np.diff(together, prepend=0), strict=True):
+    for label, count, size in zip(classes, counts, np.diff(together, prepend=0), strict=True):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        chosen[rows[: min(held, count - 1)]] = True
-    return chosen
+        out[rows[: min(size, count - 1)]] = True
+    return out
 
 
 def split(labels: Int[np.ndarray, " n"], share: float, seed: int) -> Bool[np.ndarray, " n"]:

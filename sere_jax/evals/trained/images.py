@@ -74,10 +74,10 @@ def open_parts(train: str, validation: str, test: str, *, select: str, share: fl
     if not isinstance(pair.gallery, Labelled):
         raise EvalError(f"select: found split, and {train!r} does not know its labels beforehand; expected validation or test")
     out = cached.split(pair.gallery.labels(), share, seed)
-    kept, chosen = (Selection(pair.gallery, np.flatnonzero(which)) for which in (~out, out))
+    fitted, selecting = (Selection(pair.gallery, np.flatnonzero(which)) for which in (~out, out))
     return Parts(
-        training._replace(source=kept),
-        Part(f"{share:.0%} of {train}, held out", chosen, pair.gallery_numbers),
+        training._replace(source=fitted),
+        Part(f"{share:.0%} of {train}, held out", selecting, pair.gallery_numbers),
         tested,
         pair.classes,
         in_both,

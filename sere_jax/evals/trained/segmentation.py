@@ -80,12 +80,12 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
 
 def _how(settings: Settings) -> str:
     limits = f"the sides fit into {max(settings.limits)} x {min(settings.limits)} pixels"
-    flipped = ", the mean of image and mirror image" if settings.test_flip else ""
+    means = ", the mean of image and mirror image" if settings.test_flip else ""
     if settings.test_scales != (1.0,):
-        flipped += f", the mean over these limits times {', '.join(f'{scale:g}' for scale in settings.test_scales)}"
+        means += f", the mean over these limits times {', '.join(f'{scale:g}' for scale in settings.test_scales)}"
     if settings.stride:
-        return f"test: {limits}, windows of {settings.size} pixels every {settings.stride}{flipped}; scores are of the last step"
-    return f"test: {limits}, the whole image at once{flipped}; scores are of the last step"
+        return f"test: {limits}, windows of {settings.size} pixels every {settings.stride}{means}; scores are of the last step"
+    return f"test: {limits}, the whole image at once{means}; scores are of the last step"
 
 
 def _row(
