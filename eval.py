@@ -101,7 +101,7 @@ def _evaluate(config: ConfigDict, directory: str) -> int:
             table.say(f"reading {path}")
             networks.append(load(path))
         with writing_to(directory) as workdir:
-            evaluate.run(config, networks, workdir)
+            evaluate.run(config, networks, workdir, command_line.launch(sys.argv, config))
     except fit.Stopped as stopped:  # an evaluation that trains; the same command goes on
         table.say(str(stopped))
         return 0

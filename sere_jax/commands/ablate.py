@@ -34,6 +34,7 @@ from sere_jax.config import check as rules
 from sere_jax.config import lengths, unread
 from sere_jax.config.arguments import said_keys
 from sere_jax.config.keys import KEYS, MACHINE_KEYS
+from sere_jax.config.launch import Launch
 from sere_jax.config.names import flatten
 from sere_jax.data.batches.maker import UnreadableData
 from sere_jax.data.images.decode import BadImage
@@ -56,6 +57,7 @@ class Run(NamedTuple):
     seed: int
     config: ConfigDict
     workdir: Location
+    launch: Launch  # what the row's config was before --data and --steps changed it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,12 +149,13 @@ def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterat
                 config = tables.get_config(argument)
             except ValueError as error:
                 raise Refused(f"table {table}, row {row}: {error}") from error
+            launch = Launch(frozenset({"data.source"}), file=f"{options.config}:{argument}", values=flatten(config))
             config.data.source = options.data
             _leave_unread(config, options.set)
             if options.steps and (config.schedule.epochs or config.schedule.total_steps):
                 images = images or len(open_source(options.data))
                 _shorten(config, options.steps, pretraining.steps(config, images))
-            yield Run(table, row, seed, config, path_of(options.workdir) / "rows" / _key(config))
+            yield Run(table, row, seed, config, path_of(options.workdir) / "rows" / _key(config), launch)
 
 
 def _leave_unread(config: ConfigDict, changes: str) -> None:
@@ -224,12 +227,12 @@ def _measured(run: Run, evaluations: Sequence[Evaluation]) -> Measured:
     try:
         if not _trained(run.workdir, length.total):
             print(f"{title}: training in {run.workdir}", flush=True)
-            pretrain.train(run.config, str(run.workdir))
+            pretrain.train(run.config, str(run.workdir), launch=run.launch)
         try:
             return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
         except checkpoint.DamagedCheckpoint as error:
             print(f"{title}: {error}; going on from the checkpoint before it", flush=True)
-            pretrain.train(run.config, str(run.workdir))  # sets it aside
+            pretrain.train(run.config, str(run.workdir), launch=run.launch)  # sets it aside
             return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
     except _BAD_RUN as error:
         print(f"{title}: {error}", file=sys.stderr)

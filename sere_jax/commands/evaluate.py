@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from sere_jax.buckets import Location, is_address
 from sere_jax.build import pretraining
 from sere_jax.commands import identity
 from sere_jax.config import check as rules
+from sere_jax.config.launch import Launch
 from sere_jax.config.names import flatten
 from sere_jax.config.saved import completed
 from sere_jax.data.crops.views import ViewRecipe
@@ -26,7 +28,9 @@ from sere_jax.evals.network import Network
 from sere_jax.evals.network import digest as network_digest
 from sere_jax.weights.backbone import load_backbone
 from sere_jax.weights.read import read_weights
-from sere_jax.writing import place
+from sere_jax.writing import place, replacing
+
+_NO_LAUNCH = Launch()
 
 
 def load(path: str, *, network: str = "", heads: int = 0, ignore: Sequence[str] = ()) -> Network:
@@ -138,13 +142,18 @@ def feed(config: ConfigDict, training: ConfigDict | None, run: str = "") -> Feed
     )
 
 
-def run(config: ConfigDict, networks: Sequence[Network], workdir: Location) -> None:
+def run(config: ConfigDict, networks: Sequence[Network], workdir: Location, launch: Launch = _NO_LAUNCH) -> None:
     """Run the config's protocol on the networks; results go below `workdir`.
+
+    eval/launches/PROTOCOL.json says how the config differs from its file (`Launch.record`).
 
     Raises OtherProcessError where processes have other settings, images, networks or another workdir.
     """
     _check_same(config, networks, workdir)
     protocols.protocol(config.protocol).run(distinct(networks), workdir, settings(config, networks))
+    if jax.process_index() == 0:
+        with replacing(workdir / "eval" / "launches" / f"{config.protocol}.json") as temporary:
+            temporary.write_text(json.dumps(launch.record(config), indent=2) + "\n", encoding="utf-8")
 
 
 def _check_same(config: ConfigDict, networks: Sequence[Network], workdir: Location) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -17,6 +18,7 @@ from sere_jax.buckets import Location
 from sere_jax.build import pretraining
 from sere_jax.build.optimizer import optimizer_schedules
 from sere_jax.config import check as rules
+from sere_jax.config.launch import Launch
 from sere_jax.config.names import flatten
 from sere_jax.config.saved import completed
 from sere_jax.data.sources import listing
@@ -24,6 +26,7 @@ from sere_jax.data.sources.example import Source
 from sere_jax.data.sources.open import open_source
 from sere_jax.train.checkpoint import read_meta
 from sere_jax.train.checkpoint_manager import Checkpoints
+from sere_jax.train.lock import WorkdirError
 from sere_jax.train.versions import versions
 from sere_jax.writing import replacing
 
@@ -106,6 +109,28 @@ def check_step(config: ConfigDict, data: Data, checkpoints: Location, step: int,
         raise rules.ConfigError(differences, heading=heading)
     before = _Before(saved, meta["identity"]["data"], step, directory)
     return [*_changed_versions(meta["versions"]), *_changed_data(config, data, before, flag)]
+
+
+def write_facts(config: ConfigDict, launch: Launch, data: Data, directory: Location) -> None:
+    """Write what a run is to its workdir. All processes call it, and process 0 writes.
+
+    Beside the files of `keep_entries`: config.json is the whole config, and launch.json says what differs from its file. Both are
+    of the newest start. Raises WorkdirError where they cannot be written, on the other processes OtherProcessError.
+    """
+    with distributed.together():
+        if jax.process_index() == 0:
+            _write_facts(config, launch, data, directory)
+
+
+def _write_facts(config: ConfigDict, launch: Launch, data: Data, directory: Location) -> None:
+    texts = {"config.json": rules.to_json(config), "launch.json": json.dumps(launch.record(config), indent=2, allow_nan=False)}
+    try:
+        for name, text in texts.items():
+            with replacing(directory / name) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
+        keep_entries(data, directory)
+    except OSError as error:
+        raise WorkdirError(f"{directory}: nothing can be written there ({error.strerror}); expected a directory to write to") from error
 
 
 def keep_entries(data: Data, directory: Location) -> None:

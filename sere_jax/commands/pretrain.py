@@ -35,7 +35,7 @@ from sere_jax.train import bad_steps
 from sere_jax.train.checkpoint_manager import Checkpoints
 from sere_jax.train.evaluations import Periodic
 from sere_jax.train.fit import fit
-from sere_jax.train.lock import WorkdirError, locked
+from sere_jax.train.lock import locked
 from sere_jax.train.meter import Limits
 from sere_jax.train.scores import Best
 from sere_jax.train.signals import Signals
@@ -44,7 +44,7 @@ from sere_jax.train.tracing import TracedSteps
 from sere_jax.types import PyTree, Views
 from sere_jax.weights import warm_start
 from sere_jax.weights.warm_start import WarmStart
-from sere_jax.writing import place, replacing
+from sere_jax.writing import place
 
 _NO_LAUNCH = Launch()
 
@@ -58,9 +58,9 @@ def train(
 ) -> State:
     """Pre-train as the config says, going on from the newest checkpoint of `workdir`; return the final state.
 
-    `workdir` gets config.json, data.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations` makes what runs by the cadence of
-    `run.eval_every_steps` or `run.eval_every_epochs`, by name. `signals` are the program's, which listen since its start; None = listen
-    while the steps run. Where `launch` made the run shorter than the config file does, the file's durations that do not fit are
+    `workdir` gets config.json, launch.json, data.json, metrics.jsonl, tensorboard/ and checkpoints/. `evaluations` makes what runs by the
+    cadence of `run.eval_every_steps` or `run.eval_every_epochs`, by name. `signals` are the program's, which listen since its start; None =
+    listen while the steps run. Where `launch` made the run shorter than the config file does, the file's durations that do not fit are
     shortened in `config`, and a line says so.
 
     Raises:
@@ -91,7 +91,7 @@ def train(
             if jax.process_index() == 0:
                 stack.enter_context(locked(directory))
                 print("".join(f"note: {line}\n" for line in shortened), end="")
-        return _train(config, directory, evaluated, signals, source, length, data)
+        return _train(config, directory, evaluated, signals, source, length, data, launch)
 
 
 def _train(
@@ -102,6 +102,7 @@ def _train(
     source: Source,
     length: pretraining.Steps,
     data: identity.Data,
+    launch: Launch,
 ) -> State:
     references = pretraining.objective(config, length).references
     with (
@@ -110,9 +111,7 @@ def _train(
     ):
         changed = identity.check_resumed(config, data, checkpoints, directory)
         start = _warm_start(config, length, checkpoints)
-        with distributed.together():
-            if jax.process_index() == 0:
-                _write_facts(config, data, directory)
+        identity.write_facts(config, launch, data, directory)
         if jax.process_index() == 0 and signals is not None:
             signals.say = progress.note
         mesh = sharding.make_mesh(config.run.fsdp)
@@ -260,15 +259,6 @@ def _warm_start(config: ConfigDict, length: pretraining.Steps, checkpoints: Chec
         return None
     with distributed.together():  # the file may be missing or of another network on one machine
         return warm_start.read(config, pretraining.abstract_state(config, length))
-
-
-def _write_facts(config: ConfigDict, data: identity.Data, directory: Location) -> None:
-    try:
-        with replacing(directory / "config.json") as temporary:
-            temporary.write_text(rules.to_json(config) + "\n", encoding="utf-8")
-        identity.keep_entries(data, directory)
-    except OSError as error:
-        raise WorkdirError(f"{directory}: nothing can be written there ({error.strerror}); expected a directory to write to") from error
 
 
 def _batches(config: ConfigDict, source: Source, length: pretraining.Steps, start_step: int) -> Iterator[Views]:

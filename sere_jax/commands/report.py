@@ -1,8 +1,8 @@
 """One HTML page of runs: python -m sere_jax report --workdir=DIR[,DIR...] [--output=FILE]
 
-The page needs no network: settings that differ, curves beside their values when nothing is learned, speed, tables of all
-evaluations, figures. A DIR is the workdir of a run, or a directory that eval.py wrote to. Files that cannot be read
-are named in the page. Exit code 2: a DIR holds nothing to report.
+The page needs no network: what differs from the config files and from the defaults, curves beside their values when nothing is
+learned, speed, tables of all evaluations, figures. A DIR is the workdir of a run, or a directory that eval.py wrote to. Files that
+cannot be read are named in the page. Exit code 2: a DIR holds nothing to report.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sere_jax.buckets import is_address
-from sere_jax.config.keys import KEYS
+from sere_jax.commands.report_settings import launch_note, settings
 from sere_jax.reporting import chart, page, screen
 from sere_jax.reporting.kinds import kind_of
 from sere_jax.reporting.workdir import Run, read_run, state
@@ -117,7 +117,7 @@ def references(run: Run) -> dict[str, float]:
 
 def report(runs: Sequence[Run], nothing_learned: Mapping[str, Mapping[str, float]]) -> str:
     """The page as text, at most `LIMIT` bytes: figures that do not fit are named instead."""
-    sections = [("runs", "Runs", _overview(runs)), ("settings", "Settings", "".join(_settings(runs)))]
+    sections = [("runs", "Runs", _overview(runs)), ("settings", "Settings", "".join(settings(runs)))]
     sections += [(f"curves-{kind}", heading, content) for kind, heading in _KINDS if (content := _curves(runs, kind, nothing_learned))]
     sections += [("evaluations", "Evaluations", content)] if (content := "".join(_evaluations(runs))) else []
     title = "Report on " + ", ".join(run.name for run in runs)
@@ -155,33 +155,6 @@ def newest_scores(run: Run, most: int = 2) -> str:
 def _model(config: Mapping[str, Any]) -> str:
     words = [config.get(key) for key in ("model.name", "model.variant")]
     return " ".join(str(word) for word in words if word)
-
-
-def _settings(runs: Sequence[Run]) -> Iterator[str]:
-    """Keys that differ from their defaults or between the runs."""
-    trained = [run for run in runs if run.config]
-    if not trained:
-        yield page.note("no directory of this report holds a config.json")
-        return
-
-    def cell(run: Run, key: str) -> str:
-        return str(run.config[key]) if key in run.config else "not saved"
-
-    defaults = {path: key.default for path, key in KEYS.items()}
-    rows = []
-    for key in dict.fromkeys(name for run in trained for name in run.config):
-        values = [cell(run, key) for run in trained]
-        default = _as_saved(defaults[key]) if key in defaults else ""
-        if len(set(values)) > 1 or values[0] != default:
-            rows.append([key, default, *values])
-    yield page.table(
-        "Settings that differ from their defaults or between runs", ["key", "default", *(run.name for run in trained)], rows, True
-    )
-    yield page.note("All other settings have their defaults; config.json in each workdir has every key.")
-
-
-def _as_saved(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _curves(runs: Sequence[Run], kind: str, nothing_learned: Mapping[str, Mapping[str, float]]) -> str:
@@ -223,6 +196,7 @@ def _evaluations(runs: Sequence[Run]) -> Iterator[str]:
                 columns += [f"{run.name}: {_label(result)}" for result in results]
                 scores += [dict(_numbers({key: value for key, value in result.items() if key not in _ABOUT})) for result in results]
                 notes += [str(line) for line in run.evaluations[protocol].get("notes", [])]
+                notes += [line] if (line := launch_note(run.name, run.launches.get(protocol))) else []
         names = dict.fromkeys(name for result in scores for name in result)
         rows = [[name, *(f"{result[name]:.4g}" if name in result else "" for result in scores)] for name in names]
         yield f"<h3>{page.escape(protocol)}</h3>" + page.table(f"Scores of {protocol}", ["score", *columns], rows)

@@ -102,18 +102,19 @@ def said(argv: Sequence[str], config: ConfigDict) -> set[str]:
 
 
 def launch(argv: Sequence[str], config: ConfigDict, flag_values: flags.FlagValues = flags.FLAGS) -> Launch:
-    """The keys that a program's command line gives, and the length of the run without them. `config` is the result of `parse`."""
+    """The keys that a command line gives, its config file, and the length of the run without them. `config` is the result of `parse`."""
     arguments = flag_values.read_flags_from_files(list(argv[1:]), force_gnu=False)
     tokens = [token for _, _, used in _pairs(arguments, config, flag_values) for token in used]
-    keys = frozenset(said(tokens, config))
-    if not keys & {EPOCHS, STEPS}:
-        return Launch(keys)
     spec = next(token.partition("=")[2] for token in tokens if token.startswith("--config="))
+    of_file, _, _ = _load(spec)
+    result = Launch(frozenset(said(tokens, config)), file=spec, values=flatten(of_file) if of_file is not None else {})
+    if not result.said & {EPOCHS, STEPS}:
+        return result
     file, _, argument = spec.partition(":")
     paths = flatten(config)
     others = [part for part in split(argument) if matching(part.strip().partition("=")[0], paths) not in ([EPOCHS], [STEPS])]
     before, _, _ = _load(f"{file}:{','.join(others)}" if others else file)
-    return Launch(keys) if before is None else Launch(keys, before.schedule.epochs, before.schedule.total_steps)
+    return result if before is None else result._replace(epochs=before.schedule.epochs, total_steps=before.schedule.total_steps)
 
 
 def preflight(argv: Sequence[str], required: Sequence[str], flag_values: flags.FlagValues) -> tuple[list[str], list[str]]:

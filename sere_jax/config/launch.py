@@ -38,22 +38,43 @@ def adjustments() -> Iterator[list[str]]:
 
 
 class Launch(NamedTuple):
-    """The keys that a launch gives, and the length that the run has without them.
+    """The keys that a launch gives, the length that the run has without them, and the config file.
 
     Attributes:
-      said: full paths of the keys.
+      said: full paths of the keys, in the file's argument and as overrides.
       epochs, total_steps: `schedule.epochs` and `schedule.total_steps` without the launch. As everywhere, steps come first.
+      file: the config file with its argument, as it was written; "" where a program made the config.
+      values: what this file gives with its argument, by the full paths of the keys.
     """
 
     said: frozenset[str] = frozenset()
     epochs: int = 0
     total_steps: int = 0
+    file: str = ""
+    values: Mapping[str, Any] = {}
 
     @property
     def to_fit(self) -> frozenset[str]:
         """The durations that `fitted` may still shorten, so that their length is no mistake before the data is open."""
         in_other_units = EPOCHS in self.said and self.total_steps > 0
         return frozenset(lengths.DURATION_KEYS) - self.said if in_other_units else frozenset()
+
+    def record(self, config: ConfigDict) -> dict[str, Any]:
+        """The config file, and each key whose value in `config` is another than the file's. For `launch.json`, which reports read.
+
+        Values changed by the command line are told from those that `settle` and `fitted` changed because of it.
+
+        >>> launch = Launch(frozenset({"seed"}), file="configs/small.py:workers=0", values={"seed": 0, "data.workers": 0})
+        >>> launch.record(ConfigDict({"seed": 3, "data": {"workers": 0}}))["changed"]
+        {'seed': {'file': 0, 'run': 3, 'by': 'command line'}}
+        """
+        values = flatten(config) if self.file else {}
+        changed = {
+            key: {"file": self.values[key], "run": value, "by": "command line" if key in self.said else "what follows from it"}
+            for key, value in values.items()
+            if key in self.values and self.values[key] != value
+        }
+        return {"config_file": self.file, "changed": changed}
 
 
 def both_lengths(said: Collection[str]) -> list[str]:

@@ -25,6 +25,22 @@ class Series(NamedTuple):
     reference: float | None = None  # its value when nothing is learned, where a metric NAME/random tells it
 
 
+class Change(NamedTuple):
+    """A key whose value is not the config file's."""
+
+    key: str
+    file: Any  # its value in the file
+    run: Any
+    by: str  # "command line", or "what follows from it"
+
+
+class Launched(NamedTuple):
+    """How a config was launched, as launch.json of a run and eval/launches/PROTOCOL.json say it."""
+
+    config_file: str  # with its argument; "" where a program made the config
+    changed: tuple[Change, ...]
+
+
 class Run(NamedTuple):
     """The contents of one workdir; a directory of evaluations alone has no config and no metrics."""
 
@@ -36,6 +52,8 @@ class Run(NamedTuple):
     figures: tuple[Path, ...]
     total_steps: int  # the length of the run, 0 where its files do not say it
     unreadable: tuple[str, ...]  # files and settings that could not be read, with the reason
+    launched: Launched | None = None  # None: the run is of a version that did not save it
+    launches: Mapping[str, Launched] = {}  # of the evaluations, by protocol
 
     @property
     def step(self) -> int:
@@ -47,15 +65,20 @@ def read_run(directory: Path, name: str = "") -> Run:
     """Read one workdir. Files that cannot be read are listed in `unreadable`. Raises FileNotFoundError where there is nothing to report."""
     unreadable: list[str] = []
     config = dict(_flat(_json(directory / "config.json", unreadable)))
+    launched = _launched(directory / "launch.json", unreadable)
+    evaluations = dict(_evaluations(directory / "eval", unreadable))
+    launches = {name: _launched(directory / "eval" / "launches" / f"{name}.json", unreadable) for name in evaluations}
     run = Run(
         name or directory.name,
         directory,
         config,
         read_metrics(directory / "metrics.jsonl", unreadable),
-        dict(_evaluations(directory / "eval", unreadable)),
+        evaluations,
         tuple(sorted((directory / "figures").glob("*.png"))),
         _total_steps(config, directory, unreadable),
         tuple(unreadable),
+        launched,
+        {name: found for name, found in launches.items() if found is not None},
     )
     if not (run.config or run.metrics or run.evaluations or run.figures or (unreadable and os.path.isdir(directory))):
         raise FileNotFoundError(f"{directory}: found neither config.json, metrics.jsonl, eval/*.json nor figures/*.png; expected a workdir")
@@ -117,6 +140,19 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86_400:.0f} days"
+
+
+def _launched(path: Path, unreadable: list[str]) -> Launched | None:
+    """What a launch's file says; None where there is none or it cannot be used."""
+    content = _json(path, unreadable)
+    if not content:
+        return None
+    try:
+        changes = [Change(key, change["file"], change["run"], str(change["by"])) for key, change in content["changed"].items()]
+        return Launched(str(content["config_file"]), tuple(changes))
+    except (KeyError, TypeError, AttributeError):
+        unreadable.append(f"{path}: expected config_file, and for each key of changed its values file and run, and by")
+        return None
 
 
 def _total_steps(config: Mapping[str, Any], directory: Path, unreadable: list[str]) -> int:

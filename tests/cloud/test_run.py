@@ -94,7 +94,8 @@ def test_the_files_are_those_of_a_run_on_a_disk(runs):
         assert _names(f"{remote}/{name}") == _names(local / name)
     assert {name.partition(".tfevents")[0] for name in _names(f"{remote}/tensorboard")} == {"events.out"}
     assert len(_names(f"{remote}/tensorboard")) == 2  # one a start
-    assert json.loads((place(remote) / "config.json").read_text()) == json.loads((local / "config.json").read_text())
+    for name in ("config.json", "launch.json"):
+        assert json.loads((place(remote) / name).read_text()) == json.loads((local / name).read_text())
 
 
 def test_a_backbone_is_loaded_exported_and_extracted(runs, bucket, tmp_path, capsys):

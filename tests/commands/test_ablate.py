@@ -88,8 +88,11 @@ def quick(monkeypatch) -> list[str]:
     """No training and no evaluation, only their traces: which recipes were trained, in order."""
     trained: list[str] = []
 
-    def train(config, workdir):
+    def train(config, workdir, launch):
         trained.append(config.recipe)
+        changed = launch.record(config)["changed"]
+        assert launch.file.startswith("configs/ablation.py:table=") and changed["data.source"]["by"] == "command line"
+        assert ("row=none" in launch.file) == ("schedule.total_steps" not in changed)  # it trains nothing; --steps shortens the others
         if config.recipe == "channel":
             raise TooManyBadSteps("11 bad steps")
         Path(workdir).mkdir(parents=True)
@@ -141,7 +144,7 @@ def test_a_finished_row_with_damaged_arrays_goes_on_from_the_checkpoint_before(c
 
     monkeypatch.setattr(evaluate, "load", load)
     monkeypatch.setattr(
-        ablate.pretrain, "train", lambda config, workdir: (quick.append(workdir), Path(workdir).mkdir(parents=True, exist_ok=True))
+        ablate.pretrain, "train", lambda config, workdir, launch: (quick.append(workdir), Path(workdir).mkdir(parents=True, exist_ok=True))
     )
     here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
     assert ablate.main(["--table=8", "--rows=none", *here]) == 0

@@ -24,6 +24,8 @@ from sere_jax.build import pretraining
 from sere_jax.commands import pretrain
 from sere_jax.commands.in_loop import InLoop
 from sere_jax.config.check import ConfigError
+from sere_jax.config.launch import Launch
+from sere_jax.config.names import flatten
 from sere_jax.data.sources.open import open_source
 from sere_jax.train.checkpoint import read_state
 from sere_jax.train.fit import Stopped
@@ -101,6 +103,10 @@ def records(workdir: Path) -> dict[int, dict]:
     return {row["step"]: row for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
 
 
+def launched(workdir: Path) -> dict:
+    return json.loads((workdir / "launch.json").read_text())
+
+
 def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Real runs in one process: stopped by a signal at step 3, gone on with, finished; another config is refused."""
     config = quickstart.get_config()
@@ -115,10 +121,20 @@ def test_train_stop_go_on_and_refuse_another_config(tmp_path: Path, monkeypatch:
         time.sleep(5)
         yield "sum", 0.0
 
+    launch = Launch(
+        frozenset({"run.log_every_steps"}), file="configs/quickstart.py:x", values=flatten(config) | {"run.eval_every_steps": 9}
+    )
     whole = pretrain.train(config, str(tmp_path / "a"), lambda _: {"score": InLoop(score)})
     with pytest.raises(Stopped, match="after step 3 of 5"):
-        pretrain.train(config, str(tmp_path / "b"), lambda _: {"score": InLoop(stop)})
-    resumed = pretrain.train(config, "~/b", lambda _: {"score": InLoop(score)})
+        pretrain.train(config, str(tmp_path / "b"), lambda _: {"score": InLoop(stop)}, launch=launch)
+    following = {"run.eval_every_steps": {"file": 9, "run": 3, "by": "what follows from it"}}
+    assert launched(tmp_path / "b") == {"config_file": "configs/quickstart.py:x", "changed": following}
+    config.run.log_every_steps, logged = config.run.log_every_steps + 1, config.run.log_every_steps
+    resumed = pretrain.train(config, "~/b", lambda _: {"score": InLoop(score)}, launch=launch)
+    changed = {"run.log_every_steps": {"file": logged, "run": logged + 1, "by": "command line"}}
+    assert launched(tmp_path / "b")["changed"] == following | changed  # of the newest start, as config.json is
+    config.run.log_every_steps = logged
+    assert launched(tmp_path / "a") == {"config_file": "", "changed": {}}
     micro.assert_equal(micro.copies(resumed), micro.copies(whole))
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5] and {"sum", "loss"} <= records(tmp_path / "b")[3].keys()

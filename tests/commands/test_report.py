@@ -54,6 +54,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("runs")
     first = made_runs.workdir(root / "dino", **{"optimizer.base_lr": 0.002})
     second = made_runs.workdir(root / "sere", steps=7, figures=0)
+    (second / "launch.json").write_text(json.dumps({"config_file": "configs/small.py", "changed": {}}))
+    (first / "eval" / "launches").mkdir()
+    evaluated = {"config_file": "configs/eval/logistic.py:bundled", "changed": {"cs": {"file": [1.0], "run": [2.0], "by": "command line"}}}
+    (first / "eval" / "launches" / "logistic.json").write_text(json.dumps(evaluated))
     assert report.main([f"--workdir={first},{second}"]) == 0
     return (first / "report.html").read_text()
 
@@ -67,6 +71,11 @@ def test_the_page_shows_settings_curves_scores_and_figures_of_all_runs(page: str
     assert "0.05 when nothing is learned" in text  # from NAME/random
     assert "4.159 when nothing is learned" in text  # dino: ln 64, of the config's 64 prototypes
     assert "dino: <random>" in text and "5 images & more" in text
+    assert "dino: changes of configs/small.py:source=<mine>" in text and "sere: config file configs/small.py; nothing was changed" in text
+    rows = re.findall(r'<tr><th scope="row">([^<]+)</th><td class="text">([^<]*)</td><td class="text">([^<]*)</td><td [^>]*>([^<]+)', page)
+    assert ("schedule.epochs", "100", "20", "command line") in rows
+    assert ("optimizer.warmup_epochs", "10", "2", "what follows from it") in rows
+    assert "dino: config file configs/eval/logistic.py:bundled; changed: cs: [1.0] -> [2.0] (command line)" in text
     assert {"Losses", "Accuracies while training", "Entropies", "Throughput and waiting for data", "Evaluations", "Figures"} <= set(
         re.findall(r"<h2[^>]*>([^<]+)</h2>", page)
     )
@@ -135,6 +144,19 @@ def test_twelve_runs_are_told_apart_and_odd_scores_are_shown(tmp_path):
         "three principal components of the patch features as colours",
         "upernet of run: image, true and predicted classes, and errors of some test images",
     ]
+
+
+def test_a_run_whose_launch_is_not_known_is_reported(tmp_path):
+    """Of an older version, of a program that made the config, and with a damaged file."""
+    old, program, damaged = (made_runs.workdir(tmp_path / name, steps=3, figures=0) for name in ("old", "program", "damaged"))
+    (old / "launch.json").unlink()
+    (program / "launch.json").write_text('{"config_file": "", "changed": {}}')
+    (damaged / "launch.json").write_text('{"config_file": "x.py", "changed": [3]}')
+    assert report.main([f"--workdir={old},{program},{damaged}", f"--output={tmp_path / 'page.html'}"]) == 0
+    text = " ".join(_Page((tmp_path / "page.html").read_text()).text.split())
+    assert "old: which config file it was launched with was not saved" in text
+    assert "program: a program made its config, there is no config file" in text
+    assert "damaged: which config file" in text and "damaged/launch.json: expected config_file" in text
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path, capsys):

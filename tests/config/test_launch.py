@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import Any
 
 import pytest
@@ -115,18 +116,38 @@ def test_a_file_s_own_contradiction_is_refused():
 
 def test_a_launch_is_read_however_its_flags_are_written():
     config, _ = _launch("small", "source=bundled,total_steps=300")
-    expected = Launch(frozenset({"data.source", "schedule.total_steps"}), 100, 1200)
-    for argv in (
-        ["--config=configs/small.py:source=bundled,total_steps=300"],
-        ["--config", "configs/small.py:total_steps=300", "--config.data.source", "bundled"],
-        ["-config=configs/small.py", "--config.schedule.total_steps", "300", "--config.data.source=bundled"],
+    for file, argv in (
+        ("configs/small.py:source=bundled,total_steps=300", ["--config=configs/small.py:source=bundled,total_steps=300"]),
+        ("configs/small.py:total_steps=300", ["--config", "configs/small.py:total_steps=300", "--config.data.source", "bundled"]),
+        ("configs/small.py", ["-config=configs/small.py", "--config.schedule.total_steps", "300", "--config.data.source=bundled"]),
     ):
         values = flags.FlagValues()
         command_line.define_config(values)
-        assert command_line.launch(["train.py", *argv], config, values) == expected
+        launch = command_line.launch(["train.py", *argv], config, values)
+        assert launch[:4] == (frozenset({"data.source", "schedule.total_steps"}), 100, 1200, file)
+        assert launch.values["schedule.total_steps"] == (300 if "total" in file else 1200)
     config, _ = _launch("ablation", "table=8,row=all,source=bundled,total_steps=300")
     argv = ["train.py", "--config=configs/ablation.py:table=8,row=all,source=bundled,total_steps=300"]
-    assert command_line.launch(argv, config)[1:] == (100, 0)
+    assert command_line.launch(argv, config)[1:3] == (100, 0)
+
+
+def test_what_differs_from_the_config_file_is_recorded_with_the_reason():
+    """20 of 100 epochs by an override: the temperature's 30 epochs follow. What the file's argument gives is the file's."""
+    argv = ["train.py", "--config=configs/ibot_vits16.py:source=bundled,seed=3", "--workdir=w", "--config.schedule.epochs=20"]
+    values = flags.FlagValues()
+    command_line.define_config(values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    assert command_line.parse(argv, flag_values=values) == []
+    config = values["config"].value
+    record = json.loads(json.dumps(command_line.launch(argv, config, values).record(config)))
+    assert record == {
+        "config_file": "configs/ibot_vits16.py:source=bundled,seed=3",
+        "changed": {
+            "schedule.epochs": {"file": 100, "run": 20, "by": "command line"},
+            "dino.warmup_teacher_temp_epochs": {"file": 30, "run": 6, "by": "what follows from it"},
+        },
+    }
+    assert Launch(frozenset({"seed"})).record(config) == {"config_file": "", "changed": {}}
 
 
 @given(

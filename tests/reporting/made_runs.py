@@ -12,6 +12,14 @@ from PIL import Image
 from sere_jax.config.check import to_json
 from tests import micro
 
+LAUNCH = {
+    "config_file": "configs/small.py:source=<mine>",
+    "changed": {
+        "schedule.epochs": {"file": 100, "run": 20, "by": "command line"},
+        "optimizer.warmup_epochs": {"file": 10, "run": 2, "by": "what follows from it"},
+    },
+}
+
 
 def workdir(directory: Path, *, steps: int = 40, figures: int = 1, side: int = 64, **changes: object) -> Path:
     """One workdir; `changes` are keys of its config."""
@@ -20,6 +28,7 @@ def workdir(directory: Path, *, steps: int = 40, figures: int = 1, side: int = 6
     (directory / "eval").mkdir(parents=True)
     (directory / "figures").mkdir()
     (directory / "config.json").write_text(to_json(config))
+    (directory / "launch.json").write_text(json.dumps(LAUNCH))
     lines = [
         {
             "step": step,

@@ -14,6 +14,8 @@ from PIL import Image
 
 from configs.eval import patch_knn, patch_logistic
 from sere_jax.commands import evaluate
+from sere_jax.config.launch import Launch
+from sere_jax.config.names import flatten
 from sere_jax.data.annotations.maps import decode_label_map
 from sere_jax.evals.frozen import knn, patch_data
 from sere_jax.evals.frozen.patch_votes import Gallery
@@ -67,7 +69,12 @@ def test_a_protocol_segments_coloured_rectangles(protocol, sources, tmp_path):
     config.update({"train": train, "test": test, "size": 32, "batch_size": 4, "save_predictions": True, "panels": 2, "held_out": 0.3})
     if "cs" in config:
         config.cs = (0.01, 1.0)
-    evaluate.run(config, [micro_network.network()], tmp_path)
+    launch = Launch(frozenset({"size"}), file="configs/eval/x.py:a=1", values=flatten(config) | {"size": 0})
+    evaluate.run(config, [micro_network.network()], tmp_path, launch)
+    assert json.loads((tmp_path / "eval" / "launches" / f"{config.protocol}.json").read_text()) == {
+        "config_file": "configs/eval/x.py:a=1",
+        "changed": {"size": {"file": 0, "run": 32, "by": "command line"}},
+    }
     report = json.loads((tmp_path / "eval" / f"{config.protocol}.json").read_text())
     raw, random, network = report["results"]
     assert (raw["name"], random["name"], network["name"]) == ("raw pixels", "random init", "micro")

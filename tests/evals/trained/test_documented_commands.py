@@ -81,6 +81,9 @@ def test_a_set_is_prepared_trained_on_and_scored_as_documented(
         execute([*command, *(f"--config.{change}" for change in SMALL[name])], tmp_path)
         report = json.loads((tmp_path / "RUN" / "eval" / f"{name}.json").read_text())
         check(command, report, miniature, tmp_path)
+        launched = json.loads((tmp_path / "RUN" / "eval" / "launches" / f"{name}.json").read_text())
+        assert f"--config={launched['config_file']}" in command
+        assert set(launched["changed"]) <= {change.partition("=")[0] for change in SMALL[name]} | {"submission"} and launched["changed"]
     if prepared == "S":
         with zipfile.ZipFile(tmp_path / "RUN" / "eval" / "imagenet_s-run-submission.zip") as archive:
             assert archive.namelist() == [f"{wnid}/{wnid}_{number}.png" for number, wnid in enumerate(real_layouts.WNIDS)]
