@@ -163,16 +163,23 @@ def _curves(runs: Sequence[Run], kind: str, nothing_learned: Mapping[str, Mappin
         return ""
     charts = []
     for number, name in enumerate(names):
-        lines = [chart.Line(run.name, *run.metrics[name][:2], place) for place, run in enumerate(runs) if name in run.metrics]
-        values = [nothing_learned.get(run.name, {}).get(name, run.metrics[name].reference) for run in runs if name in run.metrics]
-        reference = values[0] if len(set(values)) == 1 else None  # one line would be wrong for runs of different sizes
-        beside = "" if reference is None else f"; {reference:.4g} when nothing is learned (dotted)"
-        drawn = chart.draw(f"{kind}-{number}", name, lines, reference)
-        last = ", ".join(f"{line.name} {line.values[-1]:.4g}" for line in lines)
-        charts.append(
-            f"<figure>{drawn}<figcaption><strong>{page.escape(name)}</strong>: {page.escape(last + beside)}</figcaption></figure>"
-        )
+        lines = []
+        for style, run in enumerate(runs):
+            if name in run.metrics:
+                steps, values, random = run.metrics[name]
+                lines.append(chart.Line(run.name, steps, values, style, nothing_learned.get(run.name, {}).get(name, random)))
+        drawn, text = chart.draw(f"{kind}-{number}", name, lines), page.escape(_values(lines))
+        charts.append(f"<figure>{drawn}<figcaption><strong>{page.escape(name)}</strong>: {text}</figcaption></figure>")
     return _key(runs) + f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _values(lines: Sequence[chart.Line]) -> str:
+    """The last value of each curve, beside the one when nothing is learned: once where it is the same for all."""
+    references = {line.reference for line in lines}
+    (common,) = references if len(references) == 1 else (None,)
+    own = ["" if line.reference in (None, common) else f" ({line.reference:.4g} when nothing is learned)" for line in lines]
+    last = ", ".join(f"{line.name} {line.values[-1]:.4g}{beside}" for line, beside in zip(lines, own, strict=True))
+    return last + ("" if common is None else f"; {common:.4g} when nothing is learned (dotted)")
 
 
 def _key(runs: Sequence[Run]) -> str:
@@ -189,18 +196,28 @@ def _key(runs: Sequence[Run]) -> str:
 def _evaluations(runs: Sequence[Run]) -> Iterator[str]:
     """A table a protocol: a column a network or baseline of a run, a row a score."""
     for protocol in dict.fromkeys(name for run in runs for name in run.evaluations):
-        columns, scores, notes = [], [], []
-        for run in runs:
-            if protocol in run.evaluations:
-                results = run.evaluations[protocol]["results"]
-                columns += [f"{run.name}: {_label(result)}" for result in results]
-                scores += [dict(_numbers({key: value for key, value in result.items() if key not in _ABOUT})) for result in results]
-                notes += [str(line) for line in run.evaluations[protocol].get("notes", [])]
-                notes += [line] if (line := launch_note(run.name, run.launches.get(protocol))) else []
+        evaluated = [run for run in runs if protocol in run.evaluations]
+        columns, scores = [], []
+        for run in evaluated:
+            results = run.evaluations[protocol]["results"]
+            columns += [f"{run.name}: {_label(result)}" for result in results]
+            scores += [dict(_numbers({key: value for key, value in result.items() if key not in _ABOUT})) for result in results]
         names = dict.fromkeys(name for result in scores for name in result)
         rows = [[name, *(f"{result[name]:.4g}" if name in result else "" for result in scores)] for name in names]
         yield f"<h3>{page.escape(protocol)}</h3>" + page.table(f"Scores of {protocol}", ["score", *columns], rows)
-        yield "".join(page.note(line) for line in dict.fromkeys(notes))
+        yield "".join(page.note(line) for line in _notes(evaluated, protocol))
+
+
+def _notes(runs: Sequence[Run], protocol: str) -> Iterator[str]:
+    """The notes of an evaluation, with the name of the run where not all runs have the same line; then the config files."""
+    notes = {run.name: [str(line) for line in run.evaluations[protocol].get("notes", [])] for run in runs}
+    for name, lines in notes.items():
+        for line in lines:
+            if any(line not in others for others in notes.values()):
+                yield f"{name}: {line}"
+            elif name == runs[0].name:
+                yield line
+    yield from filter(None, (launch_note(run.name, run.launches.get(protocol)) for run in runs))
 
 
 def _label(result: Mapping[str, Any]) -> str:

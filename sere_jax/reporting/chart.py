@@ -23,6 +23,7 @@ class Line(NamedTuple):
     steps: Sequence[int]
     values: Sequence[float]
     style: int = 0  # as `style` takes it
+    reference: float | None = None  # the value when nothing is learned, a dotted horizontal line
 
 
 def style(number: int) -> tuple[str, str]:
@@ -35,24 +36,24 @@ def style(number: int) -> tuple[str, str]:
     return STYLES[place][0], STYLES[(place + turn) % len(STYLES)][1]
 
 
-def draw(identifier: str, title: str, lines: Sequence[Line], reference: float | None = None) -> str:
-    """An SVG of curves over steps; `reference` is a horizontal line: the value when nothing is learned.
+def draw(identifier: str, title: str, lines: Sequence[Line]) -> str:
+    """An SVG of curves over steps, with a dotted line at each reference. References that differ have the colours of their curves.
 
     It has a title and a description with the first and last value of every curve, for readers who do not see it. `identifier` is unique
     in the page.
     """
-    values = [value for line in lines for value in line.values] + ([] if reference is None else [reference])
-    low, high = _limits(values)
+    references = {line.reference: line for line in lines if line.reference is not None}
+    low, high = _limits([value for line in lines for value in line.values] + list(references))
     last = max(max(line.steps) for line in lines)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{identifier}-t {identifier}-d">',
         f'<title id="{identifier}-t">{html.escape(title)} by step</title>',
-        f'<desc id="{identifier}-d">{html.escape(" ".join(_described(lines, reference)))}</desc>',
+        f'<desc id="{identifier}-d">{html.escape(" ".join(_described(lines)))}</desc>',
         *_axes(low, high, last),
     ]
-    if reference is not None:
-        y = _y(reference, low, high)
-        parts.append(f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
+    for reference, line in references.items():
+        y, colour = _y(reference, low, high), f' style="stroke: {style(line.style)[0]}"' if len(references) > 1 else ""
+        parts.append(f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"{colour}/>')
     for line in lines:
         colour, dash = style(line.style)
         points = " ".join(f"{_x(step, last)},{_y(value, low, high)}" for step, value in _thinned(line))
@@ -63,18 +64,19 @@ def draw(identifier: str, title: str, lines: Sequence[Line], reference: float | 
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two, at most `most`.
+    """Round numbers between two, as many as fit into `most`.
 
-    >>> ticks(0.0, 1.1), ticks(3.0, 3.0)
-    ([0.0, 0.5, 1.0], [3.0])
+    >>> ticks(0.0, 1.1), ticks(3.0, 3.0), ticks(0.0, 1700.0, 4)
+    ([0.0, 0.5, 1.0], [3.0], [0.0, 500.0, 1000.0, 1500.0])
     """
     if high <= low:
         return [low]
-    rough = (high - low) / (most - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    first = math.ceil(low / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    power = 10.0 ** (math.floor(math.log10(high - low)) - 1)
+    for step in (power * factor for factor in (1, 2, 5, 10, 20, 50, 100)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            break
+    return [round(number * step, 12) for number in range(first, last + 1)] or [low]
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -105,12 +107,12 @@ def _axes(low: float, high: float, last: int) -> Iterator[str]:
         y = _y(value, low, high)
         yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
         yield f'<text x="{_LEFT - 6}" y="{y}" text-anchor="end" dominant-baseline="middle">{value:g}</text>'
+    yield f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 1}" text-anchor="end">step</text>'
     for value in ticks(0.0, float(last), 4):
-        yield f'<text x="{_x(int(value), last)}" y="{_HEIGHT - 10}" text-anchor="middle">{value:,.0f}</text>'
+        yield f'<text x="{_x(int(value), last)}" y="{_HEIGHT - 14}" text-anchor="middle">{value:,.0f}</text>'
 
 
-def _described(lines: Sequence[Line], reference: float | None) -> Iterator[str]:
+def _described(lines: Sequence[Line]) -> Iterator[str]:
     for line in lines:
-        yield f"{line.name}: {line.values[0]:.4g} at step {line.steps[0]:,}, {line.values[-1]:.4g} at step {line.steps[-1]:,}."
-    if reference is not None:
-        yield f"When nothing is learned: {reference:.4g}."
+        learned = "" if line.reference is None else f"; {line.reference:.4g} when nothing is learned"
+        yield f"{line.name}: {line.values[0]:.4g} at step {line.steps[0]:,}, {line.values[-1]:.4g} at step {line.steps[-1]:,}{learned}."
