@@ -2,7 +2,7 @@
 # A template for Cloud TPU: asks for slices (a queued resource), installs, trains on all hosts, and replaces slices that were preempted.
 #   NAME=sere ZONE=us-west4-a TYPE=v5litepod-64 launch/tpu_vm.sh configs/dino_sere_vits16.py:source=tfds:imagenet2012:train gs://BUCKET/runs/a [--config.key=value ...]
 # SLICES=4      several slices as one run          SPOT=1   spot capacity, cheaper and preempted at any time
-# RESTARTS=20   how often preempted slices are replaced (0); the run goes on from its newest checkpoint
+# RESTARTS=20   how often a stopped run is started again and preempted slices are replaced (0); it goes on from its newest checkpoint
 # Needs gcloud and quota. The data must be where every host finds it: a bucket that SETUP mounts or copies, such as
 #   SETUP='gcloud storage cp -r --no-clobber gs://BUCKET/tfds $HOME/tensorflow_datasets'
 # Slices that ended are not deleted:  gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
@@ -46,6 +46,17 @@ everywhere() {
   return "$failed"
 }
 
+# The state `now` after training ended with a code. Hosts of a preempted slice end before its state says so, so it is looked at some times.
+settle() {
+  local look
+  now=$(state)
+  for ((look = 0; look < 5; look++)); do
+    [ "$now" = ACTIVE ] && [ "$1" != 2 ] || return 0
+    sleep "$WAIT_SECONDS"
+    now=$(state)
+  done
+}
+
 # The TPU runtime is an extra of the pinned jax: constrained by requirements.txt, it takes the version that goes with it.
 install() {
   local archive node
@@ -66,9 +77,9 @@ for ((start = 0; ; start++)); do
   code=0
   everywhere "cd sere_jax && source launch/tpu_flags.sh && export JAX_COMPILATION_CACHE_DIR=~/jax-cache && exec $train" || code=$?
   [ "$code" != 0 ] || { echo "finished: $workdir"; exit 0; }
-  now=$(state)
-  # Slices that are still there: the run itself failed, and would fail again.
-  [ "$now" != ACTIVE ] || { echo "train.py failed with code $code; the slices are still there" >&2; exit "$code"; }
-  [ "$start" -lt "$RESTARTS" ] || { echo "the slices are $now after $start replacements; the same command goes on" >&2; exit 75; }
-  echo "the slices are $now: replacing them" >&2
+  settle "$code"
+  # Slices that are still there: a run that was stopped by a signal (maintenance) goes on there. Another one failed, and would fail again.
+  [ "$now" != ACTIVE ] || [ "$code" = 75 ] || { echo "train.py failed with code $code; the slices are still there" >&2; exit "$code"; }
+  [ "$start" -lt "$RESTARTS" ] || { echo "the slices are $now after $start restarts; the same command goes on" >&2; exit 75; }
+  echo "the slices are $now: starting again" >&2
 done

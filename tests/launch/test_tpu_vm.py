@@ -84,15 +84,32 @@ def test_slices_that_are_there_are_used(launch):
 def test_preempted_slices_are_replaced_and_the_run_goes_on(launch):
     # there; training breaks off; suspended: deleted, asked for again, there
     code, out, calls = launch("ACTIVE ACTIVE SUSPENDED SUSPENDED ACTIVE", codes="255 0", RESTARTS="1", SPOT="1")
-    assert code == 0 and "the slices are SUSPENDED: replacing them" in out
+    assert code == 0 and "the slices are SUSPENDED: starting again" in out
     assert verbs(calls) == ["scp", "ssh", "ssh", "delete", "create", "scp", "ssh", "ssh"]
     assert ["queued-resources", "delete", "sere", "--force", "--quiet"] in calls
     code, out, calls = launch("ACTIVE ACTIVE SUSPENDED", codes="255", RESTARTS="0")
     assert code == 75 and "the same command goes on" in out
 
 
+def test_a_preemption_that_shows_late_is_none_of_the_run(launch):
+    """The hosts get their signal, and one loses the others, while the state is still that of slices in use."""
+    for code in ("75", "1"):
+        got, out, calls = launch("ACTIVE ACTIVE ACTIVE ACTIVE SUSPENDING SUSPENDING SUSPENDING ACTIVE", codes=f"{code} 0", RESTARTS="1")
+        assert got == 0 and "the slices are SUSPENDING: starting again" in out and "delete" in verbs(calls), out
+
+
+def test_a_run_that_a_signal_stopped_goes_on_where_it_is(launch):
+    code, out, calls = launch("ACTIVE", codes="75 0", RESTARTS="1")
+    assert code == 0 and "the slices are ACTIVE: starting again" in out and verbs(calls) == ["scp", "ssh", "ssh"] * 2
+    code, out, calls = launch("ACTIVE", codes="75")
+    assert code == 75 and verbs(calls) == ["scp", "ssh", "ssh"] and "the same command goes on" in out
+    code, out, calls = launch("ACTIVE", codes="1", RESTARTS="5")
+    assert code == 1 and verbs(calls) == ["scp", "ssh", "ssh"] and "train.py failed with code 1; the slices are still there" in out
+
+
 def test_a_run_that_fails_on_slices_that_are_there_is_not_repeated(launch):
     code, out, calls = launch("ACTIVE", codes="2", RESTARTS="5")
+    assert len(calls) == 6  # three of them look at the state; a mistake needs no more
     assert code == 2 and "train.py failed with code 2; the slices are still there" in out and verbs(calls) == ["scp", "ssh", "ssh"]
 
 

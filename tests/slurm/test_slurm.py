@@ -116,10 +116,10 @@ def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slur
 
 
 def test_the_time_limit_saves_and_requeues(slurm: Slurm, tmp_path: Path):
-    """Slurm's own clock: it sends the signal up to a minute early."""
+    """Slurm's own clock: it sends the signal up to a minute early, here one to two minutes after the start."""
     workdir = tmp_path / "a"
-    job = slurm.submit(workdir, "--nodes=1", "--time=2", "--signal=B:USR1@60", schedule__total_steps=10**6, run__log_every_steps=50)
-    until(lambda: slurm.facts(job)["Restarts"] == "1", 200, lambda: log(workdir))
+    job = slurm.submit(workdir, "--nodes=1", "--time=3", "--signal=B:USR1@60", schedule__total_steps=10**6, run__log_every_steps=50)
+    until(lambda: slurm.facts(job)["Restarts"] == "1", 300, lambda: log(workdir))
     assert newest(workdir) > 4 and "stopped by SIGTERM after step" in log(workdir)
     slurm.run("scancel", job)
 

@@ -1,0 +1,79 @@
+"""launch/slurm.sbatch against an `srun` that plays a run: what is queued again, and what is not. `make test-slurm` has a real Slurm."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.house import ROOT
+
+# The run: it ends at once, or on SIGTERM where a file named `stays` lies beside it.
+SRUN = r"""#!/usr/bin/env bash
+here=$(dirname "$0")
+trap 'exit "$(cat "$here/code")"' TERM
+printf '%s\n' "cpus=${SRUN_CPUS_PER_TASK:-none}" "$@" >"$here/arguments"
+echo $$ >"$here/pid"
+while [ -e "$here/stays" ]; do sleep 0.02; done
+exit "$(cat "$here/code")"
+"""
+CALL = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$(dirname "$0")/calls"\n'
+
+
+@pytest.fixture
+def submit(tmp_path: Path):
+    """Run the template as a job whose run ends with `code`, by itself or after the time limit's signal; (exit code, output, calls)."""
+    programs, checkout = tmp_path / "programs", tmp_path / "checkout"
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "activate").touch()
+    (checkout / "launch").symlink_to(ROOT / "launch")
+    programs.mkdir()
+    scancel = CALL + 'kill -TERM "$(cat "$(dirname "$0")/pid")"\n'
+    for name, text in {"srun": SRUN, "scancel": scancel, "scontrol": CALL}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def run(code: int, *, at_the_limit: bool = False, **env: str) -> tuple[int, str, list[str]]:
+        (programs / "code").write_text(str(code))
+        (programs / "calls").write_text("")
+        if at_the_limit:
+            (programs / "stays").touch()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+        environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", **env}
+        command = ["bash", str(ROOT / "launch" / "slurm.sbatch"), "configs/quickstart.py:epochs=3", "runs/a", "--config.x=a b"]
+        job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if at_the_limit:
+            deadline = time.monotonic() + 30
+            while not ((programs / "pid").exists() and (programs / "pid").read_text().endswith("\n")):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            job.send_signal(signal.SIGUSR1)
+        output, _ = job.communicate(timeout=30)
+        return job.returncode, output, (programs / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_a_run_that_ends_by_itself_is_not_queued_again(submit, tmp_path):
+    assert submit(0, SLURM_CPUS_PER_TASK="64") == (0, "", [])
+    cpus, option, *started = (tmp_path / "programs" / "arguments").read_text().splitlines()
+    assert cpus == "cpus=64" and option == "--kill-on-bad-exit=1"
+    assert started == ["python", "train.py", "--config=configs/quickstart.py:epochs=3", "--workdir=runs/a", "--config.x=a b"]
+    assert submit(2) == (2, "", [])  # a mistake
+    assert (tmp_path / "programs" / "arguments").read_text().startswith("cpus=none\n")
+
+
+def test_the_time_limit_asks_the_run_to_save_and_queues_it_again(submit):
+    code, output, calls = submit(0, at_the_limit=True)
+    assert code == 0 and calls == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+    assert re.fullmatch(r"the run ended \d s after the signal; --signal has to give more\n", output)
+
+
+def test_a_run_that_fails_after_the_signal_is_not_queued_again(submit):
+    code, output, calls = submit(1, at_the_limit=True)
+    assert code == 1 and calls == ["scancel --signal=TERM 7"] and "after the signal" in output
