@@ -61,6 +61,22 @@ def decode_label_map(data: bytes, *, coding: Coding = "index", max_pixels: int =
     return samples // _GREY_STEP[header.depth] if header.colour == _GREY else samples
 
 
+def palette_of(data: bytes) -> bytes:
+    """The colours of a palette PNG: red, green and blue of each number from 0 on. b"" for grey and RGB maps, and for a damaged file.
+
+    >>> palette = Image.new("P", (1, 1))
+    >>> palette.putpalette([0, 0, 0, 128, 0, 0])
+    >>> palette.save(file := io.BytesIO(), "PNG")
+    >>> list(palette_of(file.getvalue()))
+    [0, 0, 0, 128, 0, 0]
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            return bytes(picture.getpalette("RGB") or ()) if picture.mode == "P" else b""
+    except (OSError, ValueError, SyntaxError):
+        return b""
+
+
 def label_map_of(annotation: Annotation | None, shape: tuple[int, int], max_pixels: int = MAX_PIXELS) -> UInt16[np.ndarray, "H W"]:
     """The label map of an image with this height and width. Raises BadImage where there is none, or it is of another size."""
     if annotation is None or annotation.label_map is None:

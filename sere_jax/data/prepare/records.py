@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from sere_jax.data.annotations.maps import Coding
+from sere_jax.data.annotations.maps import Coding, palette_of
 from sere_jax.data.sources.annotation import Instance, Size
 from sere_jax.data.sources.example import Source, SourceError, nfc
 from sere_jax.data.sources.folder import FolderSource, read_file
@@ -101,6 +102,18 @@ class SourceRecords(Sequence[Record]):
             return Record(name, InMemory(data), label)
         label_map = None if annotation.label_map is None else InMemory(annotation.label_map)
         return Record(name, InMemory(data), label, label_map, annotation.instances or (), annotation.frame, annotation.image_id)
+
+
+def map_palette(layout: Layout) -> bytes:
+    """The colours of a layout's label maps: those of an open source, else of the first label map of a split that has some."""
+    for records in layout.splits.values():
+        if isinstance(records, SourceRecords):
+            return records.source.map_palette
+        with contextlib.suppress(OSError):  # the image is left out when its turn comes
+            first = next((record.label_map for record in records if record.label_map is not None), None)
+            if first is not None and layout.map_coding == "index" and (palette := palette_of(first.read())):
+                return palette
+    return b""
 
 
 def from_source(source: Source, name: str, split: str) -> Layout:

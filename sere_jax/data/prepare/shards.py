@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from sere_jax.data.images.decode import BadImage
 from sere_jax.data.prepare.encode import Encoder, printable
-from sere_jax.data.prepare.records import Layout, Record
-from sere_jax.data.sources.tfds_features import OBJECT_IDS
+from sere_jax.data.prepare.records import Layout, Record, map_palette
+from sere_jax.data.sources.tfds_features import MAP_PALETTE, OBJECT_IDS
 from sere_jax.writing import replacing
 
 MANIFEST = "manifest.json"
@@ -152,8 +152,10 @@ def write_info(directory: str, layout: Layout, features: Any, shards: dict[str, 
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=layout.name, version=tfds.core.Version("1.0.0"), data_dir=directory, module_name="sere_jax"
     )
-    # The ids of classes are of no feature; TFDS keeps what a set likes to say of itself in metadata.json.
-    metadata = tfds.core.MetadataDict({OBJECT_IDS: list(layout.object_ids)}) if layout.object_ids else None
+    # The ids of classes and the colours of maps are of no feature; TFDS keeps what a set likes to say of itself in metadata.json.
+    facts = {OBJECT_IDS: list(layout.object_ids), MAP_PALETTE: list(map_palette(layout))}
+    said = {key: value for key, value in facts.items() if value}
+    metadata = tfds.core.MetadataDict(said) if said else None
     info = tfds.core.DatasetInfo(builder=identity, features=features, description=f"{layout.name}, prepared by sere_jax", metadata=metadata)
     infos = []
     for split, notes in shards.items():

@@ -64,7 +64,8 @@ class Source(Protocol):
     `spec` is the text that the source was opened with. `classes[label]` is the name of a label in NFC; `classes` is empty
     when the source has no labels. `map_classes` names the values of label maps and `object_classes` the labels of instances: None where
     the source has no such annotations, () where it does not know their names. `object_ids` are the numbers that the data set itself gives
-    the object classes, which its result files name: () where there are none. Sources inherit from this class, and with it the methods
+    the object classes, which its result files name: () where there are none. `map_palette` are the colours of the numbers of label maps, as
+    `maps.palette_of` gives them: b"" where the maps have none. Sources inherit from this class, and with it the methods
     that it implements.
     """
 
@@ -73,6 +74,7 @@ class Source(Protocol):
     map_classes: tuple[str, ...] | None = None
     object_classes: tuple[str, ...] | None = None
     object_ids: tuple[int, ...] = ()
+    map_palette: bytes = b""
 
     def __len__(self) -> int: ...
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from sere_jax.data.annotations.maps import palette_of
 from sere_jax.data.sources.annotation import Annotation
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError, nfc
 from sere_jax.data.sources.folder import FolderSource, file_sizes, read_file
@@ -41,6 +42,7 @@ class MaskedSource(Source):
                 f"{spec!r}: {len(missing)} of {len(source)} images have no label map, the first misses {missing[0]!r}; "
                 "expected one for each, or a list:FILE of the images that have one"
             )
+        self.map_palette = self._palette()
         names = os.path.join(self._directory, CLASSES)
         self.map_classes = tuple(map(nfc, read_names(spec, names))) if os.path.isfile(names) else ()
 
@@ -77,6 +79,14 @@ class MaskedSource(Source):
         sizes = file_sizes(self._map(name) for name in self._source.names())
         for entry, size in zip(self._source.listing(), sizes, strict=True):
             yield entry._replace(annotation_size=size)
+
+    def _palette(self) -> bytes:
+        """The colours of the first label map."""
+        name = next(iter(self._source.names()), None)
+        try:
+            return palette_of(read_file(self._map(name))) if name is not None else b""
+        except OSError:
+            return b""  # the image is told to be unreadable when its turn comes
 
     def _map(self, name: str) -> str:
         return os.path.join(self._directory, os.path.splitext(name)[0] + ".png")

@@ -41,6 +41,7 @@ class Mixture(Source):
         self._annotated = len(tables) == 1  # otherwise the same number means different classes
         if self._annotated:
             self.map_classes, self.object_classes = tables.pop()
+            self.map_palette = self._parts[0].map_palette
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -38,7 +38,8 @@ class ClassSubset(Source):
         numbers = {place[name]: number for number, name in enumerate(self.classes)}
         table = np.full(len(source.classes), -1, np.int32)
         table[list(numbers)] = list(numbers.values())
-        self.map_classes, self.object_classes, self.object_ids = source.map_classes, source.object_classes, source.object_ids
+        self.map_classes, self.map_palette = source.map_classes, source.map_palette
+        self.object_classes, self.object_ids = source.object_classes, source.object_ids
         before = source.labels()
         labels = np.where(before >= 0, table[before], -1)
         self._source, self._index, self._labels = source, np.flatnonzero(labels >= 0), labels[labels >= 0]
@@ -91,7 +92,8 @@ class Selection(Source):
 
     def __init__(self, source: Source, positions: Int[np.ndarray, " n"]) -> None:
         self.spec, self.classes = source.spec, source.classes
-        self.map_classes, self.object_classes, self.object_ids = source.map_classes, source.object_classes, source.object_ids
+        self.map_classes, self.map_palette = source.map_classes, source.map_palette
+        self.object_classes, self.object_ids = source.object_classes, source.object_ids
         self._source, self._positions = source, positions
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from sere_jax.data.sources.example import Entry, Example, Source, SourceError
 from sere_jax.data.sources.folder import file_sizes
-from sere_jax.data.sources.tfds_features import OBJECT_IDS, annotation, read_features
+from sere_jax.data.sources.tfds_features import MAP_PALETTE, OBJECT_IDS, annotation, read_features
 from sere_jax.data.sources.with_objects import counted
 from sere_jax.writing import place, replacing
 
@@ -45,6 +45,7 @@ class TfdsSource(Source):
         self.classes, self.map_classes = self._features.classes, self._features.map_classes
         self.object_classes = self._features.object_classes
         self.object_ids = tuple((builder.info.metadata or {}).get(OBJECT_IDS, ()))
+        self.map_palette = bytes((builder.info.metadata or {}).get(MAP_PALETTE, ()))
         self._data: Any = self._open(builder)
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from sere_jax.data.sources.example import SourceError, nfc
 
 _LABEL_MAPS = ("segmentation", "segmentation_mask", "segmentation_label", "label_map", "mask")
 OBJECT_IDS = "object_ids"  # the key of a set's metadata that holds the data set's own numbers of the object classes
+MAP_PALETTE = "map_palette"  # that holds the colours of label maps, three numbers for each of theirs
 _IMAGE_IDS = ("image_id", "image/id")
 
 

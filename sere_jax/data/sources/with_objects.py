@@ -74,7 +74,7 @@ class WithObjects(Source):
         if source.object_classes is None:
             raise SourceError(f"{source.spec!r} has no objects; expected a prepared set with a feature 'objects' (docs/data.md)")
         self.spec, self.classes, self.map_classes = source.spec, source.classes, source.map_classes
-        self.object_classes, self.object_ids = source.object_classes, source.object_ids
+        self.object_classes, self.object_ids, self.map_palette = source.object_classes, source.object_ids, source.map_palette
         counts = source.object_counts() if isinstance(source, Counted) else counted(source)
         self._source, self._index = source, np.flatnonzero(counts[:, 2] > 0)
         self.without, self.others = int((counts[:, 2] == 0).sum()), int(counts[counts[:, 4] > 0, 4].sum())

@@ -23,11 +23,13 @@ class Labelling(NamedTuple):
       classes: names, in the order of their numbers.
       ignored: numbers of pixels that nothing counts: 255 (VOC, ADE20K), 1000 (ImageNet-S).
       zero_ignored: 0 means "none of the classes", and class k is stored as k + 1 (ADE20K). Otherwise 0 is the first class.
+      palette: red, green and blue of each number of the label maps, from 0 on; b"" where they have no colours.
     """
 
     classes: tuple[str, ...]
     ignored: tuple[int, ...] = (255,)
     zero_ignored: bool = False
+    palette: bytes = b""
 
     def targets(self, label_map: UInt16[np.ndarray, "H W"], name: str = "a label map") -> Int[np.ndarray, "H W"]:
         """The class of every pixel, `NONE` where it is ignored.
@@ -88,4 +90,4 @@ def labelling(source: Source, *, classes: int = 0, ignore: Sequence[int] = (255,
     if names and classes and len(names) != classes:
         raise EvalError(f"classes: found {classes}, expected 0 or {len(names)}, the classes that {source.spec!r} names")
     listed = names or tuple(f"class {number + int(zero_ignored)}" for number in range(classes))
-    return Labelling(listed, tuple(ignore), zero_ignored)
+    return Labelling(listed, tuple(ignore), zero_ignored, source.map_palette)

@@ -21,25 +21,47 @@ _IGNORED, _RIGHT, _WRONG = (np.array(colour, np.uint8) for colour in ((224, 224,
 _SIDE = 320  # pixels of a panel's longer side
 
 
-def palette() -> UInt8[np.ndarray, "256 3"]:
+def colours(labelling: Labelling) -> tuple[UInt8[np.ndarray, "256 3"], bool]:
+    """The colours of the numbers 0 to 255, and whether they are the data set's own.
+
+    They are those of its label maps, where these give every class another colour; otherwise PASCAL VOC's. Numbers beyond a short palette
+    keep PASCAL VOC's.
+
+    >>> colours(Labelling(("wall", "sky"), palette=bytes([9, 9, 9, 1, 2, 3])))[0][[0, 1, 2]].tolist()
+    [[9, 9, 9], [1, 2, 3], [0, 128, 0]]
+    """
+    given = np.frombuffer(labelling.palette[: 3 * 256], np.uint8)
+    given = given[: len(given) // 3 * 3].reshape(-1, 3)
+    numbers = labelling.numbers(np.arange(len(labelling.classes))[None])[0]
+    if numbers.max(initial=0) >= len(given) or len(np.unique(given[numbers], axis=0)) < len(numbers):
+        return voc_palette(), False
+    return np.concatenate([given, voc_palette()[len(given) :]]), True
+
+
+def voc_palette() -> UInt8[np.ndarray, "256 3"]:
     """The colours that PASCAL VOC gives to the numbers 0 to 255: bits 0, 3 and 6 of a number are red's highest, and so on.
 
-    >>> palette()[[0, 1, 15, 255]].tolist()
+    >>> voc_palette()[[0, 1, 15, 255]].tolist()
     [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
     """
     numbers = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
+    palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
+            palette[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
 
 
-def encode_map(numbers: UInt16[np.ndarray, "H W"], coding: Coding | None = None) -> bytes:
-    """A label map as PNG: palette indices, or RGB with red + 256 green (ImageNet-S). None takes the latter where a number is above 255."""
+def encode_map(
+    numbers: UInt16[np.ndarray, "H W"], coding: Coding | None = None, palette: UInt8[np.ndarray, "256 3"] | None = None
+) -> bytes:
+    """A label map as PNG: indices of a palette, by default PASCAL VOC's, or RGB with red + 256 green (ImageNet-S).
+
+    `coding=None` takes the latter where a number is above 255.
+    """
     if coding == "index" or (coding is None and numbers.max(initial=0) < 256):
         picture = Image.fromarray(numbers.astype(np.uint8), "P")
-        picture.putpalette(palette().tobytes())
+        picture.putpalette((voc_palette() if palette is None else palette).tobytes())
     else:
         picture = Image.fromarray(np.stack([numbers % 256, numbers // 256, np.zeros_like(numbers)], axis=-1).astype(np.uint8))
     file = io.BytesIO()
@@ -57,6 +79,7 @@ class PictureFiles:
 
     def __init__(self, labelling: Labelling, *, directory: Location | None = None, count: int = 0) -> None:
         self._labelling, self._directory, self._count = labelling, directory, count
+        self._colours, self._own = colours(labelling)
         self._panels: list[tuple[str, list[np.ndarray]]] = []
 
     def add(self, picture: MaskedPicture, predicted: Int[np.ndarray, "H W"]) -> None:
@@ -65,9 +88,9 @@ class PictureFiles:
             name = PurePosixPath(picture.name)
             parts = [part for part in name.with_suffix(".png").parts if part not in ("/", "..")]
             with replacing(self._directory.joinpath(*parts)) as temporary:
-                temporary.write_bytes(encode_map(self._labelling.numbers(predicted)))
+                temporary.write_bytes(encode_map(self._labelling.numbers(predicted), palette=self._colours))
         if len(self._panels) < self._count:
-            self._panels.append((picture.name, panels(picture, predicted)))
+            self._panels.append((picture.name, panels(picture, predicted, self._labelling)))
 
     def draw(self, path: Location, title: str, about: Sequence[str] = ()) -> None:
         """Write the panels as one figure; nothing without images."""
@@ -77,7 +100,7 @@ class PictureFiles:
             len(self._panels),
             4,
             title=title,
-            note="Classes have the colours of PASCAL VOC; ignored pixels are grey. Errors are red.",
+            note=f"Classes have the colours of {'the label maps' if self._own else 'PASCAL VOC'}; ignored pixels are grey. Errors are red.",
             about=about,
             headings=[["image", "truth", "prediction", "error"]],
         )
@@ -88,12 +111,12 @@ class PictureFiles:
         canvas.save(figure, path)
 
 
-def panels(picture: MaskedPicture, predicted: Int[np.ndarray, "H W"]) -> list[UInt8[np.ndarray, "h w c"]]:
-    """Image, truth, prediction and error, at most 320 pixels wide and high."""
+def panels(picture: MaskedPicture, predicted: Int[np.ndarray, "H W"], labelling: Labelling) -> list[UInt8[np.ndarray, "h w c"]]:
+    """Image, truth, prediction and error, at most 320 pixels wide and high. Classes have the colours of the files with predictions."""
     step = max(1, -(-max(picture.shape) // _SIDE))
     pixels, truth, predicted = (x[::step, ::step] for x in (picture.pixels, picture.truth, predicted))
-    colours = palette()
     ignored = (truth == NONE)[..., None]
-    shown = [np.where(ignored, _IGNORED, colours[truth % 256]), colours[predicted % 256]]
+    true, guessed = (colours(labelling)[0][labelling.numbers(np.maximum(classes, 0)) % 256] for classes in (truth, predicted))
+    shown = [np.where(ignored, _IGNORED, true), guessed]
     error = np.where((truth == predicted)[..., None], _RIGHT, _WRONG)
     return [canvas.shown(pixels), *shown, np.where(ignored, _IGNORED, error)]

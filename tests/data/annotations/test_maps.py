@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sere_jax.data.annotations.maps import decode_label_map
+from sere_jax.data.annotations.maps import decode_label_map, palette_of
 from sere_jax.data.images.decode import BadImage
 from tests.data.annotations.pngs import png
 from tests.data.images.images import encode, gradient
@@ -24,6 +24,12 @@ def test_grey_and_palette_of_every_depth_give_the_stored_numbers(kind, width, se
     palette = COLOURS[: 3 * 2**bits] if colour == 3 else b""
     found = decode_label_map(png(samples, bits, colour, palette=palette))
     assert found.dtype == np.uint16 and (found == samples).all()
+
+
+def test_the_colours_of_a_palette_are_told_and_others_have_none():
+    data = png(CLASSES, 8, 3, palette=COLOURS)
+    assert palette_of(data) == COLOURS
+    assert palette_of(png(CLASSES, 8, 0)) == palette_of(data[:40]) == palette_of(b"no picture") == b""
 
 
 def test_a_palette_of_classes_and_a_border_keeps_both():

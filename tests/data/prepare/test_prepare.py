@@ -218,6 +218,7 @@ def test_annotations_are_read_back(kind, options, tmp_path):
     layout, source = open_layout(f"{kind}:{tmp_path / 'in'}"), open_source(f"tfds:{tmp_path / 'out'}:{split}")
     assert (source.map_classes, source.object_classes) == (layout.map_classes, layout.object_classes)
     assert source.object_ids == layout.object_ids == ((1, 90) if kind == "coco" else ())
+    assert source.map_palette == (bytes([7, 8, 9] * 256) if kind == "voc" else b"")  # of the label maps that are palette PNGs
     for index, record in enumerate(layout.splits[split]):
         check_annotation(source[index].annotation, record, layout, step=2 if options else 1)
 

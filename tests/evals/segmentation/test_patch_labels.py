@@ -20,8 +20,11 @@ from sere_jax.data.annotations.maps import decode_label_map
 from sere_jax.evals.frozen import knn, patch_data
 from sere_jax.evals.frozen.patch_votes import Gallery
 from sere_jax.evals.network import EvalError
-from sere_jax.evals.segmentation.images import patch_classes
-from sere_jax.evals.segmentation.pictures import encode_map
+from sere_jax.evals.pictures import LeftOut
+from sere_jax.evals.segmentation.images import patch_classes, read_masked
+from sere_jax.evals.segmentation.labelling import labelling, open_masked
+from sere_jax.evals.segmentation.pictures import PictureFiles, encode_map, panels
+from tests.data.annotations.pngs import png
 from tests.evals import micro_network
 from tests.evals.segmentation import micro_masks
 
@@ -126,3 +129,34 @@ def test_mistakes_in_sources_are_told_before_anything_runs(sources, tmp_path):
 def test_large_numbers_are_written_as_red_and_green():
     numbers = np.array([[3, 919]], np.uint16)
     assert decode_label_map(encode_map(numbers), coding="red_green").tolist() == [[3, 919]]
+
+
+@pytest.mark.parametrize(
+    ("palette", "shown"),
+    [
+        ([1, 2, 3, 200, 100, 50, 0, 90, 180], [[1, 2, 3], [200, 100, 50], [0, 90, 180]]),
+        ([7, 7, 7] * 256, [[0, 0, 0], [128, 0, 0], [0, 128, 0]]),  # tells no classes apart: PASCAL VOC's
+        ([1, 2, 3, 200, 100, 50], [[0, 0, 0], [128, 0, 0], [0, 128, 0]]),  # lacks a class
+    ],
+)
+def test_predictions_have_the_colours_of_the_set_s_own_label_maps(tmp_path, palette, shown):
+    """In the files and in the panels."""
+    spec = micro_masks.masked(tmp_path, 1)
+    path = tmp_path / "masks" / "00.png"
+    with Image.open(path) as grey:
+        numbers = np.asarray(grey)
+    path.write_bytes(png(numbers, 8, 3, palette=bytes(palette)))
+    source = open_masked("test", spec)
+    classes = labelling(source)
+    (picture,) = read_masked(source, [0], classes, LeftOut())
+    np.testing.assert_array_equal(picture.truth, np.where(numbers == 255, -1, numbers.astype(int)))
+    files = PictureFiles(classes, directory=tmp_path / "out", count=1)
+    predicted = np.maximum(picture.truth, 0)
+    files.add(picture, predicted)
+    with Image.open(tmp_path / "out" / "00.png") as written:
+        np.testing.assert_array_equal(np.asarray(written), predicted)
+        in_file = np.asarray(written.convert("RGB"))
+    _, truth, prediction, _ = panels(picture, predicted, classes)
+    for pixels in (in_file, prediction, truth):
+        for number in range(3):
+            assert np.unique(pixels[picture.truth == number], axis=0).tolist() == [shown[number]]
