@@ -69,7 +69,8 @@ class Tally:
     def scores(self, absent: Absent = "skip", objects: bool = False) -> dict[str, float]:
         """Shares in [0, 1]: `miou`, `macc`, `pixel_accuracy`.
 
-        With `objects`, where class 0 is the background: `f`, the mean over the images, and Table 9's IoU of all pixels.
+        With `objects`, where class 0 is the background: `f`, the mean over all images, of which those whose pixels are all ignored
+        count as 0 (`scores.f_measure`), and Table 9's IoU and `f_of_all_pixels` of all pixels together, which such images do not change.
         """
         result = scores.score(self.counts, absent)
         if objects:

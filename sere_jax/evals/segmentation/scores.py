@@ -77,7 +77,9 @@ def score(counts: Int[np.ndarray, "c c"], absent: Absent = "skip") -> dict[str, 
 def f_measure(counts: Int[np.ndarray, "c c"]) -> float:
     """F = 1.3 P R / (0.3 P + R) of objects (classes above 0) against background, 0 where no object pixel is right.
 
-    The mean over images is ImageNet-S's F. Source: ImageNet-S (Gao et al. 2022), beta^2 = 0.3.
+    The mean over images is ImageNet-S's F. Source: ImageNet-S (Gao et al. 2022), beta^2 = 0.3. An image without a pixel that counts,
+    and one that has no object, have F = 0 and are counted in that mean, as in ImageNet-S's own evaluation, whose published numbers
+    would be others without them.
 
     >>> round(f_measure(np.array([[5, 1], [1, 3]])), 6)
     0.75

@@ -14,6 +14,7 @@ from sere_jax.data.annotations.maps import NO_MAP, decode_label_map
 from sere_jax.evals.network import EvalError
 from sere_jax.evals.segmentation import scores
 from sere_jax.evals.segmentation.labelling import NONE, Labelling
+from sere_jax.evals.segmentation.outcome import Tally
 from sere_jax.evals.segmentation.stretch import stretched_classes, stretched_to_limit
 from tests.data.annotations.pngs import png
 
@@ -52,6 +53,17 @@ def test_nothing_predicted_has_f_zero_and_nothing_counted_is_an_error():
     assert scores.f_measure(np.array([[4, 0], [3, 0]])) == 0.0
     with pytest.raises(EvalError, match="no pixel that counts"):
         scores.score(np.zeros((2, 2), int))
+
+
+def test_an_image_whose_pixels_are_all_ignored_counts_as_f_zero_in_the_mean_alone():
+    """ImageNet-S divides by the number of all images."""
+    tally = Tally(2)
+    truth = np.array([[0, 1], [0, 1]])
+    tally.add(truth, truth)
+    tally.add(np.full((2, 2), NONE), truth)
+    found = tally.scores(objects=True)
+    assert tally.images == 2 and found["f"] == 0.5
+    assert found["miou"] == found["object_iou"] == found["f_of_all_pixels"] == pytest.approx(1.0)
 
 
 def test_numbers_of_the_data_sets_become_classes():
