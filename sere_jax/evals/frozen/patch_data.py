@@ -25,6 +25,7 @@ from sere_jax.evals.network import EvalError, Network, prepared
 from sere_jax.evals.outcome import Images
 from sere_jax.evals.pictures import LeftOut
 from sere_jax.evals.segmentation.images import MaskedPicture, patch_classes, read_masked
+from sere_jax.evals.segmentation.label_check import check_label_maps
 from sere_jax.evals.segmentation.labelling import NONE, Labelling, check_same_classes, labelling, open_masked
 from sere_jax.evals.segmentation.scores import ABSENT
 from sere_jax.reporting.progress import track
@@ -104,7 +105,10 @@ Encode = Callable[[Iterable[MaskedPicture]], Iterator[Tokens]]
 
 
 def open_sources(settings: PatchSettings) -> Sources:
-    """Open both sources. Raises EvalError where label maps are missing, or no image is left to choose settings on."""
+    """Open both sources and look at their label maps.
+
+    Raises EvalError where label maps are missing or cannot be used (`check_label_maps`), or no image is left to choose settings on.
+    """
     train, test = open_masked("train", settings.train), open_masked("test", settings.test)
     classes = labelling(train, classes=settings.classes, ignore=settings.ignore, zero_ignored=settings.zero_ignored)
     check_same_classes(train, test)
@@ -116,6 +120,8 @@ def open_sources(settings: PatchSettings) -> Sources:
         if number < 1:
             raise EvalError("select: found split and one training image; expected at least two, or select=test")
         selecting = np.sort(order[: len(positions)][:number])
+    check_label_maps("train", train, classes, settings.reading, positions)
+    check_label_maps("test", test, classes, settings.reading)
     pair = image_numbers(train, test)
     return Sources(train, test, classes, positions, selecting, int(np.isin(pair[1], pair[0][positions]).sum()))
 

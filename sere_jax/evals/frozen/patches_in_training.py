@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sere_jax import distributed
 from sere_jax.evals.features import to_host
 from sere_jax.evals.frozen import patch_data
 from sere_jax.evals.frozen.patch_data import PatchSettings
@@ -34,7 +35,8 @@ def periodic(network: Network, settings: Any) -> Evaluation:
     """
     data = PatchSettings(*(getattr(settings, name) for name in PatchSettings._fields))
     data = data._replace(reading=shared_reading([network], data.reading))
-    sources = patch_data.open_sources(data)
+    with distributed.together():
+        sources = patch_data.open_sources(data)
     encoder_of = patch_data.encoders(network, data.size, data.batch_size)[0]
     grid = [(k, settings.distances[0]) for k in settings.neighbours]
     names = [f"patch_knn/k{k}/{score}" for k, _ in grid for score in _SCORES]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sere_jax import distributed
 from sere_jax.buckets import Location
 from sere_jax.data.annotations.scale_crop import ScaleCrop
 from sere_jax.data.annotations.transforms import RandomCrop, Transform
@@ -20,6 +21,7 @@ from sere_jax.evals.network import EvalError, Network, digest, shared_reading, u
 from sere_jax.evals.outcome import slugs
 from sere_jax.evals.protocol import Protocol
 from sere_jax.evals.segmentation import outcome
+from sere_jax.evals.segmentation.label_check import check_label_maps
 from sere_jax.evals.segmentation.labelling import Labelling, check_same_classes, labelling, open_masked
 from sere_jax.evals.segmentation.outcome import Outcome, Row
 from sere_jax.evals.segmentation.pictures import PictureFiles
@@ -65,6 +67,9 @@ def segment(protocol: str, networks: Sequence[Network], workdir: Location, setti
     check_same_classes(train, test)
     compared = [*([untrained(networks[0], settings.seed)] if settings.random_init else []), *networks]
     models = [Model(network, settings, len(classes.classes)) for network in compared]  # checks all before the first is trained
+    with distributed.together():
+        check_label_maps("train", train, classes, settings.reading)
+        check_label_maps("test", test, classes, settings.reading)
     rows: list[Row] = []
     for network, model, slug in zip(compared, models, slugs([network.name for network in compared]), strict=True):
         tester = Tester(model, network, test, classes, settings)
