@@ -1,8 +1,8 @@
 """One HTML page of runs: python -m sere_jax report --workdir=DIR[,DIR...] [--output=FILE]
 
 The page needs no network: what differs from the config files and from the defaults, curves beside their values when nothing is
-learned, speed, tables of all evaluations, figures. A DIR is the workdir of a run, or a directory that eval.py wrote to. Files that
-cannot be read are named in the page. Exit code 2: a DIR holds nothing to report.
+learned, speed, tables of all evaluations, figures. A DIR is the workdir of a run, or a directory that eval.py wrote to; gs://BUCKET/NAME
+too. Files that cannot be read are named in the page. Exit code 2: a DIR holds nothing to report.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from sere_jax.buckets import is_address
+from sere_jax.buckets import Location, address_mistake
 from sere_jax.commands.report_settings import launch_note, settings
-from sere_jax.reporting import chart, page, screen
+from sere_jax.reporting import chart, page, remote, screen
 from sere_jax.reporting.kinds import kind_of
-from sere_jax.reporting.workdir import Run, read_run, state
+from sere_jax.reporting.workdir import Run, state
 from sere_jax.writing import WriteError, place, replacing, writing_to
 
 LIMIT = 5_000_000  # bytes of a page
@@ -55,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="workdirs, separated by commas")
     parser.add_argument("--output", default="", metavar="FILE", help="the page; by default report.html in the first workdir")
     flags = parser.parse_args(arguments)
+    for option, path in (("--workdir", flags.workdir), ("--output", flags.output)):
+        if mistake := next(filter(None, map(address_mistake, path.split(","))), ""):
+            print(f"{option}: found {path}, {mistake}", file=sys.stderr)
+            return 2
     directories = [place(text) for text in flags.workdir.split(",") if text]
-    if remote := [directory for directory in directories if is_address(directory)]:
-        print(f"--workdir: found {remote[0]}, expected directories: gcloud storage cp -r {remote[0]} DIR, and report DIR", file=sys.stderr)
-        return 2
     try:
         runs = read_runs(directories)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     output = place(flags.output) if flags.output else directories[0] / "report.html"
@@ -80,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_runs(directories: Sequence[Path]) -> list[Run]:
+def read_runs(directories: Sequence[Location]) -> list[Run]:
     """Read workdirs; those of one name get numbers. Raises FileNotFoundError for one without contents, ValueError for none at all."""
     if not directories:
         raise ValueError("--workdir: found no directory, expected --workdir=DIR[,DIR...]")
     names = [directory.name for directory in directories]
     unique = [name if names.count(name) == 1 else f"{name} [{number}]" for number, name in enumerate(names, 1)]
-    return [read_run(directory, name) for directory, name in zip(directories, unique, strict=True)]
+    return [remote.read(directory, name) for directory, name in zip(directories, unique, strict=True)]
 
 
 def _with_references(runs: Sequence[Run]) -> tuple[list[Run], dict[str, dict[str, float]]]:

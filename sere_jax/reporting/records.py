@@ -46,10 +46,11 @@ class Records:
     def __init__(self, directory: str | os.PathLike[str], *, after: int) -> None:
         path = Path(directory) / _NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        earlier = [line for line in lines if _step(line) <= after]
+        earlier = [line for line in _lines(path.parent) if _step(line) <= after]
         with replacing(path) as temporary:
             temporary.write_text("".join(line + "\n" for line in earlier))
+        for part in _parts(path.parent):  # of a workdir that was copied out of a bucket
+            part.unlink()
         self._file = path.open("a")
         # An evaluation that a stop cut short is reported after the restart: it joins the line of its step.
         self._last: dict[str, Any] = json.loads(earlier[-1]) if earlier else {}
@@ -126,8 +127,6 @@ def _lines(directory: Location) -> list[str]:
 
 
 def _parts(directory: Location) -> list[Location]:
-    if not isinstance(directory, epath.Path):
-        return []
     with buckets.os_errors(directory):
         return sorted(path for path in directory.iterdir() if _PART.fullmatch(path.name)) if directory.is_dir() else []
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _RANDOM = "/random"  # ends the name of a metric at random initialisation
-_PRUNED = ("checkpoints", "tensorboard", "eval", "figures", "listings")
-_DEPTH = 4  # directories below the first in which runs are looked for
+PRUNED = ("checkpoints", "tensorboard", "eval", "figures", "listings")
+DEPTH = 4  # directories below the first in which runs are looked for
 
 
 class Series(NamedTuple):
@@ -72,7 +72,7 @@ def read_run(directory: Path, name: str = "") -> Run:
         name or directory.name,
         directory,
         config,
-        read_metrics(directory / "metrics.jsonl", unreadable),
+        read_metrics(directory, unreadable),
         evaluations,
         tuple(sorted((directory / "figures").glob("*.png"))),
         _total_steps(config, directory, unreadable),
@@ -85,13 +85,15 @@ def read_run(directory: Path, name: str = "") -> Run:
     return run
 
 
-def read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
+def read_metrics(directory: Path, unreadable: list[str]) -> dict[str, Series]:
     """The metrics of a run by name. A last line that is not complete, and values that were not finite, are left out.
 
-    Where the file cannot be read, `unreadable` gets a line with the reason.
+    A workdir that was copied out of a bucket may hold parts beside metrics.jsonl; of two lines with a step the later part's counts. Where a
+    file cannot be read, `unreadable` gets a line with the reason.
     """
     curves: dict[str, tuple[list[int], list[float]]] = {}
-    for record in _records(_text(path, unreadable)):
+    by_step = {record["step"]: record for path in _metric_files(directory) for record in _records(_text(path, unreadable))}
+    for _, record in sorted(by_step.items()):
         for name, value in record.items():
             if name not in ("step", "time") and _is_finite(value):
                 steps, values = curves.setdefault(name, ([], []))
@@ -101,11 +103,15 @@ def read_metrics(path: Path, unreadable: list[str]) -> dict[str, Series]:
     return {name: Series(*curve, random.get(name)) for name, curve in curves.items() if not name.endswith(_RANDOM)}
 
 
+def _metric_files(directory: Path) -> list[Path]:
+    return [directory / "metrics.jsonl", *sorted(directory.glob("metrics-*.jsonl"))]
+
+
 def runs_below(directory: Path) -> Iterator[Path]:
     """The workdirs of pre-training runs in a directory, itself included, in the order of their names; links are not followed."""
     for place, folders, files in os.walk(directory):
         deep = len(Path(place).relative_to(directory).parts)
-        folders[:] = sorted(name for name in folders if name not in _PRUNED and not name.startswith(".")) if deep < _DEPTH else []
+        folders[:] = sorted(name for name in folders if name not in PRUNED and not name.startswith(".")) if deep < DEPTH else []
         if {"config.json", "metrics.jsonl"} <= set(files):
             yield Path(place)
 
@@ -120,9 +126,8 @@ def state(run: Run, now: float | None = None) -> str:
     owner = _owner(run.directory)
     if owner.get("host") == socket.gethostname() and _alive(owner.get("pid")):
         return f"running (process {owner['pid']})"
-    path = run.directory / "metrics.jsonl"
     try:
-        written = path.stat().st_mtime
+        written = max(path.stat().st_mtime for path in _metric_files(run.directory))
     except OSError:
         return "no steps yet"
     age = duration((time.time() if now is None else now) - written)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 
 from sere_jax import buckets
+from sere_jax.__main__ import main
 from sere_jax.reporting import records
 from sere_jax.reporting.records import BucketRecords
 from sere_jax.train.lease import Taken, leased
 from sere_jax.writing import WriteError, place, replacing, writing_to
+from tests.reporting import made_runs
 
 
 def test_objects_are_put_whole_and_read_back(bucket, tmp_path, monkeypatch):
@@ -110,3 +115,35 @@ def test_a_requeued_job_takes_over_its_own_lease_at_once(bucket, monkeypatch):
             monkeypatch.setattr("sere_jax.train.lease._Lease._wait", lambda *_: (_ for _ in ()).throw(Taken("waits")))
             with pytest.raises(Taken, match="waits"), leased(path, dead_after_seconds=600.0):
                 pass
+
+
+def test_runs_in_a_bucket_are_listed_and_reported(bucket, tmp_path, capsys, monkeypatch):
+    """One that is killed has its newest lines in a part."""
+    monkeypatch.setenv("COLUMNS", "200")
+    made = made_runs.workdir(tmp_path / "runs" / "dino", steps=30)
+    part = json.dumps({"step": 35, "time": time.time() - 300, "loss": 5.0625})
+    (made / "metrics-000000000035.jsonl").write_text(f"{part}\n")
+    (made / "eval" / "bad.json").write_text("{")
+    made_runs.workdir(made / "eval" / "pruned")
+    buckets.put_tree(tmp_path / "runs", place(f"{bucket}/runs"))
+    assert main(["runs", f"{bucket}/runs"]) == 0
+    shown, errors = capsys.readouterr()
+    assert "dino" in shown and "35 of 40" in shown and "logistic" in shown and "last line 5 min ago" in shown and "pruned" not in shown
+    assert errors.startswith(f"cannot be read: {bucket}/runs/dino/eval/bad.json: ")
+    assert main(["report", f"--workdir={bucket}/runs/dino,{made}"]) == 0
+    page = (place(bucket) / "runs" / "dino" / "report.html").read_text()
+    assert page.count("data:image/") == 2 and "dino [1] 5.062" in page and "dino [2] 5.062" in page  # a figure and the last loss of each
+    for arguments in (["runs", f"{bucket}/none"], ["report", f"--workdir={bucket}/none"]):
+        assert main(arguments) in (1, 2) and f"{bucket}/none" in capsys.readouterr().err
+    assert main(["report", "--workdir=s3://bucket/a"]) == 2 and "s3:// is not supported" in capsys.readouterr().err
+
+
+def test_a_run_that_was_copied_out_of_a_bucket_goes_on_with_all_of_its_lines(tmp_path):
+    for name, step in (("metrics.jsonl", 1), ("metrics-000000000002.jsonl", 2), ("metrics-000000000003.jsonl", 3)):
+        (tmp_path / name).write_text(json.dumps({"step": step, "time": 0.0, "loss": 4.0}) + "\n")
+    assert [record["step"] for record in records.read(tmp_path)] == [1, 2, 3]
+    log = records.Records(tmp_path, after=2)
+    log.write(4, {"loss": 1.0})
+    log.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert [record["step"] for record in records.read(tmp_path)] == [1, 2, 4]
