@@ -68,7 +68,7 @@ class Probe:
         else:
             part, source = Patches(*(array[~out] for array in self._patches)), self._sources.train
             positions = self._sources.selecting.tolist()
-        tallies = self._tallies(part, source, positions)
+        tallies = self._tallies(part, source, self._tracked(positions, "images that choose the settings"))
         miou = {setting: tally.scores(self._data.absent)["miou"] for setting, tally in tallies.items()}
         return max(self._grid, key=lambda setting: miou[setting]), {" ".join(map(str, s)): value for s, value in miou.items()}
 
@@ -89,12 +89,15 @@ class Probe:
         """Fit all training patches with one setting, and count the pixels of the test images."""
         logits = self._fit(self._patches, self._classes, [setting])
         tally = Tally(self._classes)
-        positions = track(range(len(self._sources.test)), f"{self._name}: test images")
+        positions = self._tracked(range(len(self._sources.test)), "test images")
         for picture, predictions in self._predicted(logits, self._sources.test, positions, "test"):
             (predicted,) = predictions.values()
             tally.add(picture.truth, predicted)
             files.add(picture, predicted)
         return tally
+
+    def _tracked(self, positions: Iterable[int], what: str) -> Iterable[int]:
+        return track(positions, f"{self._name}: {what}") if self._name else positions
 
     def _predicted(
         self, logits: Logits, source: Source, positions: Iterable[int], part: str

@@ -22,7 +22,8 @@ def test_a_step_of_upernet_on_vits_at_512_pixels_fits_into_6_gib():
     measured = json.loads(done.stdout.splitlines()[-1])
     # ViT-S without a classifier, its positions at 224 pixels (21.7 million), and the necks and heads: the step is the whole network's.
     assert 30e6 < measured["parameters"] < 60e6
-    # Parameters, gradients and two moments must be there, or the analysis measures something else.
+    # Parameters, gradients and two moments must be there, or neither measures the step. The compiler's plan is an upper bound: the
+    # process touches less of its temporaries (3.1 GiB planned, 2.1 GiB taken), so the two are not compared with each other.
     assert 12 * measured["parameters"] < measured["compiled"] < 6 * GIB
-    assert measured["compiled"] < measured["peak"] < 6 * GIB
+    assert 12 * measured["parameters"] < measured["peak"] < 6 * GIB
     assert 0 < measured["loss"] < 10
