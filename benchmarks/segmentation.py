@@ -8,7 +8,7 @@ image by name is for the test. Into OUT go the images, masks/, train.txt and tes
     python eval.py --config=configs/eval/patch_knn.py:train=masks:OUT/masks:list:OUT/train.txt,test=masks:OUT/masks:list:OUT/test.txt ...
 
 Unlabelled pixels are ignored (zero_ignored). Classes are numbered anew in the order of their numbers, so that those without pixels cost
-nothing. Several checkpoints are taken as seeds of one recipe; of one the seed changes the images that settings are chosen on. The
+nothing. The spread is the standard deviation of a sample (n - 1). Several checkpoints are taken as seeds of one recipe; of one the seed changes the images that settings are chosen on. The
 trained heads are small and short: `--steps`, crops of 64 pixels.
 """
 
@@ -63,15 +63,19 @@ def settings_of(protocol: str, sources: dict[str, str], seed: int, flags: argpar
     config = CONFIGS[protocol].get_config()
     config.update({**sources, "zero_ignored": True, "seed": seed, "panels": 6 if seed == 0 else 0})
     if protocol.startswith("patch"):
-        config.size = flags.size
+        config.update({"size": flags.size, "last_blocks": flags.last_blocks})
         return config
     trained = {"steps": flags.steps, "eval_every_steps": flags.steps, "warmup_steps": flags.steps // 10, "batch_size": 8, "size": 64}
     config.update({**trained, "limits": (512, 96), "stride": 48, "random_init": True, "log_every_steps": 20})
     if protocol == "upernet":  # at a batch of 8 in so few steps, the published rate would not leave the start
         config.update({"blocks": tuple(max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4)), "channels": 64, "learning_rate": 3e-4})
     else:
-        config.blocks = (depth - 1,)
+        config.blocks = tuple(range(depth - flags.last_blocks, depth))
     return config
+
+
+def spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def main() -> None:
@@ -82,6 +86,7 @@ def main() -> None:
     parser.add_argument("--protocols", default="patch_knn,patch_logistic")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=224, help="side of whole images for the probes of patches")
+    parser.add_argument("--last_blocks", type=int, default=1, help="whose tokens the probes and the linear head read (default: 1)")
     parser.add_argument("--steps", type=int, default=300, help="of the trained heads")
     flags = parser.parse_args()
     sources = split(flags.data, flags.output.resolve())
@@ -96,7 +101,7 @@ def main() -> None:
         print(f"\n{protocol}, {flags.seeds} seeds: mean ± standard deviation, %")
         for name, scores in scores_of.items():
             cells = [[100 * one[score] for one in scores] for score in SCORES]
-            print(f"{name:14}", *(f"{statistics.mean(c):6.1f} ±{statistics.pstdev(c):4.1f}" for c in cells))
+            print(f"{name:14}", *(f"{statistics.mean(c):6.1f} ±{spread(c):4.1f}" for c in cells))
 
 
 if __name__ == "__main__":
