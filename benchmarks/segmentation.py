@@ -8,8 +8,8 @@ image by name is for the test. Into OUT go the images, masks/, train.txt and tes
     python eval.py --config=configs/eval/patch_knn.py:train=masks:OUT/masks:list:OUT/train.txt,test=masks:OUT/masks:list:OUT/test.txt ...
 
 Unlabelled pixels are ignored (zero_ignored). Classes are numbered anew in the order of their numbers, so that those without pixels cost
-nothing. The spread is the standard deviation of a sample (n - 1). Several checkpoints are taken as seeds of one recipe; of one the seed changes the images that settings are chosen on. The
-trained heads are small and short: `--steps`, crops of 64 pixels.
+nothing. Several checkpoints are taken as seeds of one recipe; of one the seed changes the images that settings are chosen on. The
+spread is the standard deviation of a sample (n - 1). The trained heads are small and short: `--steps`, crops of 64 pixels.
 """
 
 from __future__ import annotations
