@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             unreadable += run.unreadable
             table.add_row(name, *_row(run))
     except OSError as error:
-        print(f"{directory} cannot be read: {error.strerror or error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 2
     if not table.rows:
         print(f"{directory}: holds no runs (directories with config.json and metrics.jsonl)", file=sys.stderr)

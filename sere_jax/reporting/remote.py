@@ -33,7 +33,7 @@ def read(directory: Location, name: str = "", *, figures: bool = True) -> Run:
     """
     if not isinstance(directory, epath.Path):
         return read_run(directory, name)
-    names = [item.name for item in buckets.stored(directory)]
+    names = _names(directory)
     return _read(directory, [file for file in names if _READ.fullmatch(file) or (figures and _FIGURE.fullmatch(file))], name)
 
 
@@ -47,11 +47,25 @@ def below(directory: Location) -> Iterator[tuple[str, Run]]:
             with contextlib.suppress(FileNotFoundError):  # deleted since it was found
                 yield (str(workdir.relative_to(directory)) if workdir != directory else workdir.name), read_run(workdir)
         return
-    names = [item.name for item in buckets.stored(directory)]
+    names = _names(directory)
     for start in sorted(_starts(names)):
         files = [name.removeprefix(start) for name in names if name.startswith(start)]
         workdir = directory / start if start else directory
         yield start.rstrip("/") or directory.name, _read(workdir, [file for file in files if _READ.fullmatch(file)], "")
+
+
+def _names(directory: epath.Path) -> list[str]:
+    with _told(directory):
+        return [item.name for item in buckets.stored(directory)]
+
+
+@contextlib.contextmanager
+def _told(address: epath.Path) -> Iterator[None]:
+    """Name the address in an OSError of the block."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{address} cannot be read: {error.strerror or ' '.join(str(error).split())}") from error
 
 
 def _starts(names: list[str]) -> Iterator[str]:
@@ -70,7 +84,7 @@ def _read(address: epath.Path, files: list[str], name: str) -> Run:
     copy = buckets.scratch_directory() / hashlib.sha256(os.fspath(address).encode()).hexdigest()[:16] / address.name
     for file in files:
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with _told(address), ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(lambda file: _get(address, file, copy), files))
     _date(copy)
     try:

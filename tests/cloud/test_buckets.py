@@ -117,7 +117,7 @@ def test_a_requeued_job_takes_over_its_own_lease_at_once(bucket, monkeypatch):
                 pass
 
 
-def test_runs_in_a_bucket_are_listed_and_reported(bucket, tmp_path, capsys, monkeypatch):
+def test_runs_in_a_bucket_are_listed_and_reported(bucket, server, tmp_path, capsys, monkeypatch):
     """One that is killed has its newest lines in a part."""
     monkeypatch.setenv("COLUMNS", "200")
     made = made_runs.workdir(tmp_path / "runs" / "dino", steps=30)
@@ -135,7 +135,8 @@ def test_runs_in_a_bucket_are_listed_and_reported(bucket, tmp_path, capsys, monk
     assert page.count("data:image/") == 2 and "dino [1] 5.062" in page and "dino [2] 5.062" in page  # a figure and the last loss of each
     for arguments in (["runs", f"{bucket}/none"], ["report", f"--workdir={bucket}/none"]):
         assert main(arguments) in (1, 2) and f"{bucket}/none" in capsys.readouterr().err
-    assert main(["report", "--workdir=s3://bucket/a"]) == 2 and "s3:// is not supported" in capsys.readouterr().err
+    server.fail(403, 1)
+    assert main(["runs", f"{bucket}/runs"]) == 2 and capsys.readouterr().err.startswith(f"{bucket}/runs cannot be read: Forbidden")
 
 
 def test_a_run_that_was_copied_out_of_a_bucket_goes_on_with_all_of_its_lines(tmp_path):

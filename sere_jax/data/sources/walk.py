@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from sere_jax.data.images import heif
@@ -16,6 +17,8 @@ ARRAYS = frozenset({".npy"})
 # Directories of systems and programs for copies, previews and deleted files, in lower case. Hidden ones are skipped anyway.
 _NOT_DATA = frozenset({"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "system volume information"})
 _FIGURES = ("crops", "attention", "relations", "pca", "channels")  # how the files of WORKDIR/figures begin
+# The part of a path that ends with a directory which this package may have written.
+_SUSPECT = re.compile(r"(?:^|/)(?=config\.json$)|(?:^|/)(?:figures|eval/[^/]*-predictions)(?=/)")
 
 
 class Tree(NamedTuple):
@@ -55,7 +58,7 @@ def arranged(paths: Iterable[str]) -> Tree:
     """
     shown = [path for path in paths if _is_shown(*path.split("/"))]
     shown.sort(key=(lambda path: path.replace("/", "\0")) if all(map(str.isascii, shown)) else _by_parts)
-    _refuse_runs(shown)
+    _refuse_outputs(shown)
     return _tree(shown)
 
 
@@ -63,11 +66,19 @@ def _is_shown(*parts: str) -> bool:
     return not any(part.startswith(".") for part in parts) and not any(map(_is_waste, parts[:-1]))
 
 
-def _refuse_runs(paths: list[str]) -> None:
-    configs = [path.removesuffix("config.json") for path in paths if path.rpartition("/")[2] == "config.json"]
-    for start in configs:
-        if any(path.startswith((f"{start}checkpoints/", f"{start}metrics.jsonl")) for path in paths):
-            raise SourceError(f"{start} is the workdir of a run, no images; expected a workdir outside of the images. Move it away.")
+def _refuse_outputs(paths: list[str]) -> None:
+    """Refuse what `_children` refuses, by the paths of all files. Few directories have a name that needs a look at their entries."""
+    suspects = {path[: match.end()].rstrip("/") for path in paths for match in _SUSPECT.finditer(path)}
+    for directory in sorted(suspects):
+        names = set(_entries(directory, paths))
+        if output := _output_of(directory, names, lambda place: _protocols(_entries(place, paths))):
+            raise SourceError(f"{directory} is {output}, no images; expected a workdir outside of the images. Move it away.")
+
+
+def _entries(directory: str, paths: list[str]) -> Iterator[str]:
+    """The names of the files and directories in a directory."""
+    start = f"{directory}/" if directory else ""
+    return (path[len(start) :].partition("/")[0] for path in paths if path.startswith(start))
 
 
 def _by_parts(path: str) -> list[tuple[str, str]]:
@@ -104,7 +115,7 @@ def _children(root: str, prefix: str, visited: set[tuple[int, int]], links: coll
         listing = sorted(
             (nfc(entry.name), entry.name, _is_directory(entry), entry.is_symlink()) for entry in entries if entry.name[0] != "."
         )
-    if output := _output_of(directory, {name for _, name, _, _ in listing}):
+    if output := _output_of(directory, {name for _, name, _, _ in listing}, _evaluated):
         raise SourceError(f"{directory!a} is {output}, no images; expected a workdir outside of the images. Move it away.")
     start = prefix + os.sep if prefix else ""
     children = []
@@ -119,18 +130,21 @@ def _children(root: str, prefix: str, visited: set[tuple[int, int]], links: coll
     return children
 
 
-def _output_of(directory: str, names: set[str]) -> str:
-    """The part of this package that wrote a directory; '' for a directory of somebody's images."""
+def _output_of(directory: str, names: set[str], evaluated: Callable[[str], tuple[str, ...]]) -> str:
+    """The part of this package that wrote a directory; '' for a directory of somebody's images.
+
+    `evaluated` tells the protocols that have a report in a directory.
+    """
     if "config.json" in names and names & {"checkpoints", "metrics.jsonl"}:
         return "the workdir of a run"
     if os.path.basename(directory) == "figures" and names:
-        protocols = _evaluated(os.path.join(os.path.dirname(directory), "eval"))
+        protocols = evaluated(os.path.join(os.path.dirname(directory), "eval"))
         figures = [name for name in names if name.endswith(".png") and name.startswith((*_FIGURES, *protocols))]
         # In a workdir other files may lie among them. Elsewhere a folder of this name may be anybody's.
         if len(figures) == len(names) or (figures and protocols):
             return "the figures of an evaluation"
     parent, name = os.path.split(directory)
-    if name.endswith("-predictions") and os.path.basename(parent) == "eval" and name.startswith(tuple(f"{p}-" for p in _evaluated(parent))):
+    if name.endswith("-predictions") and os.path.basename(parent) == "eval" and name.startswith(tuple(f"{p}-" for p in evaluated(parent))):
         return "the predictions of an evaluation"
     return ""
 
@@ -138,9 +152,13 @@ def _output_of(directory: str, names: set[str]) -> str:
 def _evaluated(directory: str) -> tuple[str, ...]:
     """The names of the protocols that have a report in WORKDIR/eval."""
     try:
-        return tuple(name.removesuffix(".json") for name in os.listdir(directory) if name.endswith(".json"))
+        return _protocols(os.listdir(directory))
     except OSError:  # there is none
         return ()
+
+
+def _protocols(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
 def _is_waste(name: str) -> bool:
