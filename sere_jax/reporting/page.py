@@ -37,7 +37,7 @@ img { max-width: 100%; height: auto; } .key svg { width: 3rem; height: .7rem; } 
   .wide img { max-width: none; width: min(var(--width), 44rem); } }
 @media print { caption { max-width: none; } body { max-width: none; padding: 0; } nav, .skip { display: none; } .wide { overflow: visible; }
   h2 { margin-top: 1.2rem; } h2, h3, caption, thead, .key { break-after: avoid; } tr, .note { break-inside: avoid; }
-  table { font-size: .7rem; } th, td { padding: .15rem .3rem; overflow-wrap: anywhere; } td.text { min-width: 4.6em; }
+  table { font-size: .7rem; } th, td { padding: .15rem .3rem; overflow-wrap: anywhere; } td.text { min-width: 4.4em; }
   .charts { grid-template-columns: 1fr 1fr; } th:first-child { position: static; min-width: 9em; }
   img { max-height: 22cm; width: auto; } }
 """
