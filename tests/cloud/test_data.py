@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -87,6 +88,31 @@ def test_the_cache_is_bounded_and_a_full_disk_is_no_end(photos, tmp_path, caplog
     assert [source[index] for index in range(len(source))] == examples
     assert caplog.text.count("no more files are kept there: No space left on device") == 1
     assert not _kept(tmp_path / "full")
+
+
+def test_sources_share_the_bound_and_files_of_earlier_programs_make_room(photos, bucket, tmp_path, caplog, monkeypatch):
+    buckets.put_tree(photos[0] / "zoo", buckets.location(f"{bucket}/zoo"))
+    size = sum((photos[0] / name).stat().st_size for name in NAMES)
+    for limit in (size - 1, size):  # of the zoo's three files, not all have room beside those of the first source
+        monkeypatch.setattr(cache, "_planned", {})
+        directory = tmp_path / str(limit)
+        with cache.using(str(directory), limit * 1e-9):
+            for spec in (f"folder:{photos[1]}", f"folder:{bucket}/zoo"):
+                source = open_source(spec)
+                assert len([source[index] for index in range(len(source))]) == len(source)
+        assert sum(path.stat().st_size for path in _kept(directory)) <= limit
+    before = _kept(directory)
+    assert len(before) == len(NAMES) and "were removed" not in caplog.text
+    os.utime(before[5], (1.0, 1.0))
+    monkeypatch.setattr(cache, "_planned", {})  # a later program, which needs the zoo alone
+    with cache.using(str(directory), size * 1e-9):
+        source = open_source(f"folder:{bucket}/zoo")
+        assert before[5] not in _kept(directory) and "not read for longest were removed" in caplog.text
+        assert [source[index].label for index in range(len(source))] == [-1, -1, -1]
+        left = set(_kept(directory))
+        assert sum(path.stat().st_size for path in left) <= size and len(left - set(before)) == len(source)
+        open_source(f"folder:{bucket}/zoo")
+    assert set(_kept(directory)) == left  # a restart of the same program removes nothing
 
 
 def _full(*_: str) -> None:

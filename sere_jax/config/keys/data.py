@@ -19,9 +19,7 @@ _DATA = {
         "Directory of each host that keeps files of a bucket; empty = $SERE_JAX_CACHE_DIR, or none.",
         machine=True,
     ),
-    "cache_gigabytes": Key(
-        100.0, POSITIVE, "GB of images of each source that data.cache_dir keeps; prepared sets are kept whole.", machine=True
-    ),
+    "cache_gigabytes": Key(100.0, POSITIVE, "GB of images that data.cache_dir keeps; prepared sets are kept whole.", machine=True),
     "max_bad_fraction": Key(0.01, SHARE, "Largest share of unreadable images; above it the run ends.", machine=True),
     "max_pixels": Key(50_000_000, count(1), "Images of more pixels (width x height) count as unreadable.", machine=True),
     "max_decode_seconds": Key(20, Rule(int, low=1, high=3600), "Seconds after which an image counts as unreadable.", machine=True),

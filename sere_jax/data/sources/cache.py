@@ -1,9 +1,9 @@
 """The directory of this machine that keeps files of a bucket, and files of a bucket that are read through it.
 
 A file is kept under a name made of its address and checksum, so a file that changes in the bucket gets another one. Files are
-written whole, and their checksum is compared at each reading, so several processes may share a directory. Nothing is ever evicted: the
-listing decides which files are kept, the first ones up to the limit. As every epoch reads each image once, no other choice of as many
-bytes would be met more often.
+written whole, and their checksum is compared at each reading, so several processes may share a directory. While a program runs nothing is
+evicted: the listings decide which files are kept, the first ones up to the limit. As every epoch reads each image once, no other choice of
+as many bytes would be met more often. When a source is opened, files of others make room for what it will keep.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +32,12 @@ VARIABLE = "SERE_JAX_CACHE_DIR"
 GIGABYTES = 100.0
 _UNFINISHED = "unfinished"  # directory of files that are being written
 _ABANDONED_S = 3600.0
+_PREFIX = 2  # letters of the name of a directory of kept files
 _log = logging.getLogger(__name__)
 
 
 class Cache(NamedTuple):
-    """Where files of a bucket are kept, "" for nowhere, and how many bytes of each source."""
+    """Where files of a bucket are kept, "" for nowhere, and how many bytes; files of prepared sets are not counted."""
 
     directory: str
     limit: int
@@ -55,6 +56,53 @@ class Cache(NamedTuple):
         except OSError as error:
             raise SourceError(f"{spec!r}: nothing can be written to the cache directory {self.directory}: {error.strerror}") from error
 
+    def left(self, address: str) -> int:
+        """The bytes that the other sources of this program leave for the files below an address."""
+        return self.limit - sum(size for (directory, other), size in _planned.items() if directory == self.directory and other != address)
+
+    def plan(self, address: str, size: int, own: Callable[[], set[str]]) -> None:
+        """Note that files below an address will take `size` bytes, and remove others until they fit, the least recently read ones first.
+
+        `own` gives the paths of these files, which stay. Of the processes of a machine one removes; a file that another program still
+        needs is fetched again.
+        """
+        _planned[self.directory, address] = size
+        claim = os.path.join(self.directory, _UNFINISHED, "removing")
+        with contextlib.suppress(OSError):
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+            try:
+                files = list(self._files())
+                if sum(kept for _, kept, _ in files) + size > self.limit:
+                    mine = own()
+                    self._remove(sorted(file for file in files if file[2] not in mine), self.limit - size)
+            finally:
+                os.unlink(claim)
+
+    def _files(self) -> Iterator[tuple[float, int, str]]:
+        """Of each kept file: when it was last read, its size and its path."""
+        with os.scandir(self.directory) as folders:
+            for folder in folders:
+                if len(folder.name) != _PREFIX:
+                    continue
+                with os.scandir(folder.path) as entries:
+                    for entry in entries:
+                        with contextlib.suppress(FileNotFoundError):  # another program has removed it
+                            status = entry.stat()
+                            yield max(status.st_atime, status.st_mtime), status.st_size, entry.path
+
+    @staticmethod
+    def _remove(files: Sequence[tuple[float, int, str]], room: int) -> None:
+        """Remove files from the first on until the rest fits into `room` bytes."""
+        excess, removed = sum(size for _, size, _ in files) - room, 0
+        for _, size, path in files:
+            if excess <= 0:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            excess, removed = excess - size, removed + 1
+        if removed:
+            _log.warning("%d files that were not read for longest were removed from the cache directory to keep its bound", removed)
+
     def _remove_unfinished(self) -> None:
         """Remove what processes that were killed had begun to write. Files are written within seconds."""
         with os.scandir(os.path.join(self.directory, _UNFINISHED)) as entries:
@@ -65,6 +113,7 @@ class Cache(NamedTuple):
 
 
 _settings: list[Cache] = []  # of this program: one, or none
+_planned: dict[tuple[str, str], int] = {}  # bytes that each source of this program keeps, by directory and address
 
 
 @contextlib.contextmanager
@@ -102,7 +151,9 @@ class RemoteFiles:
         self.sizes: Int[np.ndarray, " n"] = np.array([file.size for file in files], np.int64)
         self._checksums = np.array([file.checksum for file in files], np.int64)
         used = np.cumsum(np.maximum(self.sizes, 0))
-        self._kept = int(np.searchsorted(used, cache.limit, side="right")) if cache.directory else 0  # the first ones are kept
+        self._kept = int(np.searchsorted(used, cache.left(address), side="right")) if cache.directory else 0  # the first ones are kept
+        if self._kept:
+            cache.plan(address, int(used[self._kept - 1]), lambda: {self._path(number) for number in range(self._kept)})
         self.damaged = 0  # kept files that were fetched again
         self._full = False
         self._ahead = ReadAhead(self._load, self.sizes)
@@ -139,7 +190,7 @@ class RemoteFiles:
 
     def _path(self, number: int) -> str:
         name = hashlib.sha256(f"{self.address}/{self._names[number]}".encode(errors="surrogateescape")).hexdigest()
-        return os.path.join(self._cache.directory, name[:2], f"{name[2:32]}-{self._checksums[number]:08x}")
+        return os.path.join(self._cache.directory, name[:_PREFIX], f"{name[_PREFIX:32]}-{self._checksums[number]:08x}")
 
     def _from_disk(self, number: int, path: str) -> bytes | None:
         try:
