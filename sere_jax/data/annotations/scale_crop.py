@@ -19,13 +19,14 @@ class ScaleCrop:
 
     The image is resized with its proportions kept, so that its longer side is at most the larger of `limits` and the shorter at most
     the smaller one, both times the factor. Of up to ten crops the first is taken in which no class covers more than `most_of_a_class`
-    of the pixels that are not `ignored` and there are at least two classes. What lies outside the image is `fill` and `ignored`.
+    of the pixels that count and there are at least two classes. What lies outside the image is `fill` and `ignored`.
 
     Attributes:
       size: side of the crop in pixels.
       distortion: brightness by up to 32 levels, contrast and saturation by 0.5 to 1.5, hue by up to 18 of 180, each with probability 1/2.
       fill: level of each channel outside the image; the mean, which becomes 0 when the images are normalised.
-      ignored: the number in the label map that no loss counts.
+      ignored: a number in the label map that no loss counts.
+      others_ignored: the other such numbers: 0 of ADE20K, which MMSegmentation turns into 255 before it crops.
     """
 
     size: int = 512
@@ -36,6 +37,7 @@ class ScaleCrop:
     distortion: bool = True
     fill: tuple[int, ...] = (124, 116, 104)
     ignored: int = 255
+    others_ignored: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,7 +73,7 @@ class ScaleCrop:
             top, left = (int(rng.integers(max(side - self.size, 0) + 1)) for side in label_map.shape)
             rows, columns = slice(top, top + self.size), slice(left, left + self.size)
             pixels = np.unique(label_map[rows, columns], return_counts=True)
-            counts = pixels[1][pixels[0] != self.ignored]
+            counts = pixels[1][~np.isin(pixels[0], (self.ignored, *self.others_ignored))]
             if len(counts) > 1 and counts.max() / counts.sum() < self.most_of_a_class:
                 break
         return rows, columns

@@ -184,9 +184,12 @@ def _training(
     )
 
 
-def batches(train: Source, classes: Labelling, network: Network, settings: Settings) -> Callable[[int], Iterator[Batch]]:
-    """step -> this process's rows of the batches from that step on."""
-    transform: Transform = ScaleCrop(
+def crops(classes: Labelling, network: Network, settings: Settings) -> Transform:
+    """What makes a training crop of an image and its label map."""
+    if settings.crops == "resized":
+        return RandomCrop(settings.size, settings.crop_scale, flip_prob=settings.flip_prob, backend=settings.reading.backend)
+    ignored, *others = (*classes.ignored, *([0] if classes.zero_ignored else []))  # `RULES` ask for at least one
+    return ScaleCrop(
         settings.size,
         settings.limits,
         settings.ratios,
@@ -194,11 +197,14 @@ def batches(train: Source, classes: Labelling, network: Network, settings: Setti
         settings.flip_prob,
         settings.distortion,
         mean_levels(network),
-        classes.ignored[0] if classes.ignored else 0,
+        ignored,
+        tuple(others),
     )
 
-    if settings.crops == "resized":
-        transform = RandomCrop(settings.size, settings.crop_scale, flip_prob=settings.flip_prob, backend=settings.reading.backend)
+
+def batches(train: Source, classes: Labelling, network: Network, settings: Settings) -> Callable[[int], Iterator[Batch]]:
+    """step -> this process's rows of the batches from that step on."""
+    transform = crops(classes, network, settings)
 
     def made(start_step: int) -> Iterator[Batch]:
         rows = labelled_batches(

@@ -51,6 +51,26 @@ def test_a_crop_filled_by_one_class_is_drawn_again():
     assert mixed(0.75) > 50 > 40 > mixed(1.0)  # 1.0 asks for two classes alone, however small one is
 
 
+def test_numbers_that_no_loss_counts_do_not_fill_a_crop():
+    """The left half of the map is 0 but for two classes of a twentieth each, the right half has these two alone."""
+    label_map = np.zeros((40, 200), np.uint16)
+    label_map[::20], label_map[1::20] = 1, 2
+    label_map[:, 100::2], label_map[:, 101::2] = 1, 2
+    image = np.zeros((40, 200, 3), np.uint8)
+    pixels, moved = np.empty((40, 40, 3), np.uint8), np.empty((40, 40), np.uint16)
+
+    def on_the_left(others_ignored: tuple[int, ...]) -> int:
+        count = 0
+        for seed in range(60):
+            options = {"flip_prob": 0.0, "distortion": False, "others_ignored": others_ignored}
+            crop = ScaleCrop(40, limits=(200, 40), ratios=(1.0, 1.0), **options)
+            crop(image, label_map, np.random.default_rng(seed), pixels, moved)
+            count += (moved == 0).mean() > 0.7
+        return count
+
+    assert on_the_left((0,)) > 15 > 6 > on_the_left(())  # where 0 is a class, it fills the crops on the left
+
+
 def test_sizes_fit_the_limits_and_keep_their_proportions():
     for height, width in ((375, 500), (500, 375), (100, 4000)):
         found = fitted((height, width), (2048, 512))

@@ -21,7 +21,7 @@ from sere_jax.commands import evaluate
 from sere_jax.data.annotations.maps import decode_label_map
 from sere_jax.evals import protocols
 from sere_jax.evals.network import EvalError, Network
-from sere_jax.evals.segmentation.labelling import labelling, open_masked
+from sere_jax.evals.segmentation.labelling import Labelling, labelling, open_masked
 from sere_jax.evals.segmentation.windows import slide
 from sere_jax.evals.trained import layers, run, segmentation, segmentation_test
 from sere_jax.evals.trained.segmentation_settings import Settings
@@ -149,6 +149,15 @@ def test_a_whole_image_has_whole_patches_however_thin_it_is(shape, least, sides)
     assert found.shape == (*sides, 3)
     rows, columns = (np.minimum(np.arange(new), old - 1) for new, old in zip(sides, shape, strict=True))
     assert (found == image[rows][:, columns]).all()
+
+
+def test_crops_do_not_count_the_numbers_that_the_loss_ignores(sources):
+    """0 of ADE20K among them."""
+    settings = evaluate.settings(linear(*sources), [])
+    made = segmentation.crops(Labelling(("wall", "sky"), zero_ignored=True), micro_training.network(), settings)
+    assert (made.ignored, made.others_ignored) == (255, (0,))
+    made = segmentation.crops(Labelling(("wall", "sky"), ignored=(7, 9)), micro_training.network(), settings)
+    assert (made.ignored, made.others_ignored) == (7, (9,))
 
 
 def test_a_test_set_of_other_classes_is_refused_before_training(sources, tmp_path):
