@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,3 +207,20 @@ def test_two_processes_share_a_bucket(server, bucket, tmp_path):
     train(bucket)
     assert _losses(bucket) == _losses(tmp_path / "two")
     micro.assert_equal(read_state(bucket)[0], read_state(tmp_path / "two")[0])
+
+
+def test_compiled_code_is_kept_in_a_bucket(server, bucket):
+    """As the JobSets of launch/ name it: JAX reads and writes there by itself."""
+    script = (
+        "import jax, jax.numpy as jnp; from sere_jax.commands import compiled; compiled.keep_compiled(); seen = []; "
+        "jax.monitoring.register_event_listener(lambda name, **_: seen.append(name)); print(compiled.where()); "
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0); jax.jit(lambda x: x @ x + 1)(jnp.ones((8, 8))); "
+        "print(seen.count('/jax/compilation_cache/cache_hits'))"
+    )
+    env = environment(JAX_COMPILATION_CACHE_DIR=f"{bucket}/jax-cache", **server.environment)
+    hits = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and done.stdout.startswith(f"kept in {bucket}/jax-cache\n"), done.stderr
+        hits.append(int(done.stdout.split()[-1]))
+    assert hits[0] == 0 < hits[1] and any(name.endswith("-cache") for name in _names(f"{bucket}/jax-cache"))
