@@ -1,9 +1,11 @@
 """Images a second from a bucket against a disk: one at a time, read ahead, from the cache, and copied as a whole first.
 
     python -m benchmarks.bucket [--images=512] [--bytes=100000] [--latency_ms=50] [--batch=64]
+    python -m benchmarks.bucket --listing=1000000 [--latency_ms=50]
 
 The bucket is a server on this machine that delays each answer, and takes some CPU time from the reader. Nothing is decoded: a row
-says how fast bytes arrive in one process. It needs requirements-cloud.txt.
+says how fast bytes arrive in one process. `--listing` opens a folder of that many names instead, in folders of 1,000: a listing's pages are
+made in the process, as JSON. It needs requirements-cloud.txt.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import json
 import multiprocessing
 import os
+import resource
 import socket
 import tempfile
 import time
@@ -20,11 +24,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sere_jax import buckets
-from sere_jax.data.sources import cache
+from sere_jax.data.sources import cache, listing
 from sere_jax.data.sources.open import Source, open_source
 
 
@@ -34,7 +39,11 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=100_000)
     parser.add_argument("--latency_ms", type=float, default=50.0)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--listing", type=int, default=0)
     flags = parser.parse_args()
+    if flags.listing:
+        _list(flags.listing, flags.latency_ms / 1000)
+        return
     with tempfile.TemporaryDirectory() as directory:
         root, rng = Path(directory), np.random.default_rng(0)
         for number in range(flags.images):
@@ -76,6 +85,33 @@ def _report(name: str, source: Source, batch: int, *, ahead: bool = True, images
         for index in order[start : start + batch]:
             source[index]
     print(f"{name:26}{len(order) / (time.monotonic() - began):8.0f} images/s", flush=True)
+
+
+def _list(count: int, latency: float) -> None:
+    """Open a folder and take the digest of its listing, as a start does."""
+    buckets._filesystem = lambda: _Pages(count, latency)  # type: ignore[assignment]
+    before, began, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), time.process_time()
+    source = open_source("folder:gs://bkt/set")
+    listing.take(source)
+    seconds, most = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"listing of {len(source):,} objects: {seconds:.1f} s, {time.process_time() - cpu:.1f} s of CPU time")
+    print(f"at most {most / 1e3:.0f} MB, {before / 1e3:.0f} MB before")
+
+
+class _Pages:
+    """A store's answers to listings of set/, with 1,000 objects in each of its folders."""
+
+    def __init__(self, count: int, latency: float) -> None:
+        self._folders, self._latency = [f"set/n{number:08d}/" for number in range(-(-count // 1000))], latency
+
+    def call(self, *_: str, prefix: str, delimiter: str | None, **__: object) -> dict[str, Any]:
+        time.sleep(self._latency)
+        if delimiter:
+            return json.loads(json.dumps({"prefixes": self._folders}))
+        items = ",".join(
+            f'{{"name": "{prefix}{number:08d}.jpg", "size": "{100_000 + number}", "crc32c": "yZRlqg=="}}' for number in range(1000)
+        )
+        return json.loads(f'{{"items": [{items}]}}')
 
 
 @contextmanager
