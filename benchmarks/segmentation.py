@@ -10,6 +10,7 @@ image by name is for the test. Into OUT go the images, masks/, train.txt and tes
 Unlabelled pixels are ignored (zero_ignored). Classes are numbered anew in the order of their numbers, so that those without pixels cost
 nothing. Several checkpoints are taken as seeds of one recipe; of one the seed changes the images that settings are chosen on. The
 spread is the standard deviation of a sample (n - 1). The trained heads are small and short: `--steps`, crops of 64 pixels.
+Finished evaluations are kept, so other settings want another OUT.
 """
 
 from __future__ import annotations
@@ -95,8 +96,10 @@ def main() -> None:
         scores_of: dict[str, list[dict[str, float]]] = {}
         for seed in range(flags.seeds):
             network, workdir = networks[seed % len(networks)], flags.output / f"seed{seed}"
-            evaluate.run(settings_of(protocol, sources, seed, flags, network.depth), [network], workdir)
-            for result in json.loads((workdir / "eval" / f"{protocol}.json").read_text())["results"]:
+            report = workdir / "eval" / f"{protocol}.json"
+            if not report.is_file():
+                evaluate.run(settings_of(protocol, sources, seed, flags, network.depth), [network], workdir)
+            for result in json.loads(report.read_text())["results"]:
                 scores_of.setdefault(result["name"], []).append(result["scores"])
         print(f"\n{protocol}, {flags.seeds} seeds: mean ± standard deviation, %")
         for name, scores in scores_of.items():
