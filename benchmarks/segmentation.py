@@ -64,7 +64,7 @@ def settings_of(protocol: str, sources: dict[str, str], seed: int, flags: argpar
     config = CONFIGS[protocol].get_config()
     config.update({**sources, "zero_ignored": True, "seed": seed, "panels": 6 if seed == 0 else 0})
     if protocol.startswith("patch"):
-        config.update({"size": flags.size, "last_blocks": flags.last_blocks})
+        config.size = flags.size
         return config
     trained = {"steps": flags.steps, "eval_every_steps": flags.steps, "warmup_steps": flags.steps // 10, "batch_size": 8, "size": 64}
     config.update({**trained, "limits": (512, 96), "stride": 48, "random_init": True, "log_every_steps": 20})
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--protocols", default="patch_knn,patch_logistic")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=224, help="side of whole images for the probes of patches")
-    parser.add_argument("--last_blocks", type=int, default=1, help="whose tokens the probes and the linear head read (default: 1)")
+    parser.add_argument("--last_blocks", type=int, default=1, help="whose tokens the linear head reads (default: 1)")
     parser.add_argument("--steps", type=int, default=300, help="of the trained heads")
     flags = parser.parse_args()
     sources = split(flags.data, flags.output.resolve())

@@ -88,7 +88,6 @@ def patch_probe(protocol: str) -> ConfigDict:
             "select": "split",  # what chooses: split (part of the training images) | test (said in the report: such scores are too good)
             "held_out": 0.1,  # share of the training images, with split
             "size": 0,  # side in pixels that whole images are resized to; 0: what the network was trained on
-            "last_blocks": 1,  # of a ViT, whose tokens after the final norm are put side by side; small networks segment better with 4
             "batch_size": 16,
             "backend": "fast",  # decoder of JPEGs: fast | pil
             "max_pixels": 50_000_000,  # larger images count as unreadable

@@ -62,12 +62,12 @@ def columns(width: int, blocks: Sequence[int], pooling: Sequence[str]) -> dict[s
     return result
 
 
-def check_blocks(network: Network, blocks: Sequence[int], key: str = "blocks") -> None:
-    """Raise EvalError, which names the key, where the network has fewer blocks."""
+def check_blocks(network: Network, blocks: Sequence[int]) -> None:
+    """Raise EvalError where the network has fewer blocks."""
     deepest = max(network.depth, 1)
     if max(blocks) > deepest:
         which = f"has {network.depth} blocks" if network.depth else "is no ViT, and has the last features only"
-        raise EvalError(f"{key}: found {max(blocks)}, expected at most {deepest}: {network.name} {which}")
+        raise EvalError(f"blocks: found {max(blocks)}, expected at most {deepest}: {network.name} {which}")
 
 
 def extract(

@@ -19,7 +19,6 @@ from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.images.resize import resize_bicubic
 from sere_jax.data.sources.example import Source
 from sere_jax.evals.features import normalise, to_host
-from sere_jax.evals.frozen.cached import check_blocks
 from sere_jax.evals.frozen.comparison import SIDE
 from sere_jax.evals.frozen.labelled import image_numbers
 from sere_jax.evals.network import EvalError, Network, prepared
@@ -43,7 +42,6 @@ RULES: Mapping[str, Rule] = {
     "select": choice("split", "test"),
     "held_out": Rule(float, low=0.0, high=0.9, above=True),
     "size": SIDE,
-    "last_blocks": count(1),
     "batch_size": count(1),
     "backend": TRAINING["data.backend"],
     "max_pixels": TRAINING["data.max_pixels"],
@@ -69,7 +67,6 @@ class PatchSettings(NamedTuple):
     select: str
     held_out: float
     size: int
-    last_blocks: int
     batch_size: int
     reading: ImageReading
     baselines: bool
@@ -129,29 +126,25 @@ def open_sources(settings: PatchSettings) -> Sources:
     return Sources(train, test, classes, positions, selecting, int(np.isin(pair[1], pair[0][positions]).sum()))
 
 
-def encoder(network: Network, settings: PatchSettings) -> tuple[Encode, int]:
+def encoder(network: Network, size: int, batch_size: int) -> tuple[Encode, int]:
     """The encoder of a network's own parameters, and the side in pixels that images are resized to."""
-    make, side = encoders(network, settings)
+    make, side = encoders(network, size, batch_size)
     return make(to_host(network.params)), side
 
 
-def encoders(network: Network, settings: PatchSettings) -> tuple[Callable[[PyTree], Encode], int]:
-    """Parameters, as host arrays -> a function from images to their patch tokens; and the side of the images.
+def encoders(network: Network, size: int, batch_size: int) -> tuple[Callable[[PyTree], Encode], int]:
+    """Parameters, as host arrays -> a function from images to their patch tokens after the final norm; and the side of the images.
 
-    Tokens are those of the last block after the final norm, or those of the `last_blocks`, the earliest first, side by side. The whole
-    image is resized to a square, so that no part of it is cut off. The devices of this process share a batch. Compiled once.
-
-    Raises EvalError where the network has fewer blocks.
+    The whole image is resized to a square, so that no part of it is cut off. The devices of this process share a batch. Compiled once.
     """
-    check_blocks(network, [settings.last_blocks], "last_blocks")
-    side, batch_size = prepared(network, settings.size, 0)[0], settings.batch_size
+    side = prepared(network, size, 0)[0]
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     rows, copies = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, in_shardings=(copies, rows), out_shardings=rows)
     def run(params: Any, images: Any) -> jax.Array:
-        return _patch_tokens(network, params, normalise(images, network.mean, network.std), settings.last_blocks)
+        return jnp.asarray(network.apply(params, normalise(images, network.mean, network.std)).patches).astype(jnp.float32)
 
     whole = -(-batch_size // len(devices)) * len(devices)
 
@@ -167,15 +160,6 @@ def encoders(network: Network, settings: PatchSettings) -> tuple[Callable[[PyTre
         return functools.partial(encode, jax.device_put(params, copies))
 
     return make, side
-
-
-def _patch_tokens(network: Network, params: PyTree, images: jax.Array, last_blocks: int) -> Float[jax.Array, "b h w d"]:
-    if last_blocks == 1:
-        return jnp.asarray(network.apply(params, images).patches).astype(jnp.float32)
-    layers = tuple(range(network.depth - last_blocks, network.depth))
-    features = network.apply(params, images, layers=layers, layers_norm="post")
-    joined = jnp.concatenate([tokens[:, 1:] for tokens in features.layers], axis=-1)  # without their cls tokens
-    return joined.reshape(*features.patches.shape[:3], -1).astype(jnp.float32)
 
 
 def raw_pixels(network: Network, side: int) -> Encode:

@@ -41,7 +41,6 @@ class KnnSettings(NamedTuple):
     neighbours: tuple[int, ...]
     distances: tuple[str, ...]
     size: int
-    last_blocks: int
     batch_size: int
     reading: ImageReading
     baselines: bool
@@ -66,7 +65,6 @@ class LogisticSettings(NamedTuple):
     tolerance: float
     max_steps: int
     size: int
-    last_blocks: int
     batch_size: int
     reading: ImageReading
     baselines: bool
@@ -147,12 +145,12 @@ def _run(
 
 def _contestants(networks: Sequence[Network], data: PatchSettings) -> Iterator[tuple[str, Mapping[str, Any], Encode]]:
     """Names, origins and encoders: raw pixels, the first network at random initialisation, then the networks."""
-    encoders = [patch_data.encoder(network, data) for network in networks]  # checks all sizes first
+    encoders = [patch_data.encoder(network, data.size, data.batch_size) for network in networks]  # checks all sizes first
     if data.baselines:
         yield "raw pixels", {}, patch_data.raw_pixels(networks[0], encoders[0][1])
         if networks[0].init is not None:
             random = untrained(networks[0], data.seed)
-            yield random.name, random.about, patch_data.encoder(random, data)[0]
+            yield random.name, random.about, patch_data.encoder(random, data.size, data.batch_size)[0]
     for network, (encode, _) in zip(networks, encoders, strict=True):
         yield network.name, network.about, encode
 

@@ -37,7 +37,7 @@ def periodic(network: Network, settings: Any) -> Evaluation:
     data = data._replace(reading=shared_reading([network], data.reading))
     with distributed.together():
         sources = patch_data.open_sources(data)
-    encoder_of = patch_data.encoders(network, data)[0]
+    encoder_of = patch_data.encoders(network, data.size, data.batch_size)[0]
     grid = [(k, settings.distances[0]) for k in settings.neighbours]
     names = [f"patch_knn/k{k}/{score}" for k, _ in grid for score in _SCORES]
     random: dict[str, float] = {}

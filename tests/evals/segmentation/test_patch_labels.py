@@ -105,27 +105,6 @@ def test_a_protocol_segments_coloured_rectangles(protocol, sources, tmp_path):
     assert (tmp_path / "figures" / f"{config.protocol}-micro.png").stat().st_size > 1000
 
 
-def test_last_blocks_are_the_last_tokens_of_networks_of_each_depth(sources, tmp_path):
-    """The tokens after block 1 of 2 are the last tokens of a network that ends there."""
-    config = patch_knn.get_config()
-    config.update({"train": sources[0], "test": sources[1], "size": 32, "batch_size": 4, "last_blocks": 2})
-    asked = patch_data.PatchSettings(*(getattr(evaluate.settings(config, []), name) for name in patch_data.PatchSettings._fields))
-    network = micro_network.network()
-    shallow = micro_network.VIT.clone(depth=1)
-    params = {name: leaf for name, leaf in network.params.items() if name != "blocks_1"}
-    opened = patch_data.open_sources(asked)
-    pictures = list(read_masked(opened.train, [0, 1], opened.labelling, LeftOut(), asked.reading))
-    joined = list(patch_data.encoder(network, asked)[0](pictures))
-    for module, weights, columns in ((shallow, params, slice(0, 48)), (micro_network.VIT, network.params, slice(48, 96))):
-        single = network._replace(apply=lambda p, x, module=module: module.apply({"params": p}, x), params=weights)
-        for one, expected in zip(joined, patch_data.encoder(single, asked._replace(last_blocks=1))[0](pictures), strict=True):
-            assert one.patches.shape == (8, 8, 96)
-            np.testing.assert_allclose(one.patches[..., columns], expected.patches, rtol=1e-5, atol=1e-5)  # two compiled float32 programs
-
-    with pytest.raises(EvalError, match="last_blocks: found 3, expected at most 2: micro has 2 blocks"):
-        patch_data.encoder(network, asked._replace(last_blocks=3))
-
-
 def tmp_path_of(spec: str) -> Path:
     """The directory of the label maps of a source."""
     return Path(spec.split(":")[1])
