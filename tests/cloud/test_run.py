@@ -201,7 +201,7 @@ def test_two_processes_share_a_bucket(server, bucket, tmp_path):
         for rank in (0, 1):
             flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={rank}"]
             processes.append(subprocess.Popen(command(workdir, *flags, **settings), cwd=ROOT, env=environment(**server.environment)))
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        assert [process.wait(timeout=900) for process in processes] == [0, 0]
 
     train(str(tmp_path / "two"))
     train(bucket)

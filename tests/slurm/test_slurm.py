@@ -41,18 +41,18 @@ class Slurm:
         """What Slurm says of a job."""
         return dict(re.findall(r"(\w+)=(\S+)", self.run("scontrol", "show", "job", "-o", job)))
 
-    def wait(self, job: str, *states: str, seconds: float = 400) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 900) -> dict[str, str]:
         """Until the job is in one of the states."""
         until(lambda: self.facts(job)["JobState"] in states, seconds, lambda: str(self.facts(job)))
         return self.facts(job)
 
     def restart_now(self, job: str, restarts: int) -> None:
         """Slurm lets a requeued job wait for two minutes; a test does not."""
-        until(lambda: self.facts(job)["Restarts"] == str(restarts) and self.facts(job)["JobState"] == "PENDING", 200)
+        until(lambda: self.facts(job)["Restarts"] == str(restarts) and self.facts(job)["JobState"] == "PENDING", 400)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-def until(true: Callable[[], bool], seconds: float = 200, what: Callable[[], str] = str) -> None:
+def until(true: Callable[[], bool], seconds: float = 400, what: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what()
@@ -104,7 +104,7 @@ def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slur
         lambda: log(stopped).count("parameters ") == 3,  # just before restoring
     ]
     for restarts, moment in enumerate(moments, 1):
-        until(moment, 300, lambda: log(stopped))
+        until(moment, 600, lambda: log(stopped))
         slurm.run("scancel", "--batch", "--signal=USR1", job)
         slurm.restart_now(job, restarts)
     facts = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")
@@ -127,7 +127,7 @@ def test_the_time_limit_saves_and_requeues(slurm: Slurm, tmp_path: Path):
 def test_scancel_saves_and_is_not_requeued(slurm: Slurm, tmp_path: Path):
     workdir = tmp_path / "a"
     job = slurm.submit(workdir, "--nodes=1", schedule__total_steps=10**6, run__checkpoint_every_steps=10**5)
-    until(lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 3, 200, lambda: log(workdir))
+    until(lambda: (workdir / "metrics.jsonl").exists() and len(losses(workdir)) >= 3, 400, lambda: log(workdir))
     slurm.run("scancel", job)
     facts = slurm.wait(job, "CANCELLED", "COMPLETED", "FAILED", seconds=90)
     assert facts["JobState"] == "CANCELLED" and facts["Restarts"] == "0"
