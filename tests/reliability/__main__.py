@@ -14,21 +14,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.reliability import files, runs
+from tests.reliability import checkpoints, disks, elastic, ends, files
 from tests.reliability.outcome import Row, table
 
 Campaign = Callable[[int, random.Random, Path], Row]
 CAMPAIGNS: dict[str, tuple[int, Campaign]] = {
-    "kills": (100, runs.killed),
-    "kills_of_two": (40, lambda count, rng, work: runs.killed(count, rng, work, processes=2)),
-    "signals": (60, runs.signalled),
-    "signals_of_two": (60, lambda count, rng, work: runs.signalled(count, rng, work, processes=2)),
-    "damaged": (1000, files.damaged_checkpoints),
-    "disks": (20, files.failing_disks),
+    "kills": (100, ends.killed),
+    "kills_of_two": (40, lambda count, rng, work: ends.killed(count, rng, work, processes=2)),
+    "signals": (60, ends.signalled),
+    "signals_of_two": (60, lambda count, rng, work: ends.signalled(count, rng, work, processes=2)),
+    "elastic": (len(elastic.PAIRS), elastic.elastic),
+    "damaged": (1000, checkpoints.damaged_checkpoints),
+    "disks": (24, disks.failing_disks),
     "weights": (200, files.hostile_weights),
     "images": (100_000, files.fuzzed_images),
     "lost": (60, files.lost_values),
-    "soak": (50, lambda count, rng, work: runs.soak(200 * count, count, rng, work)),
+    "soak": (50, ends.soak),
 }
 
 

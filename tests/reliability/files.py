@@ -1,187 +1,198 @@
-"""Campaigns on files, without processes: damaged checkpoints, mutated weights, fuzzed images, states with lost values, failing disks."""
+"""Campaigns without processes: hostile files of weights, fuzzed images, and values that are lost in the state of a real step."""
 
 from __future__ import annotations
 
+import importlib.util
 import random
-import resource
 import shutil
-import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from sere_jax import load_backbone
+from sere_jax.build import pretraining
 from sere_jax.data.images.decode import BadImage, decode
-from sere_jax.data.images.reading import Backend, ImageReading
-from sere_jax.interop.files import FileError, read_tensors
+from sere_jax.data.images.deep import PNG
+from sere_jax.data.images.reading import BACKENDS, ImageReading
+from sere_jax.interop import timm
+from sere_jax.interop.files import FileError, read_tensors, write_tensors
+from sere_jax.interop.tables import InteropError
 from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.train.checkpoint_manager import Checkpoints
-from sere_jax.train.state import State
-from sere_jax.train.update import LossOutput, make_update
 from tests import micro
 from tests.data.images import corpus
-from tests.interop.test_integrity import ENDINGS, _write
-from tests.reliability.outcome import Row, row
-from tests.train.test_damage import TARGET, assert_sound, save
+from tests.interop import test_integrity, test_timm
+from tests.reliability.checkpoints import change
+from tests.reliability.outcome import Costs, Row, row
 
-_SLOWEST = 2.0  # seconds of one decode or one refusal
-
-
-def damaged_checkpoints(count: int, rng: random.Random, work: Path) -> Row:
-    """One change in one file of the newest of two checkpoints: the state is right, or the one before is taken, or an error says why."""
-    sound, outcomes, failures = work / "sound", [], []
-    save(sound, 1, 2)
-    files = sorted(path for path in (sound / "2").rglob("*") if path.is_file())
-    for trial in range(count):
-        directory = Path(shutil.copytree(sound, work / f"damaged{trial}"))
-        how = _damage(directory / "2" / rng.choice(files).relative_to(sound / "2"), rng)
-        try:
-            with Checkpoints(directory, every_steps=1) as checkpoints:
-                restored = checkpoints.restore_newest(TARGET)
-                assert_sound(restored, restored.step if restored else -1)
-            outcomes.append("resumed from the newest" if restored and restored.step == 2 else "resumed from the one before")
-        except CheckpointError:
-            outcomes.append("refused")
-        except BaseException as error:
-            outcomes.append("failed")
-            failures.append(f"{how}: {type(error).__name__}: {str(error)[:200]}")
-        shutil.rmtree(directory)
-    return row("one change in a file of the newest of two checkpoints", outcomes, failures)
-
-
-def _damage(path: Path, rng: random.Random) -> str:
-    data = bytearray(path.read_bytes())
-    how = rng.choice(["flip", "cut", "zeros", "removed", "grown"])
-    place = rng.randrange(len(data)) if data else 0
-    if how == "flip" and data:
-        data[place] ^= 1 << rng.randrange(8)
-    elif how == "cut":
-        del data[place:]
-    elif how == "zeros":
-        data[place : place + 64] = bytes(len(data[place : place + 64]))
-    elif how == "grown":
-        data += rng.randbytes(10)
-    path.unlink() if how == "removed" else path.write_bytes(data)
-    return f"{how} at {place} of {path.name}"
+_LOST = (np.nan, np.inf, -np.inf, 3e38, -3e38)
+_RANGES = ((0.0, 0.0), (0.0, 4095.0), (-1.0, 1.0))
 
 
 def hostile_weights(count: int, rng: random.Random, work: Path) -> Row:
-    """Changes of whole files of weights of all three kinds: what was written is read, or FileError says why."""
-    outcomes, failures = [], []
-    whole = {ending: _write(work / f"whole{ending}") for ending in ENDINGS}
-    expected = {ending: read_tensors(path)[0] for ending, path in whole.items()}
+    """Of three files one has a change in its bytes, one is made to harm, and one holds values that are no weights."""
+    costs, outcomes, failures = Costs(), [], []
+    kinds = [_Changed(work), _Harmful(work), _NoWeights(work)]
     for trial in range(count):
-        ending = ENDINGS[trial % len(ENDINGS)]
-        path = Path(shutil.copy(whole[ending], work / f"hostile{ending}"))
-        how = _damage(path, rng)
-        began = time.monotonic()
+        kind = kinds[trial % 3]
+        what, path = kind.make(rng)
         try:
-            tensors, _ = read_tensors(path)
-            same = tensors.keys() == expected[ending].keys() and all(np.array_equal(tensors[k], expected[ending][k]) for k in tensors)
-            outcomes.append("read rightly" if same else "failed")
-            failures += [] if same else [f"{how}: silently wrong"]
-        except FileError:
+            with costs.of(what, failures):
+                kind.check(path)
+            outcomes.append("read rightly")
+        except (FileError, InteropError) as error:
             outcomes.append("refused")
+            failures += [f"{what}: {fault}" for fault in _faults(str(error), path)]
         except BaseException as error:
             outcomes.append("failed")
-            failures.append(f"{how}: {type(error).__name__}: {str(error)[:200]}")
-        if time.monotonic() - began > _SLOWEST:
-            failures.append(f"{how}: took {time.monotonic() - began:.1f} s")
-    return row("one change in a file of weights (safetensors, npz, pth)", outcomes, failures)
+            failures.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+    return row(f"hostile files of weights (safetensors, npz, pth), {costs}", outcomes, failures)
+
+
+def _faults(message: str, path: Path) -> list[str]:
+    faults = [] if str(path) in message else ["the message does not name the file"]
+    return faults + [f"the message says {word}" for word in ("weights_only", "allow_pickle", "Traceback") if word in message]
+
+
+class _Changed:
+    """Sound files of all kinds with one change of their bytes; what can be read must be what was written."""
+
+    def __init__(self, work: Path) -> None:
+        endings = [ending for ending in test_integrity.ENDINGS if ending != ".pth" or importlib.util.find_spec("torch")]
+        self._whole = {ending: test_integrity._write(work / f"whole{ending}") for ending in endings}
+        self._expected = {ending: read_tensors(path)[0] for ending, path in self._whole.items()}
+
+    def make(self, rng: random.Random) -> tuple[str, Path]:
+        ending, whole = rng.choice(sorted(self._whole.items()))
+        path = Path(shutil.copy(whole, whole.with_name(f"changed{ending}")))
+        return f"{ending[1:]}: {change(path, rng)}", path
+
+    def check(self, path: Path) -> None:
+        tensors, expected = read_tensors(path)[0], self._expected[path.suffix]
+        assert tensors.keys() == expected.keys() and all(np.array_equal(tensors[name], expected[name]) for name in tensors), (
+            "silently wrong"
+        )
+
+
+class _Harmful:
+    """The files of the tests that were made to harm: bombs, claims, misnamed archives, dictionaries that hold themselves."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self._writers: dict[str, tuple[str, Callable[[Path], Any]]] = {
+            name: (ending, write) for name, (ending, write, _) in test_integrity.HOSTILE.items()
+        }
+        if importlib.util.find_spec("torch"):
+            torch = importlib.import_module("torch")
+            for name, (content, _) in test_integrity.TORCH.items():
+                self._writers[name] = (".pth", lambda path, content=content: torch.save(content(torch), path))
+
+    def make(self, rng: random.Random) -> tuple[str, Path]:
+        name, (ending, write) = rng.choice(sorted(self._writers.items(), key=lambda item: item[0]))
+        path = self._work / f"harmful{ending}"
+        path.unlink(missing_ok=True)
+        write(path)
+        return name, path
+
+    def check(self, path: Path) -> None:
+        read_tensors(path)
+        raise AssertionError("it was read")
+
+
+class _NoWeights:
+    """A backbone in which one tensor, or one number of it, cannot be a weight."""
+
+    def __init__(self, work: Path) -> None:
+        self._path, self._tensors = work / "values.safetensors", timm.to_timm(test_timm._params()[1])
+
+    def make(self, rng: random.Random) -> tuple[str, Path]:
+        name = rng.choice(sorted(self._tensors))
+        tensor = np.array(self._tensors[name])
+        how = rng.choice(["a number", "integers", "booleans", "complex"])
+        if how == "a number":
+            value = rng.choice([np.nan, np.inf, -np.inf])
+            tensor.flat[rng.randrange(tensor.size)], how = value, f"{value}"
+        else:
+            tensor = tensor.astype({"integers": np.int32, "booleans": np.bool_, "complex": np.complex64}[how])
+        write_tensors(self._path, self._tensors | {name: tensor}, {})
+        return f"{how} in {name}", self._path
+
+    def check(self, path: Path) -> None:
+        load_backbone(path, heads=3)
+        raise AssertionError("it was read")
 
 
 def fuzzed_images(count: int, rng: random.Random, work: Path) -> Row:
-    """Changes in the files of the corpus, by both readers and three ranges: pixels or BadImage, soon and in little memory."""
-    outcomes, failures = [], []
+    """Changes in the files of the corpus, half of them in the first bytes, by all readers, ranges and numbers of channels."""
+    costs, outcomes, failures = Costs(), [], []
     seeds = [case for case in corpus.cases() if len(case.data) < 1 << 20]
-    backends: tuple[Backend, ...] = ("fast", "pil")
     for trial in range(count):
         case = rng.choice(seeds)
-        data = bytearray(case.data)
-        for _ in range(rng.choice([1, 1, 2, 8])):
-            if data:
-                place = rng.randrange(len(data))
-                data[place : place + rng.choice([0, 1, 1, 4])] = rng.randbytes(rng.choice([0, 1, 1, 4]))
-        reading = ImageReading(backends[trial % 2], value_range=rng.choice([(0.0, 0.0), (0.0, 4095.0), (-1.0, 1.0)]))
-        began = time.monotonic()
+        data = _changed_image(case.data, rng)
+        channels = rng.choice([3, 3, 1, 4])
+        reading = ImageReading(BACKENDS[trial % 2], value_range=rng.choice(_RANGES), channels=channels)
+        what = f"{case.name}, changed in trial {trial}"
         try:
-            pixels = decode(bytes(data), reading)
-            right = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
+            with costs.of(what, failures):
+                pixels = decode(data, reading)
+            right = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == channels and pixels.size > 0
             outcomes.append("read" if right else "failed")
-            failures += [] if right else [f"{case.name}: {pixels.dtype} {pixels.shape}"]
+            failures += [] if right else [f"{what}: {pixels.dtype} {pixels.shape}"]
         except BadImage:
             outcomes.append("refused")
         except BaseException as error:
             outcomes.append("failed")
-            failures.append(f"{case.name}: {type(error).__name__}: {str(error)[:200]}")
-        if (seconds := time.monotonic() - began) > _SLOWEST:
-            failures.append(f"{case.name}: took {seconds:.1f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return row(f"changed images, decoded (process peak {peak:,.0f} MB)", outcomes, failures)
+            failures.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+    return row(f"changed images, decoded, {costs}", outcomes, failures)
+
+
+def _changed_image(data: bytes, rng: random.Random) -> bytes:
+    """Changes of some bytes; in half of the PNG files the checksums are made right again, so that what lies behind them is reached."""
+    changed = bytearray(data)
+    head, same_length = min(len(data), 128) if rng.random() < 0.5 else len(data), rng.random() < 0.7
+    for _ in range(rng.choice([1, 1, 2, 8]) if data else 0):
+        place, size = rng.randrange(head), rng.choice([1, 1, 2, 4])
+        changed[place : place + size] = rng.randbytes(size if same_length else rng.choice([0, 1, 4]))
+    if data.startswith(PNG) and rng.random() < 0.5:
+        place = len(PNG)
+        while place + 12 <= len(changed):
+            end = place + 8 + int.from_bytes(changed[place : place + 4])
+            changed[end : end + 4] = zlib.crc32(changed[place + 4 : end]).to_bytes(4) if end + 4 <= len(changed) else changed[end : end + 4]
+            place = end + 4
+    return bytes(changed)
 
 
 def lost_values(count: int, rng: random.Random, work: Path) -> Row:
-    """NaN, infinity and 3e38 in one number of the state: no update takes it in, and it is never saved."""
+    """NaN, infinity and 3e38 in one number of the state of a real DINO + SERE step: no update takes it in, and it is never saved."""
     outcomes, failures = [], []
-    optimizer = optax.with_extra_args_support(optax.adamw(0.1))
-
-    def loss(params, running, batch, keys):
-        return jnp.mean((jnp.tanh(batch @ params["w"]) @ params["v"] - 1.0) ** 2), LossOutput(running, {})
-
-    params = {"w": jnp.ones((3, 4)) / 3, "v": jnp.ones((4, 1)) / 4, "unused": jnp.zeros(5)}
-    good = State(jnp.int32(3), params, {}, optimizer.init(params), jnp.int32(0), {"teacher": params, "center": jnp.zeros(4)})
-    update = jax.jit(make_update(loss=loss, optimizer=optimizer))
+    config = micro.config(local_count=1, photometry=True, recipe="dino_sere")
+    good, views = micro.state(config), micro.views(config)
+    update = micro.compiled(pretraining.train_step(config, micro.LENGTH), good, views)
+    assert float(update(good, views)[1]["bad_step"]) == 0
     named = {name: leaf for name, leaf in checkpoint.named_leaves(good).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
-    checkpoints = Checkpoints(work / "lost", every_steps=1)
-    for trial in range(count):
-        name, value = rng.choice(sorted(named)), rng.choice([np.nan, np.inf, -np.inf, 3e38, -3e38])
-        place = rng.randrange(named[name].size)
-        leaves = checkpoint.named_leaves(good)
-        leaves[name] = leaves[name].ravel().at[place].set(value).reshape(leaves[name].shape)
-        bad = jax.tree.unflatten(jax.tree.structure(good), list(leaves.values()))
-        after, metrics = update(bad, jnp.ones((2, 3)))
-        try:
-            assert float(metrics["bad_step"]) == 1, "counted as a good step"
-            micro.assert_equal(after, bad._replace(step=bad.step + 1, bad_steps=bad.bad_steps + 1))
-            checkpoints.save(trial + 1, after, {})
-            raise AssertionError("it was saved")
-        except CheckpointError:
-            outcomes.append("skipped and not saved")
-        except AssertionError as error:
-            outcomes.append("failed")
-            failures.append(f"{value} in {name}[{place}]: {str(error)[:200]}")
-    checkpoints.close()
-    return row("a value that is lost, in one place of the state", outcomes, failures)
-
-
-def failing_disks(count: int, rng: random.Random, work: Path) -> Row:
-    """A limit on files' sizes at a random number of bytes: the save fails with one error, leaves the older step and no temporary one."""
-    outcomes, failures = [], []
-    state = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(300, 300)), jnp.float32)}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for trial in range(count):
-        directory = work / f"disk{trial}"
-        checkpoints = Checkpoints(directory, every_steps=1)
-        checkpoints.save(1, {"a": jnp.ones(4)}, {})
-        checkpoints.wait()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, 320_000), hard))
-        try:
-            checkpoints.save(2, state, {})
-            checkpoints.wait()
-            outcomes.append("saved")
-        except CheckpointError:
-            outcomes.append("told in a sentence")
-        except BaseException as error:
-            outcomes.append("failed")
-            failures.append(f"{type(error).__name__}: {str(error)[:200]}")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        newest = checkpoint.find_step(directory)[1]
-        left = [path.name for path in directory.iterdir() if "tmp" in path.name]
-        if newest != (2 if outcomes[-1] == "saved" else 1) or left:
-            failures.append(f"after '{outcomes[-1]}': newest step {newest}, left {left}")
-        shutil.rmtree(directory)
-    return row("a disk that is full while a checkpoint is written", outcomes, failures)
+    kinds = sorted({name.split("/")[0] for name in named})
+    with Checkpoints(work / "lost", every_steps=1) as checkpoints:
+        for trial in range(count):
+            kind = kinds[trial % len(kinds)]
+            name, value = rng.choice([name for name in sorted(named) if name.split("/")[0] == kind]), rng.choice(_LOST)
+            place, leaves = rng.randrange(max(1, named[name].size)), checkpoint.named_leaves(good)
+            leaves[name] = leaves[name].ravel().at[place].set(value).reshape(leaves[name].shape)
+            bad = jax.tree.unflatten(jax.tree.structure(good), list(leaves.values()))
+            after, metrics = update(bad, views)
+            try:
+                assert float(metrics["bad_step"]) == 1, "counted as a good step"
+                micro.assert_equal(after, bad._replace(step=bad.step + 1, bad_steps=bad.bad_steps + 1))
+                checkpoints.save(trial + 1, after, {})
+                raise AssertionError("it was saved")
+            except CheckpointError:
+                outcomes.append("skipped and not saved")
+            except AssertionError as error:
+                outcomes.append("failed")
+                failures.append(f"{value} in {name}[{place}]: {str(error)[:200]}")
+    return row("a value that is lost, in one place of the state of a DINO + SERE step", outcomes, failures)

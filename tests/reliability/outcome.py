@@ -1,9 +1,16 @@
-"""What a campaign reports: a row of the table in docs/reliability.md."""
+"""What a campaign reports, a row of the table in docs/reliability.md, and the limits on what one trial may cost."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+SECONDS = 2.0  # of the processor, for one decode or one refusal; ten times as many on the clock of a busy machine
+MEGABYTES = 500
 
 
 class Row(NamedTuple):
@@ -26,3 +33,37 @@ def table(rows: list[Row]) -> str:
     lines = ["| Trial | Trials | How they ended | Failures |", "|---|---|---|---|"]
     lines += [f"| {one.what} | {one.trials:,} | {one.ended} | {len(one.failures)} |" for one in rows]
     return "\n".join([*lines, *(f"\n{one.what}: {text}" for one in rows for text in one.failures)])
+
+
+class Costs:
+    """The most that a trial of a campaign took, in seconds of the processor and in megabytes."""
+
+    def __init__(self) -> None:
+        self.seconds, self.megabytes = 0.0, 0.0
+
+    @contextlib.contextmanager
+    def of(self, what: str, failures: list[str]) -> Iterator[None]:
+        """Measure the block; a failure where it takes more than it may."""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the memory begins anew
+        before, clock, processor = memory("VmRSS"), time.monotonic(), time.process_time()
+        try:
+            yield
+        finally:
+            seconds, waited = time.process_time() - processor, time.monotonic() - clock
+            megabytes = memory("VmHWM") - before
+            self.seconds, self.megabytes = max(self.seconds, seconds), max(self.megabytes, megabytes)
+            if seconds > SECONDS or waited > 10 * SECONDS:
+                failures.append(f"{what}: took {seconds:.1f} s of the processor, {waited:.1f} s in all")
+            if megabytes > MEGABYTES:
+                failures.append(f"{what}: took {megabytes:,.0f} MB")
+
+    def __str__(self) -> str:
+        return f"at most {self.seconds:.2f} s and {self.megabytes:,.0f} MB each"
+
+
+def memory(name: str, pid: int | str = "self") -> float:
+    """Megabytes of a process by a name of /proc/PID/status: VmRSS is what it has, VmHWM the most that it had."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise KeyError(name)

@@ -1,175 +1,169 @@
-"""Campaigns on the real train.py, with workers: killed and signalled at random moments, and a soak."""
+"""The real train.py, started again and again with workers and a micro config, and what a run may not leave behind."""
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import json
 import os
 import random
-import signal
+import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tests.commands.test_pretrain import DRIVER, ROOT, assert_same_end, environment, records
+from sere_jax.train.checkpoint import named_leaves, read_state
+from tests.commands.test_pretrain import DRIVER, ROOT, environment
 from tests.processes import free_port
-from tests.reliability.outcome import Row, row
 
 _LATEST = 5.0  # seconds after which nothing of a killed run may be left
+_MARK = "RELIABILITY_START"  # in the environment of a start and of all that descends from it
+
+# With crops of this size a process's arrays take more than a MiB, so that workers pass them through shared memory.
+SETTINGS = DRIVER | {"views.global_size": 112, "model.patch_size": 16, "eval.resize": 128, "data.workers": 2}
+STEPS = 24
+
+
+class Start(list[subprocess.Popen]):
+    """The processes of one start of a run."""
+
+    def __init__(self, processes: Sequence[subprocess.Popen], log: subprocess.Popen, mark: str) -> None:
+        super().__init__(processes)
+        self._log, self._mark = log, f"{_MARK}={mark}".encode()
+
+    def running(self) -> bool:
+        return any(process.poll() is None for process in self)
+
+    def kill(self) -> None:
+        for process in self:
+            process.kill()
+        self.wait()
+
+    def wait(self, seconds: float = 900.0) -> list[int]:
+        """The exit codes, once all have ended and what they said is written down."""
+        codes = [process.wait(timeout=seconds) for process in self]
+        with contextlib.suppress(subprocess.TimeoutExpired):  # an orphan may still hold the pipe
+            self._log.wait(timeout=_LATEST)
+        return codes
+
+    def orphans(self) -> list[int]:
+        """What still lives of the start, data workers too, a few seconds after its processes have ended."""
+        latest = time.monotonic() + _LATEST
+        while (pids := self._alive()) and time.monotonic() < latest:
+            time.sleep(0.05)
+        return pids
+
+    def _alive(self) -> list[int]:
+        return [int(pid) for pid in filter(str.isdigit, os.listdir("/proc")) if self._mark in read(f"/proc/{pid}/environ").split(b"\0")]
 
 
 class Run:
     """Starts of one run with the same settings, on one or two processes."""
 
-    def __init__(self, work: Path, steps: int, processes: int) -> None:
+    def __init__(
+        self, work: Path, steps: int = STEPS, processes: int = 1, devices: int = 1, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """`devices` are those of each process."""
         self.work, self.steps, self.processes = work, steps, processes
+        micro = SETTINGS | {"data.batch_size": 16 * processes, "run.checkpoint_every_steps": 2}
+        self.settings = {**(settings or micro), "schedule.total_steps": steps}
         cache = work / "compiled"
-        self._environment = environment(JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+        self._environment = environment(
+            devices, JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", PYTHONUNBUFFERED="1"
+        )
 
-    def start(self, name: str) -> list[subprocess.Popen]:
-        """Start or resume the run in `work/name`."""
-        port, settings = free_port(), DRIVER | {"schedule.total_steps": self.steps, "run.checkpoint_every_steps": 2, "data.workers": 2}
-        command = [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={self.work / name}"]
-        command += [f"--config.{key}={value}" for key, value in settings.items()]
+    def start(self, name: str, program: Sequence[str] = ("train.py",), **more: str) -> Start:
+        """Start or resume the run in `work/name`; what it says goes to `work/name.log`."""
+        command = [sys.executable, *program, "--config=configs/quickstart.py", f"--workdir={self.work / name}"]
+        command += [f"--config.{key}={value}" for key, value in self.settings.items()]
+        port, mark = free_port(), secrets.token_hex(8)
         ranks = [[f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={rank}"] for rank in (0, 1)]
-        with open(self.work / f"{name}.log", "a") as log:
-            return [
-                subprocess.Popen([*command, *more], cwd=ROOT, env=self._environment, stdout=log, stderr=log)
-                for more in (ranks if self.processes == 2 else [[]])
+        environ = self._environment | more | {_MARK: mark}
+        # Through a pipe, because a limit on the sizes of files, which stands for a full disk, concerns no pipe.
+        log = subprocess.Popen(["tee", "-a", str(self.work / f"{name}.log")], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        assert log.stdin is not None
+        with log.stdin as stream:
+            processes = [
+                subprocess.Popen([*command, *flags], cwd=ROOT, env=environ, stdout=stream, stderr=stream)
+                for flags in (ranks if self.processes == 2 else [[]])
             ]
+        return Start(processes, log, mark)
 
-    def finish(self, name: str) -> list[int]:
+    def finish(self, name: str, **more: Any) -> list[int]:
         """Run to the end; the exit codes."""
-        return [process.wait(timeout=900) for process in self.start(name)]
+        return self.start(name, **more).wait()
 
-    def faults(self, name: str) -> list[str]:
+    def whole(self) -> float:
+        """Run in `work/whole` without an interruption, after everything is compiled; the seconds that it takes."""
+        for name in ("warm", "whole"):
+            began = time.monotonic()
+            codes = self.finish(name)
+            assert set(codes) == {0}, (self.work / f"{name}.log").read_text()[-5000:]
+        return time.monotonic() - began
+
+    def said(self, name: str) -> str:
+        """The last line of the last start."""
+        return (self.work / f"{name}.log").read_text().rstrip().rpartition("\n")[2]
+
+    def saving(self, name: str) -> bool:
+        """Whether a checkpoint is being written."""
+        directory = self.work / name / "checkpoints"
+        return directory.is_dir() and any("tmp" in entry for entry in os.listdir(directory))
+
+    def faults(self, name: str, logs: bool = True) -> list[str]:
         """What a finished run lacks or left behind, compared with the uninterrupted one in `work/whole`."""
-        found = []
-        if sorted(records(self.work / name)) != list(range(1, self.steps + 1)):
-            found.append("metrics.jsonl does not have each step once")
-        if left := glob.glob(str(self.work / name / "checkpoints" / "*tmp*")):
-            found.append(f"left {left}")
-        try:
-            assert_same_end(self.work / name, self.work / "whole", self.steps)
-        except AssertionError:
-            found.append("another state than the uninterrupted run's")
+        found, expected = [], _losses(self.work / "whole")
+        if logs and _losses(self.work / name) != expected:
+            found.append("metrics.jsonl does not have each step once, with the loss of the uninterrupted run")
+        if left := unfinished(self.work / name):
+            found.append(f"left {left[:5]}")
+        (state, step), (expected_state, _) = read_state(self.work / name), read_state(self.work / "whole")
+        if step != self.steps:
+            found.append(f"ended at step {step}")
+        if differ := _differences(named_leaves(state), named_leaves(expected_state)):
+            found.append(f"another state than the uninterrupted run's: {differ[:3]} of {len(differ)} leaves")
         return found
 
 
-def _children(pids: list[int]) -> set[int]:
-    """The processes that descend from these, by /proc."""
-    parents = {}
-    for path in glob.glob("/proc/[0-9]*/stat"):
-        try:
-            fields = Path(path).read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(path.split("/")[2])] = int(fields[1])
-    found: set[int] = set()
-    new = set(pids)
-    while new := {pid for pid, parent in parents.items() if parent in new and pid not in found}:
-        found |= new
-    return found
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """The leaves that do not have the same bits."""
+    same = {name for name in found.keys() & expected.keys() if found[name].tobytes() == expected[name].tobytes()}
+    return sorted((found.keys() | expected.keys()) - same)
 
 
-def _wait(pids: set[int]) -> list[int]:
-    """Those that still live after a few seconds."""
-    latest = time.monotonic() + _LATEST
-    while time.monotonic() < latest and any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        time.sleep(0.05)
-    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+def _losses(workdir: Path) -> list[tuple[int, float]]:
+    lines: list[Mapping[str, Any]] = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
 
 
-def killed(count: int, rng: random.Random, work: Path, *, processes: int = 1, steps: int = 60, per_run: int = 10) -> Row:
-    """SIGKILL at random moments from the first import to the last save; each run then ends in the bits of one that was never killed."""
-    run, outcomes, failures = Run(work, steps, processes), [], []
-    shared = set(os.listdir("/dev/shm"))
-    assert set(run.finish("warm")) == {0}
-    began = time.monotonic()
-    assert set(run.finish("whole")) == {0}
-    duration, number = time.monotonic() - began, 0
-    while len(outcomes) < count:
-        name, number, kills = f"killed{number}", number + 1, 0
-        while kills < per_run and len(outcomes) < count:
-            started = run.start(name)
-            time.sleep(rng.uniform(0, duration))
-            workers = _children([process.pid for process in started])
-            saving = bool(glob.glob(str(work / name / "checkpoints" / "*tmp*")))
-            ended = all(process.poll() is not None for process in started)
-            for process in started:
-                process.kill()
-            for process in started:
-                process.wait()
-            if orphans := _wait(workers):
-                failures.append(f"{name}: processes {orphans} are left")
-            if ended:
-                break
-            kills += 1
-            outcomes.append("killed in a save" if saving else "killed elsewhere")
-        codes = run.finish(name)
-        failures += [f"{name}: exit codes {codes}"] if set(codes) != {0} else [f"{name}: {text}" for text in run.faults(name)]
-    if left := set(os.listdir("/dev/shm")) - shared:
-        failures.append(f"shared memory is left: {sorted(left)[:5]}")
-    what = (
-        f"SIGKILL of the real train.py, {'two processes' if processes == 2 else 'one process'}; {number} runs then ended in the same bits"
-    )
-    return row(what, outcomes, failures)
+def unfinished(workdir: Path) -> list[str]:
+    """Files and directories with the names that unfinished ones have."""
+    return [str(path.relative_to(workdir)) for path in workdir.rglob("*") if "tmp" in path.name or ".partial." in path.name]
 
 
-def signalled(count: int, rng: random.Random, work: Path, *, processes: int = 1, steps: int = 60) -> Row:
-    """SIGTERM, SIGINT and SIGHUP at random moments: exit code 0, and the same command then ends in the same bits."""
-    run, outcomes, failures = Run(work, steps, processes), [], []
-    assert set(run.finish("warm")) == {0}
-    began = time.monotonic()
-    assert set(run.finish("whole")) == {0}
-    duration = time.monotonic() - began
-    for trial in range(count):
-        name, number = f"signalled{trial}", rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-        started = run.start(name)
-        time.sleep(rng.uniform(0.3, duration))
-        target = rng.choice(started)
-        if target.poll() is None:
-            target.send_signal(number)
-        codes = [process.wait(timeout=300) for process in started]
-        outcomes.append(f"ended with 0 after {number.name}" if set(codes) == {0} else "failed")
-        failures += [] if set(codes) == {0} else [f"{name}: {number.name}, exit codes {codes}"]
-        codes = run.finish(name)
-        failures += [f"{name}: then exit codes {codes}"] if set(codes) != {0} else [f"{name}: {text}" for text in run.faults(name)]
-    return row(f"signals to the real train.py, {'two processes' if processes == 2 else 'one process'}", outcomes, failures)
+def finish_after(run: Run, name: str, failures: list[str], logs: bool = True) -> None:
+    """Run the same command to its end, and add what is wrong with that."""
+    codes = run.finish(name)
+    failures += [f"{name}: {text}" for text in run.faults(name, logs)] if set(codes) == {0} else [f"{name}: then exit codes {codes}"]
 
 
-def soak(steps: int, kills: int, rng: random.Random, work: Path) -> Row:
-    """Many steps with kills: memory, descriptors and threads stay level, and the end is that of the uninterrupted run."""
-    run, failures = Run(work, steps, 1), []
-    began = time.monotonic()
-    assert set(run.finish("whole")) == {0}
-    duration, growth = time.monotonic() - began, []
-    for kill in range(kills + 1):
-        [process] = run.start("soak")
-        time.sleep(min(10.0, duration / 4))
-        before = _use(process.pid)
-        deadline = time.monotonic() + rng.uniform(0, duration / max(1, kills)) if kill < kills else float("inf")
-        after = before
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
-            after = _use(process.pid) or after
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        if before and after:
-            growth.append(tuple(b - a for a, b in zip(before, after, strict=True)))
-    failures += run.faults("soak")
-    memory, descriptors, threads = (max(values) for values in zip(*growth, strict=True)) if growth else (0, 0, 0)
-    if memory > 100 or descriptors > 5 or threads > 5:
-        failures.append(f"within a start: {memory} MB, {descriptors} descriptors and {threads} threads more")
-    ended = f"at most {memory} MB, {descriptors} descriptors, {threads} threads more within a start"
-    return Row(f"a soak of {steps:,} steps with {kills} kills", kills, ended, failures)
+def moment(rng: random.Random, seconds: float) -> float:
+    """A random time from now to so many seconds later."""
+    return time.monotonic() + rng.uniform(0.0, seconds)
 
 
-def _use(pid: int) -> tuple[int, int, int] | None:
-    """(MB of memory, open descriptors, threads) of a process; None where it has ended."""
+def read(path: str) -> bytes:
+    """A file of /proc; nothing where its process has ended."""
     try:
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return int(status["VmRSS"].split()[0]) // 1024, len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"])
-    except (OSError, KeyError):
-        return None
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def leaked(before: set[str]) -> list[str]:
+    """Shared memory that was not there before, and that no process holds."""
+    new = set(os.listdir("/dev/shm")) - before
+    maps = b"".join(read(f"/proc/{pid}/maps") for pid in filter(str.isdigit, os.listdir("/proc"))) if new else b""
+    return sorted(name for name in new if f"/dev/shm/{name}".encode() not in maps)
