@@ -13,6 +13,7 @@ import numpy as np
 
 from sere_jax.buckets import Location
 from sere_jax.interop.integrity import DIGESTS, check_digests, digests
+from sere_jax.interop.pickles import check_pickles
 from sere_jax.interop.tables import Tensors
 from sere_jax.writing import replacing
 
@@ -23,6 +24,7 @@ ARGUMENTS = "arguments"  # and that for the arguments of the program that wrote 
 _ABOUT = "sere_jax"
 _WRAPPERS = ("state_dict", "model")  # dictionaries that hold one network; names inside them get no prefix
 _MOST_NAMES, _DEEPEST = 100_000, 50  # names of tensors and others in a file; dictionaries inside one another
+_LONGEST = 1000  # letters of a name
 _NOT_WEIGHTS = ("optimizer", "scaler", "fp16_scaler", "lr_scheduler", "amp")
 
 
@@ -40,6 +42,7 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Only data is read, never code (`weights_only`); `argparse.Namespace`, in which DINO and iBOT store their arguments, is allowed.
     Raises TorchFileError on anything else, with the reason.
     """
+    check_pickles(path)
     try:
         import torch
     except ImportError as error:
@@ -74,6 +77,8 @@ def _leaves(value: Any, name: str, parents: tuple[int, ...]) -> Iterator[tuple[s
     if id(value) in parents or len(parents) >= _DEEPEST:
         raise TorchFileError(f"{name}: found a dictionary that holds itself, or {_DEEPEST} inside one another; expected nested names")
     for key, inner in value.items():
+        if not isinstance(key, str | int) or len(name) > _LONGEST:
+            raise TorchFileError(f"{name[:50]}: found a name of {type(key).__name__} or of more than {_LONGEST:,} letters, expected a text")
         path = name if not name and key in _WRAPPERS else f"{name}.{key}".lstrip(".")
         yield from _leaves(inner, path, (*parents, id(value)))
 

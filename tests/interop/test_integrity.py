@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sere_jax import load_backbone
-from sere_jax.interop import timm
+from sere_jax.interop import pickles, timm
 from sere_jax.interop.files import FileError, read_tensors, write_tensors
 from sere_jax.interop.formats import import_network
 from sere_jax.interop.tables import InteropError
@@ -93,6 +93,18 @@ def _header(path: Path, header: Any, data: bytes = b"") -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
+def _pickle(path: Path, operations: bytes) -> None:
+    """An archive as PyTorch's, of a pickle that was written by hand."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + operations + b".")
+        archive.writestr("x/version", "3\n")
+
+
+def _doubled_tuples(levels: int) -> bytes:
+    """A tuple of twice the tuple of twice the tuple ... of a 1."""
+    return b"K\x01\x85q\x00" + b"".join(b"h%c\x86q%c" % (level, level + 1) for level in range(levels))
+
+
 HOSTILE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "empty": (".safetensors", lambda path: path.write_bytes(b""), "the file is empty"),
     "a web page": (".pth", lambda path: path.write_bytes(b"\n<!DOCTYPE html><p>Sign in"), "found a web page"),
@@ -114,6 +126,16 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: _header(path, {"w": {"dtype": "F32", "shape": [1 << 30], "data_offsets": [0, 1 << 32]}}),
         "cannot be read",
     ),
+    "a name that takes ages to hash": (
+        ".pth",
+        lambda path: _pickle(path, b"}" + _doubled_tuples(60) + b"K\x01s"),
+        "a tuple that holds tuples",
+    ),
+    "the same before 1.6": (
+        ".pth",
+        lambda path: path.write_bytes(b"\x80\x02}" + _doubled_tuples(60) + b"K\x01s."),
+        "a tuple that holds tuples",
+    ),
     "no JSON": (".safetensors", lambda path: _header(path, b"{]}" * 9), "cannot be read"),
 }
 
@@ -133,6 +155,13 @@ def test_hostile_files_are_refused_in_a_sentence_and_little_memory(tmp_path, nam
     assert str(error.value).startswith(f"{path}: cannot be read as") and "pickle=" not in str(error.value)
 
 
+def test_a_pickle_of_many_operations_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickles, "_MOST_OPERATIONS", 100)
+    _pickle(tmp_path / "x.pth", b"]" + b"K\x01a" * 60)
+    with pytest.raises(FileError, match="a pickle of more than 100 operations"):
+        read_tensors(tmp_path / "x.pth")
+
+
 def _nested() -> dict[str, Any]:
     content: dict[str, Any] = {}
     content["again"] = content
@@ -149,6 +178,7 @@ def _doubling() -> dict[str, Any]:
 TORCH: dict[str, tuple[Callable[[Any], Any], str]] = {
     "expanded": (lambda torch: {"w": torch.zeros(1).expand(100_000, 100_000)}, r"w: found 4 bytes, expected 40,000,000,000"),
     "holds itself": (lambda torch: _nested(), "a dictionary that holds itself"),
+    "a tuple for a name": (lambda torch: {"a": {(1, 2): torch.zeros(3)}}, "a: found a name of tuple"),
     "doubling": (lambda torch: _doubling(), "more than 100,000 names"),
     "sparse": (lambda torch: {"w": torch.eye(3).to_sparse()}, "w: found a tensor that is sparse"),
     "eight bits": (lambda torch: {"w": torch.zeros(3).to(torch.float8_e4m3fn)}, "w: found torch.float8_e4m3fn, which NumPy does not have"),
