@@ -38,7 +38,7 @@ class Handler(RequestHandler):
 
     def _serve(self, method: str) -> None:
         path, _, query = self.path.partition("?")
-        options = dict(urllib.parse.parse_qsl(query))
+        options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))  # a blank one takes back an earlier one
         if path.startswith("/_"):
             self._control(path, options)
             return
