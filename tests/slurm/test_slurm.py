@@ -143,9 +143,13 @@ def test_a_mistake_is_not_repeated(slurm: Slurm, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("options", "devices"), [(("-N2", "-n2", "--gpus-per-node=8"), "all 8"), (("-N2", "-n4", "--gpus-per-node=2"), "its own")]
+    ("options", "tasks_and_devices"),
+    [
+        (("-N2", "-n2", "--gpus-per-node=8"), "2 [0, 1, 2, 3, 4, 5, 6, 7]"),  # all of its node
+        (("-N2", "-n4", "--gpus-per-node=2"), "4 None"),  # JAX's own choice for Slurm: a GPU a task
+    ],
 )
-def test_a_task_takes_the_gpus_of_its_node_or_its_own(slurm: Slurm, options: tuple[str, ...], devices: str):
+def test_a_task_takes_the_gpus_of_its_node_or_its_own(slurm: Slurm, options: tuple[str, ...], tasks_and_devices: str):
     probe = "import os; from sere_jax import distributed as d; print(d._slurm_tasks(os.environ), d._slurm_devices(os.environ))"
     lines = set(slurm.run("srun", *options, f"{ROOT}/.venv/bin/python", "-c", probe).splitlines())
-    assert lines == {devices}
+    assert lines == {tasks_and_devices}
