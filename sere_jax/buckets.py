@@ -247,7 +247,7 @@ def checksum(data: bytes, before: int = 0) -> int:
 
 @functools.cache
 def scratch_directory() -> Path:
-    """A directory on this machine for files that grow before they are put into a bucket; it is removed when the program ends."""
+    """A directory on this machine for files that are copied elsewhere once they are whole; it is removed when the program ends."""
     import atexit
 
     directory = Path(tempfile.mkdtemp(prefix="sere-jax-"))

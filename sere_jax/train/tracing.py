@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,8 +37,6 @@ class Tracer:
         self._plan = plan if plan and plan.count and jax.process_index() == 0 else None
         self._first = (self._plan.first or start + 2) if self._plan else 0
         self._meter, self._progress, self._running = meter, progress, False
-        address = self._plan is not None and buckets.is_address(self._plan.directory)
-        self._written_to = buckets.scratch_directory() / "trace" if address else self._plan.directory if self._plan else None
         if self._plan and self._first <= start:
             progress.note(f"no trace: step {self._first} is done, the run goes on from step {start}")
 
@@ -58,7 +57,7 @@ class Tracer:
         if number == self._first:
             self._meter.wait()
             with self._meter.paused():
-                jax.profiler.start_trace(str(self._written_to))
+                jax.profiler.start_trace(str(buckets.scratch_directory() / "trace"))
             self._running = True
         with jax.profiler.StepTraceAnnotation("step", step_num=number) if self._running else contextlib.nullcontext():
             yield
@@ -68,8 +67,17 @@ class Tracer:
             return
         self._running = False
         self._meter.wait()
-        with self._meter.paused():
-            jax.profiler.stop_trace()
-            if isinstance(self._plan.directory, epath.Path):
-                buckets.put_tree(buckets.scratch_directory() / "trace", self._plan.directory)
+        written = buckets.scratch_directory() / "trace"  # JAX could not take another trace after one that it cannot write
+        try:
+            with self._meter.paused():
+                jax.profiler.stop_trace()
+                if isinstance(self._plan.directory, epath.Path):
+                    buckets.put_tree(written, self._plan.directory)
+                else:
+                    shutil.copytree(written, self._plan.directory, dirs_exist_ok=True)
+        except (OSError, RuntimeError) as error:  # a trace may be lost, as logs may
+            self._progress.note(f"warning: the trace of the steps from {self._first} cannot be written to {self._plan.directory} ({error})")
+            return
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
         self._progress.note(f"trace of the steps from {self._first} is in {self._plan.directory}; xprof and ui.perfetto.dev open it")

@@ -40,6 +40,17 @@ def test_steps_are_traced_on_request(tmp_path: Path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_trace_that_cannot_be_written_is_lost_and_the_run_is_not(tmp_path: Path):
+    (tmp_path / "file").write_text("no directory")
+    listener = Listener()
+    state = run(None, 6, listener, traced=TracedSteps(3, 2, tmp_path / "file" / "trace"))
+    assert int(state.step) == 6
+    (told,) = [note for note in listener.notes if "trace" in note]
+    assert told.startswith("warning: the trace of the steps from 3 cannot be written to") and "Not a directory" in told
+    run(None, 6, listener, traced=TracedSteps(3, 2, tmp_path / "next"))  # the profiler is free again
+    assert list((tmp_path / "next").rglob("*.trace.json.gz"))
+
+
 def test_the_first_batch_is_made_while_the_step_is_compiled():
     made = threading.Event()
 
