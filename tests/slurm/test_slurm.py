@@ -99,9 +99,9 @@ def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slur
     first = slurm.submit(whole, f"--nodes={nodes}", **length)
     job = slurm.submit(stopped, f"--nodes={nodes}", **length)
     moments = [
-        lambda: log(stopped).count("parameters ") == 1,  # said just before compiling
+        lambda: log(stopped).count("learning  ") == 1,  # said just before compiling
         lambda: (stopped / "metrics.jsonl").exists() and len(losses(stopped)) >= 3,
-        lambda: log(stopped).count("parameters ") == 3,  # just before restoring
+        lambda: log(stopped).count("learning  ") == 3,  # just before restoring
     ]
     for restarts, moment in enumerate(moments, 1):
         until(moment, 600, lambda: log(stopped))
