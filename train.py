@@ -67,6 +67,7 @@ def main(mistakes: list[str]) -> int:
         launch = command_line.launch(sys.argv, _CONFIG.value)
         pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations, signals=_SIGNALS, launch=launch)
     except Interrupted:
+        sys.unraisablehook = lambda _: None  # reads of a checkpoint that the signal broke off, a page each, when they are collected
         return _stopped(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:
         return _stopped(str(stopped))

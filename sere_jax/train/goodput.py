@@ -121,7 +121,8 @@ class Goodput:
         values = (self._first_start, self._seen_at, self._step, self._before + self._seconds, self._kept, why)
         record = dict(zip(_ORDER, values, strict=True)) | {"stops": [stop._asdict() for stop in self._stops]}
         with contextlib.suppress(OSError):  # the checkpoint beside it says so more clearly
-            if buckets.is_address(self._path) or self._path.parent.is_dir():
+            # The first checkpoint makes the directory, after this. A workdir that vanished is not made again.
+            if buckets.is_address(self._path) or self._path.parent.parent.is_dir():
                 with replacing(self._path) as temporary:
                     temporary.write_text(json.dumps(record) + "\n")
 

@@ -71,3 +71,17 @@ def test_a_restart_behind_the_newest_checkpoint_takes_the_seconds_of_its_own(dir
     clock.now += 10
     assert back.share() == pytest.approx(20 / 40)
     assert "steps trained again 10" in back.first_step()
+
+
+def test_the_account_is_there_before_the_first_checkpoint_but_in_no_workdir_that_vanished(tmp_path):
+    """A stop in the first steps is remembered although `checkpoints/` is made by the save after it."""
+    clock = Clock()
+    workdir = epath.Path(tmp_path) / "run"
+    Goodput(workdir / "checkpoints", clock).saved(3, 6.0, "SIGTERM")
+    assert not workdir.exists()
+    workdir.mkdir()
+    Goodput(workdir / "checkpoints", clock).saved(3, 6.0, "SIGTERM")
+    clock.now += 5
+    second = Goodput(workdir / "checkpoints", clock)
+    second.start(3)
+    assert second.first_step() == "stop         SIGTERM at step 3: cost 5 s (down 5, first step after 0, steps trained again 0)"
