@@ -41,6 +41,8 @@ def damaged_checkpoints(count: int, rng: random.Random, work: Path) -> Row:
         try:
             _read_as_an_export_does(directory, states)
             if trial % _REAL == 0 and untouched:
+                # Whole runs save nothing, and clear nothing up: a temporary directory that a trial laid there would stay.
+                shutil.rmtree(directory / "8.orbax-checkpoint-tmp", ignore_errors=True)
                 finish_after(run, name, failures)
                 outcomes.append("resumed by train.py")
             else:
