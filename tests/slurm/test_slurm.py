@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import compress
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,11 @@ def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slur
     facts = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")
     assert facts["JobState"] == "COMPLETED" and facts["Restarts"] == "3", log(stopped)
     assert slurm.wait(first, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log(whole)
-    assert losses(stopped) == losses(whole) and len(losses(whole)) == 30
+    # A line is the mean of 20 steps; the first one after a restart is of those since then.
+    stops = [int(step) for step in re.findall(r"stopped by SIGTERM after step (\d+)", log(stopped))]
+    same = [not any(step - 20 < stop < step for stop in stops) for step, _ in losses(whole)]
+    assert len(losses(stopped)) == len(losses(whole)) == 30 and sum(same) >= 27
+    assert list(compress(losses(stopped), same)) == list(compress(losses(whole), same))
     assert log(stopped).count("after the signal; --signal has to give more") == 3
     assert "Exception ignored" not in log(stopped)
     assert "stop         SIGTERM at step" in log(stopped) and "% of" in log(stopped)  # goodput
