@@ -13,12 +13,14 @@ _SIGNALS = Signals(ends_process=True)
 if __name__ == "__main__":
     _SIGNALS.__enter__()  # before the other imports, which take seconds: a signal that comes meanwhile counts
 
+import functools
 import sys
 
 from absl import app, flags
 
 from sere_jax.config import check as rules
 from sere_jax.config import command_line
+from sere_jax.config.launch import Launch
 from sere_jax.reporting import program
 
 _CONFIG = command_line.define_config()
@@ -64,8 +66,7 @@ def main(mistakes: list[str]) -> int:
         _SIGNALS.join(jax.process_count(), interruptible=True)
         _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
         assert _WORKDIR.value is not None  # a required flag
-        launch = command_line.launch(sys.argv, _CONFIG.value)
-        pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations, signals=_SIGNALS, launch=launch)
+        pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations, signals=_SIGNALS, launch=_launch())
     except Interrupted:
         sys.unraisablehook = lambda _: None  # reads of a checkpoint that the signal broke off, a page each, when they are collected
         return _stopped(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
@@ -101,12 +102,17 @@ def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
             raise rules.refusal(lines)
 
 
+@functools.cache
+def _launch() -> Launch:
+    """What the command line says of the config. Kept, because the config file is executed for it."""
+    return command_line.launch(sys.argv, _CONFIG.value)
+
+
 def _mistakes(mistakes: list[str], *, devices: int, processes: int) -> list[str]:
     """The mistakes of the command line, and those of the workdir and the config. Needs no JAX."""
     mistakes = [*mistakes, *rules.workdir_mistakes(_WORKDIR.value, rules.sources(_CONFIG.value) if _CONFIG.value is not None else None)]
     if _CONFIG.value is not None:
-        to_fit = command_line.launch(sys.argv, _CONFIG.value).to_fit
-        mistakes += rules.mistakes(_CONFIG.value, devices=devices, processes=processes, to_fit=to_fit)
+        mistakes += rules.mistakes(_CONFIG.value, devices=devices, processes=processes, to_fit=_launch().to_fit)
     return mistakes
 
 

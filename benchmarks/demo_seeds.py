@@ -11,6 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,11 @@ def call(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation of a sample (n - 1), 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def show(found: dict[int, dict[str, float]]) -> None:
     """One line a row of the table: mean, spread, each seed; below them the trained error over the best baseline's."""
     names = list(next(iter(found.values())))
@@ -50,8 +56,7 @@ def show(found: dict[int, dict[str, float]]) -> None:
     print(f"\n{'top-1, %':{width}}  {'mean':>6} {'spread':>6}  seeds {', '.join(map(str, found))}")
     for name in names:
         values = [100 * rows[name] for rows in found.values()]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{name:{width}}  {statistics.mean(values):6.1f} {spread:6.1f}  {', '.join(f'{value:.1f}' for value in values)}")
+        print(f"{name:{width}}  {statistics.mean(values):6.1f} {spread(values):6.1f}  {', '.join(f'{value:.1f}' for value in values)}")
     best = [max(value for name, value in rows.items() if name != "trained") for rows in found.values()]
     ratios = [(1 - rows["trained"]) / max(1 - top, 1e-9) for rows, top in zip(found.values(), best, strict=True)]
     print(f"trained error / best baseline's error: {', '.join(f'{ratio:.2f}' for ratio in ratios)} (mean {statistics.mean(ratios):.2f})")

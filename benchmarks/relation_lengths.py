@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo_seeds import call
+from benchmarks.demo_seeds import call, spread
 
 RECIPES = ("dino", "dino_sere")
 OF_THE_LOSS = ("--config.heads=3", "--config.points=7", "--config.spatial_temperatures=(1.0,)", "--config.channel_temperatures=(1.0,)")
@@ -64,8 +64,7 @@ def table(reports: dict[int, list[dict[str, Any]]]) -> str:
 
 
 def cell(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}"
+    return f"{statistics.mean(values):.3f}" + (f" ± {spread(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

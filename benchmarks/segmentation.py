@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.demo_seeds import spread
 from configs.eval import patch_knn, patch_logistic, segmentation_linear, upernet
 from sere_jax.commands import evaluate
 
@@ -71,12 +72,8 @@ def settings_of(protocol: str, sources: dict[str, str], seed: int, flags: argpar
     if protocol == "upernet":  # at a batch of 8 in so few steps, the published rate would not leave the start
         config.update({"blocks": tuple(max(0, depth * i // 4 - 1) for i in (1, 2, 3, 4)), "channels": 64, "learning_rate": 3e-4})
     else:
-        config.blocks = tuple(range(depth - flags.last_blocks, depth))
+        config.blocks = (depth - 1,)
     return config
-
-
-def spread(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def main() -> None:
@@ -87,7 +84,6 @@ def main() -> None:
     parser.add_argument("--protocols", default="patch_knn,patch_logistic")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=224, help="side of whole images for the probes of patches")
-    parser.add_argument("--last_blocks", type=int, default=1, help="whose tokens the linear head reads (default: 1)")
     parser.add_argument("--steps", type=int, default=300, help="of the trained heads")
     flags = parser.parse_args()
     sources = split(flags.data, flags.output.resolve())

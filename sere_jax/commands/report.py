@@ -177,8 +177,8 @@ def _values(lines: Sequence[chart.Line]) -> str:
     """The last value of each curve, beside the one when nothing is learned: once where it is the same for all."""
     references = {line.reference for line in lines}
     (common,) = references if len(references) == 1 else (None,)
-    own = ["" if line.reference in (None, common) else f" ({line.reference:.4g} when nothing is learned)" for line in lines]
-    last = ", ".join(f"{line.name} {line.values[-1]:.4g}{beside}" for line, beside in zip(lines, own, strict=True))
+    differing = ["" if line.reference in (None, common) else f" ({line.reference:.4g} when nothing is learned)" for line in lines]
+    last = ", ".join(f"{line.name} {line.values[-1]:.4g}{beside}" for line, beside in zip(lines, differing, strict=True))
     return last + ("" if common is None else f"; {common:.4g} when nothing is learned (dotted)")
 
 

@@ -70,11 +70,11 @@ def _told(address: epath.Path) -> Iterator[None]:
 
 def _starts(names: list[str]) -> Iterator[str]:
     """How the names of the files of each run begin."""
-    there = set(names)
+    stored = set(names)
     for name in names:
         start = name.removesuffix("config.json")
         folders = start.split("/")[:-1]
-        if start == name or (start and not start.endswith("/")) or f"{start}metrics.jsonl" not in there:
+        if start == name or (start and not start.endswith("/")) or f"{start}metrics.jsonl" not in stored:
             continue
         if len(folders) <= DEPTH and not any(folder in PRUNED or folder.startswith(".") for folder in folders):
             yield start

@@ -60,10 +60,10 @@ class Cache(NamedTuple):
         """The bytes that the other sources of this program leave for the files below an address."""
         return self.limit - sum(size for (directory, other), size in _planned.items() if directory == self.directory and other != address)
 
-    def plan(self, address: str, size: int, own: Callable[[], set[str]]) -> None:
+    def plan(self, address: str, size: int, paths: Callable[[], set[str]]) -> None:
         """Note that files below an address will take `size` bytes, and remove others until they fit, the least recently read ones first.
 
-        `own` gives the paths of these files, which stay. Of the processes of a machine one removes; a file that another program still
+        `paths` gives those of these files, which stay. Of the processes of a machine one removes; a file that another program still
         needs is fetched again.
         """
         _planned[self.directory, address] = size
@@ -73,8 +73,8 @@ class Cache(NamedTuple):
             try:
                 files = list(self._files())
                 if sum(kept for _, kept, _ in files) + size > self.limit:
-                    mine = own()
-                    self._remove(sorted(file for file in files if file[2] not in mine), self.limit - size)
+                    needed = paths()
+                    self._remove(sorted(file for file in files if file[2] not in needed), self.limit - size)
             finally:
                 os.unlink(claim)
 

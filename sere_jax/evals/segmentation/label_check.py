@@ -44,10 +44,10 @@ def check_label_maps(
     Raises EvalError where a label map holds a number that is no class, where all of these images would be left out, and where none of
     their pixels counts.
     """
-    chosen = spread(np.arange(len(source)) if positions is None else positions)
+    sample = spread(np.arange(len(source)) if positions is None else positions)
     with ThreadPoolExecutor(_THREADS) as threads:
-        findings = list(threads.map(lambda position: _look(source, int(position), labelling, reading), chosen))
-    what = f"of {len(chosen):,} label maps" + (f" (of {len(source):,}) that were looked at" if len(chosen) < len(source) else "")
+        findings = list(threads.map(lambda position: _look(source, int(position), labelling, reading), sample))
+    what = f"of {len(sample):,} label maps" + (f" (of {len(source):,}) that were looked at" if len(sample) < len(source) else "")
     wrong, left_out = [one for one in findings if one.wrong], [one for one in findings if one.left_out]
     if wrong:
         raise EvalError(f"{key}: {len(wrong):,} {what} cannot be used; {wrong[0].wrong}")
@@ -56,7 +56,7 @@ def check_label_maps(
     if findings and not any(one.counts for one in findings):
         raise EvalError(f"{key}: 0 {what} have a pixel that counts; expected numbers other than the ignored ones; set ignore")
     if left_out:
-        note = left_out_note(f"{key} images", [one.name for one in left_out], len(chosen), why="cannot be used")
+        note = left_out_note(f"{key} images", [one.name for one in left_out], len(sample), why="cannot be used")
         table.say(f"{note} ({left_out[0].left_out})")
 
 

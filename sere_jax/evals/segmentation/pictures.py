@@ -30,12 +30,12 @@ def colours(labelling: Labelling) -> tuple[UInt8[np.ndarray, "256 3"], bool]:
     >>> colours(Labelling(("wall", "sky"), palette=bytes([9, 9, 9, 1, 2, 3])))[0][[0, 1, 2]].tolist()
     [[9, 9, 9], [1, 2, 3], [0, 128, 0]]
     """
-    given = np.frombuffer(labelling.palette[: 3 * 256], np.uint8)
-    given = given[: len(given) // 3 * 3].reshape(-1, 3)
+    levels = np.frombuffer(labelling.palette[: 3 * 256], np.uint8)
+    palette = levels[: len(levels) // 3 * 3].reshape(-1, 3)
     numbers = labelling.numbers(np.arange(len(labelling.classes))[None])[0]
-    if numbers.max(initial=0) >= len(given) or len(np.unique(given[numbers], axis=0)) < len(numbers):
+    if numbers.max(initial=0) >= len(palette) or len(np.unique(palette[numbers], axis=0)) < len(numbers):
         return voc_palette(), False
-    return np.concatenate([given, voc_palette()[len(given) :]]), True
+    return np.concatenate([palette, voc_palette()[len(palette) :]]), True
 
 
 def voc_palette() -> UInt8[np.ndarray, "256 3"]:
@@ -79,7 +79,8 @@ class PictureFiles:
 
     def __init__(self, labelling: Labelling, *, directory: Location | None = None, count: int = 0) -> None:
         self._labelling, self._directory, self._count = labelling, directory, count
-        self._colours, self._own = colours(labelling)
+        self._palette, of_the_set = colours(labelling)
+        self._palette_of = "the label maps" if of_the_set else "PASCAL VOC"
         self._panels: list[tuple[str, list[np.ndarray]]] = []
 
     def add(self, picture: MaskedPicture, predicted: Int[np.ndarray, "H W"]) -> None:
@@ -88,7 +89,7 @@ class PictureFiles:
             name = PurePosixPath(picture.name)
             parts = [part for part in name.with_suffix(".png").parts if part not in ("/", "..")]
             with replacing(self._directory.joinpath(*parts)) as temporary:
-                temporary.write_bytes(encode_map(self._labelling.numbers(predicted), palette=self._colours))
+                temporary.write_bytes(encode_map(self._labelling.numbers(predicted), palette=self._palette))
         if len(self._panels) < self._count:
             self._panels.append((picture.name, panels(picture, predicted, self._labelling)))
 
@@ -100,7 +101,7 @@ class PictureFiles:
             len(self._panels),
             4,
             title=title,
-            note=f"Classes have the colours of {'the label maps' if self._own else 'PASCAL VOC'}; ignored pixels are grey. Errors are red.",
+            note=f"Classes have the colours of {self._palette_of}; ignored pixels are grey. Errors are red.",
             about=about,
             headings=[["image", "truth", "prediction", "error"]],
         )
@@ -116,7 +117,8 @@ def panels(picture: MaskedPicture, predicted: Int[np.ndarray, "H W"], labelling:
     step = max(1, -(-max(picture.shape) // _SIDE))
     pixels, truth, predicted = (x[::step, ::step] for x in (picture.pixels, picture.truth, predicted))
     ignored = (truth == NONE)[..., None]
-    true, guessed = (colours(labelling)[0][labelling.numbers(np.maximum(classes, 0)) % 256] for classes in (truth, predicted))
-    shown = [np.where(ignored, _IGNORED, true), guessed]
+    palette, _ = colours(labelling)
+    shown = [palette[labelling.numbers(np.maximum(classes, 0)) % 256] for classes in (truth, predicted)]
+    shown[0] = np.where(ignored, _IGNORED, shown[0])
     error = np.where((truth == predicted)[..., None], _RIGHT, _WRONG)
     return [canvas.shown(pixels), *shown, np.where(ignored, _IGNORED, error)]
