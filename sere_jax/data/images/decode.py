@@ -19,9 +19,10 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from sere_jax.data.images.deep import PNG, check_png, decode_deep_png, decode_deep_pnm, decode_png, png_header
+from sere_jax.data.images.deep import PNG, check_png, decode_deep_png, decode_png, png_header
 from sere_jax.data.images.heif import decode_heif, is_heif
 from sere_jax.data.images.memory import MEMORY
+from sere_jax.data.images.pnm import decode_pnm, is_pnm
 from sere_jax.data.images.rasters import NPY, decode_npy
 from sere_jax.data.images.reading import DEFAULT_READING, ImageReading
 from sere_jax.data.images.size import check_size
@@ -32,7 +33,7 @@ from sere_jax.data.sources.example import BadImage
 __all__ = ["BadImage", "decode"]
 
 # Pillow would try every format it knows on bytes from anywhere, and for some (EPS) start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _ORIENTATION = 0x0112
 _TURN_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,15 +80,15 @@ def _decode(data: bytes, reading: ImageReading, reuse: bool) -> np.ndarray:
             return _in_channels(_decode_png(data, reading), channels)
         if is_heif(data):
             return _in_channels(decode_heif(data, reading), channels)
-        if data[:1] == b"P" and (pixels := decode_deep_pnm(data, reading)) is not None:
-            return _in_channels(pixels, channels)
+        if is_pnm(data):
+            return _in_channels(decode_pnm(data, reading), channels)
         return _in_channels(_decode_pillow(data, max_pixels), channels)
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(f"not a readable image: none of {', '.join(_FORMATS)}") from error
+        raise BadImage(f"not a readable image: none of {', '.join(_FORMATS)}, PPM") from error
     except Exception as error:  # readers raise almost anything on damaged bytes (struct.error, KeyError, MemoryError ...)
-        raise BadImage(f"not a readable image: {error or type(error).__name__}") from error
+        raise BadImage(f"not a readable image: {str(error) or type(error).__name__}") from error
 
 
 def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""PNG and PNM, whose samples may have 16 bits: their checks, and exact samples where there are more than 8. A part of `decode`."""
+"""PNG, whose samples may have 16 bits: its checks, and exact samples where there are more than 8. A part of `decode`."""
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -20,7 +19,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type: grey, RGB, palette, grey with alpha, RGB with alpha
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))  # top, left, and steps
 _PIECE = 1 << 20  # bytes inflated at a time
-_PNM_HEADER = re.compile(rb"P([2356])((?:\s+|\s*#[^\n\r]*[\n\r])+\d+)((?:\s+|\s*#[^\n\r]*[\n\r])+\d+)((?:\s+|\s*#[^\n\r]*[\n\r])+\d+)\s")
 
 
 class PngHeader(NamedTuple):
@@ -110,26 +108,3 @@ def decode_deep_png(data: bytes, header: PngHeader, reading: ImageReading) -> UI
     samples = samples.reshape(*samples.shape[:2], -1)
     samples = samples[..., 2::-1] if header.colour in (2, 6) else samples[..., :1]  # OpenCV's order is blue, green, red
     return levels(samples, reading.value_range)
-
-
-def decode_deep_pnm(data: bytes, reading: ImageReading) -> UInt8[np.ndarray, "H W s"] | None:
-    """A PGM or PPM whose white is above 255 as levels, s = 1 or 3; None for all other files. Raises BadImage."""
-    match = _PNM_HEADER.match(data[:4096])
-    if match is None:
-        return None
-    width, height, white = (int(re.sub(rb"#[^\n\r]*", b"", text)) for text in match.groups()[1:])
-    if not 255 < white < 65536:
-        return None
-    check_size(height, width, reading.max_pixels, len(data))
-    kind, shape = int(match[1]), (height, width, 3 if match[1] in b"36" else 1)
-    count = height * width * shape[2]
-    if kind in (2, 3):
-        text = re.sub(rb"#[^\n\r]*", b"", data[match.end() :])
-        samples = np.array(text.split(maxsplit=count)[:count], np.float64)  # as text; numpy reads the numbers
-        if len(samples) == count and (samples < 0).any():
-            raise BadImage("a PNM with negative samples")
-    else:
-        samples = np.frombuffer(data, ">u2", min(count, (len(data) - match.end()) // 2), match.end())
-    if len(samples) < count:
-        raise BadImage(f"a PNM that is cut short: {len(samples)} of {count} samples")
-    return levels(np.minimum(samples, white).astype(np.uint16).reshape(shape), reading.value_range, white)

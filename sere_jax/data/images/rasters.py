@@ -12,14 +12,13 @@ from sere_jax.data.images.reading import BY_TYPE, ImageReading, ValueRange
 from sere_jax.data.sources.example import BadImage
 
 NPY = b"\x93NUMPY"
+_PIECE = 1 << 20  # samples that become floating-point numbers at a time: 8 bytes each
 
 
 def decode_npy(data: bytes, reading: ImageReading) -> UInt8[np.ndarray, "H W c"]:
     """One array as `numpy.save` writes it: [H, W, c] or [c, H, W]; [H, W] where c = 1. Raises BadImage."""
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(file)
+    shape, fortran_order, dtype = _header(file)
     if dtype.hasobject or dtype.fields:
         raise BadImage(f"an array of {dtype}, expected numbers")
     if not _fits(shape, reading.channels):
@@ -30,6 +29,15 @@ def decode_npy(data: bytes, reading: ImageReading) -> UInt8[np.ndarray, "H W c"]
         raise BadImage(f"an array that is cut short: {len(data) - start} of {size} bytes")
     array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order="F" if fortran_order else "C")
     return levels(_channels_last(array, reading.channels), reading.value_range)
+
+
+def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(file)
+    except Exception as error:  # of many types; some advise to load the file in a way that runs code in it
+        raise BadImage("an array whose header cannot be read") from error
 
 
 def shape_message(shape: tuple[int, ...], channels: int) -> str:
@@ -47,7 +55,7 @@ def check_samples(count: int, dtype: np.dtype | None, max_pixels: int) -> None:
 
 
 def _fits(shape: tuple[int, ...], channels: int) -> bool:
-    if not math.prod(shape):
+    if not all(type(side) is int and side > 0 for side in shape):
         return False
     return (len(shape) == 2 and channels == 1) or (len(shape) == 3 and channels in (shape[-1], shape[0]))
 
@@ -74,7 +82,13 @@ def levels(samples: np.ndarray, value_range: ValueRange, white: int = 0) -> UInt
         high = white or np.iinfo(samples.dtype).max
         if high == 255 and samples.dtype.itemsize == 1:
             return np.ascontiguousarray(samples)
-        if high == 65535:  # in whole numbers, three times faster
-            return np.ascontiguousarray((samples.astype(np.int32) + 128) // 257, np.uint8)
-    shares = (samples.astype(np.float64) - low) / (high - low)
-    return np.ascontiguousarray(np.floor(np.clip(shares, 0.0, 1.0) * 255 + 0.5), np.uint8)
+    out = np.empty(samples.shape, np.uint8)
+    rows = max(1, _PIECE * len(samples) // max(1, samples.size))
+    for first in range(0, len(samples), rows):
+        piece = samples[first : first + rows]
+        if value_range == BY_TYPE and high == 65535:  # in whole numbers, three times faster
+            out[first : first + rows] = (piece.astype(np.int32) + 128) // 257
+        else:
+            shares = (piece.astype(np.float64) - low) / (high - low)
+            out[first : first + rows] = np.floor(np.clip(shares, 0.0, 1.0) * 255 + 0.5)
+    return out

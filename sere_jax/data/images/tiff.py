@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, classic and BigTIFF
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # photometric interpretations whose samples are grey or colour themselves
 _BITS, _SAMPLE_FORMAT = 258, 339  # tags
+_MOST_SEGMENTS = 100_000  # strips or tiles of a page, each of which costs microseconds however small it is
+_MOST_PAGES = 1000  # beside those of the bands, each of which costs a tenth of a millisecond
 
 
 def decode_tiff(data: bytes, reading: ImageReading) -> UInt8[np.ndarray, "H W s"] | None:
@@ -76,6 +78,8 @@ def _check_page(page: tifffile.TiffPage, data: bytes, reading: ImageReading) -> 
         if isinstance(values, tuple) and len(set(values)) > 1:
             raise BadImage(f"a TIFF of mixed {what}: {', '.join(map(str, values[:8]))}")
     counts = page.databytecounts
+    if len(counts) > _MOST_SEGMENTS:
+        raise BadImage(f"a TIFF of {len(counts):,} strips or tiles in one page, expected at most {_MOST_SEGMENTS:,}")
     ends = [offset + count for offset, count in zip(page.dataoffsets, counts, strict=True)]
     if not ends or max(ends) > len(data) or min(counts) < 1:
         raise BadImage("a TIFF that is cut short")
@@ -147,6 +151,8 @@ def _bands(file: tifffile.TiffFile, page: tifffile.TiffPage, data: bytes, readin
     if samples == channels:
         return _samples(page, data, first=True)
     alike = [page]
+    if samples == 1 and len(file.pages) > channels + _MOST_PAGES:
+        raise BadImage(f"a TIFF of {len(file.pages):,} pages, expected {channels} bands")
     for number in range(1, len(file.pages) if samples == 1 else 1):
         other = _page(file, number)
         if (other.imagelength, other.imagewidth, other.samplesperpixel, other.dtype) == (*shape, page.dtype):

@@ -113,3 +113,36 @@ def test_any_changed_byte_gives_bands_or_a_bad_image(name, place, value):
     except BadImage:
         return
     assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 5
+
+
+def array_file(header: str, version: bytes = b"\1\0") -> bytes:
+    size = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
+    return b"\x93NUMPY" + version + size + header.encode("latin1") + bytes(100)
+
+
+@pytest.mark.parametrize("shape", ["(-1, 1, 1)", "(1, -100)", "(True, 1)", "(-2, -2)", "(0, 0)"])
+def test_an_array_whose_sides_are_no_lengths_is_refused(shape):
+    data = array_file(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}")
+    with pytest.raises(BadImage, match="samples of shape|header"):
+        decode(data, ImageReading(channels=1))
+
+
+def test_no_advice_to_run_code_is_passed_on():
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1)}" + " " * 20_000
+    with pytest.raises(BadImage, match="header") as caught:
+        decode(array_file(header, b"\2\0"))
+    assert "allow" not in str(caught.value) and "trust" not in str(caught.value)
+
+
+def test_values_of_many_pieces_are_those_of_one():
+    values = np.arange(3 << 20, dtype=np.uint16).reshape(3, 1 << 10, 1 << 10)
+    found = decode(npy(values))
+    np.testing.assert_array_equal(found, np.moveaxis(np.floor(values / 257 + 0.5), 0, -1))
+
+
+def test_the_cost_of_a_tiff_is_bounded_by_its_parts():
+    strips = tiff(np.zeros((150_000, 1), np.uint8), rowsperstrip=1)
+    with pytest.raises(BadImage, match="150,000 strips"):
+        decode(strips)
+    with pytest.raises(BadImage, match="1,100 pages, expected 5 bands"):
+        decode(tiff(np.zeros((1100, 1, 1), np.uint8), metadata=None), ImageReading(channels=5))
