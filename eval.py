@@ -84,7 +84,7 @@ def _evaluate(config: ConfigDict, directory: str) -> int:
 
     from sere_jax import distributed
     from sere_jax.commands import evaluate
-    from sere_jax.data.batches.maker import UnreadableData
+    from sere_jax.data.batches.maker import BatchError
     from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
     from sere_jax.interop.files import FileError
@@ -105,7 +105,7 @@ def _evaluate(config: ConfigDict, directory: str) -> int:
     except fit.Stopped as stopped:  # an evaluation that trains; the same command goes on
         table.say(str(stopped))
         return 0
-    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, checkpoint.UnwritableCheckpoint) as error:
+    except (meter.TooManyBadSteps, meter.TooManyBadImages, BatchError, checkpoint.UnwritableCheckpoint) as error:
         return peers.ended(error, 1)
     except distributed.OtherProcessError as error:
         return peers.ended(error, 2, only_first=True)

@@ -46,7 +46,7 @@ def main(mistakes: list[str]) -> int:
 
     from sere_jax import distributed
     from sere_jax.commands import compiled, in_loop, pretrain
-    from sere_jax.data.batches.maker import UnreadableData
+    from sere_jax.data.batches.maker import BatchError
     from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
     from sere_jax.train import fit, meter, peers
@@ -74,7 +74,7 @@ def main(mistakes: list[str]) -> int:
         return _stopped(str(stopped))
     except distributed.OtherProcessError as error:
         return peers.ended(error, 2, only_first=True)
-    except (meter.TooManyBadSteps, meter.TooManyBadImages, UnreadableData, UnwritableCheckpoint) as error:
+    except (meter.TooManyBadSteps, meter.TooManyBadImages, BatchError, UnwritableCheckpoint) as error:
         return peers.ended(error, 1)
     except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
         return peers.ended(error, 2)

@@ -36,7 +36,7 @@ from sere_jax.config.arguments import said_keys
 from sere_jax.config.keys import KEYS, MACHINE_KEYS
 from sere_jax.config.launch import Launch
 from sere_jax.config.names import flatten
-from sere_jax.data.batches.maker import UnreadableData
+from sere_jax.data.batches.maker import BatchError
 from sere_jax.data.images.decode import BadImage
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals.network import EvalError
@@ -46,7 +46,7 @@ from sere_jax.train.lock import WorkdirError
 from sere_jax.train.meter import TooManyBadImages, TooManyBadSteps
 from sere_jax.writing import WriteError, destination, writing_to
 
-_BAD_RUN = (TooManyBadSteps, TooManyBadImages, UnreadableData, BadImage)
+_BAD_RUN = (TooManyBadSteps, TooManyBadImages, BatchError, BadImage)
 
 
 class Run(NamedTuple):

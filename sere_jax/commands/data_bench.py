@@ -22,7 +22,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from sere_jax.data.batches.maker import BatchMaker, UnreadableData
+from sere_jax.data.batches.maker import BatchError, BatchMaker
 from sere_jax.data.batches.order import Stream, example_index, position_rng
 from sere_jax.data.batches.pipeline import ViewsRow
 from sere_jax.data.crops.views import ImageViews, ViewRecipe, empty_views, make_views
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = open_source(flags.source)
         batch_size = min(flags.batch_size, len(source))
         host = host_stages(source, recipe, batch_size, flags.rounds, ImageReading(flags.backend))
-    except (SourceError, UnreadableData) as error:
+    except (SourceError, BatchError) as error:
         print(error, file=sys.stderr)
         return 2
     device = {} if flags.host_only else device_stages(recipe, min(batch_size, 16), flags.rounds)

@@ -104,6 +104,8 @@ class Checkpoints:
         elif kind is not KeyboardInterrupt:  # the error under way is the one to report; an interrupt waits for nothing
             with contextlib.suppress(CheckpointError):
                 self.close()
+            if jax.process_index() == 0:
+                remove_unfinished(self.directory)  # of a save that failed at once, while a thread of it still made directories
 
     @functools.cached_property
     def _manager(self) -> _Manager:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -289,3 +290,16 @@ def test_a_workdir_that_vanished_is_told_and_not_made_anew(tmp_path: Path):
         checkpoints.scores.add(2, "knn", {"top1": 1.0})
     assert not workdir.exists()
     checkpoints.close()
+
+
+def test_nothing_is_left_of_a_save_that_failed_while_its_thread_still_made_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UnwritableCheckpoint, match="File too large"), Checkpoints(tmp_path, every_steps=1) as checkpoints:
+        manager = checkpoints._manager
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.EFBIG, "File too large")
+
+        monkeypatch.setattr(manager, "save", fail)
+        monkeypatch.setattr(manager, "close", lambda: (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True))
+        checkpoints.save(2, {"a": jnp.ones(3)}, {})
+    assert list(tmp_path.iterdir()) == []

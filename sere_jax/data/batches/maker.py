@@ -24,7 +24,11 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 Arrays = tuple[np.ndarray, ...]
 
 
-class UnreadableData(RuntimeError):
+class BatchError(RuntimeError):
+    """No more batches can be made. The message says why, in one line."""
+
+
+class UnreadableData(BatchError):
     """So many images in a row could not be read that the source itself must be wrong."""
 
 

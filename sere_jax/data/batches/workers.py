@@ -6,6 +6,7 @@ The batch of step k is a pure function of k; workers only decide who makes it an
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import logging
 import os
@@ -22,13 +23,19 @@ import grain
 from absl import flags
 from grain.experimental import DatasetOptions, WithOptionsIterDataset
 
-from sere_jax.data.batches.maker import BatchMaker
+from sere_jax.data.batches.maker import BatchError, BatchMaker
 
 _SHARED_FROM = 1 << 20  # bytes; smaller arrays are cheaper to copy through a pipe than to map
 _GRACE = 30.0  # seconds that a worker goes on after SIGTERM
+_ENDED = "terminated unexpectedly"  # Grain's words for a worker that ended without an error
+_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _log = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT")
+
+
+class WorkersFailed(BatchError):
+    """The system gives the data workers too little memory, shared memory, files or processes, or has ended one of them."""
 
 
 def batches_of_steps(maker: BatchMaker[BatchT], start_step: int, total_steps: int, *, workers: int, prefetch: int) -> Iterator[BatchT]:
@@ -36,6 +43,8 @@ def batches_of_steps(maker: BatchMaker[BatchT], start_step: int, total_steps: in
 
     `workers` processes make whole batches in turn, each `prefetch` ahead. With `workers=0` a thread of this process makes them,
     `prefetch` ahead; with `prefetch=0` too, they are made when asked for. Neither changes a byte. Closing the iterator ends the workers.
+
+    Raises UnreadableData (the images) and WorkersFailed (the system) while iterating.
     """
     return _iterate(_dataset(maker, start_step, total_steps, workers, prefetch))
 
@@ -77,9 +86,24 @@ def _iterate(dataset: grain.IterDataset) -> Iterator[Any]:
     atexit.register(iterator.close)  # a program that ends without closing the iterator must not leave workers or shared memory
     try:
         yield from iterator
+    except (OSError, RuntimeError) as error:
+        if text := _of_system(error):
+            raise WorkersFailed(f"no more batches: {text}; data.workers=0 needs no worker") from error
+        raise
     finally:
         atexit.unregister(iterator.close)
         iterator.close()
+
+
+def _of_system(error: OSError | RuntimeError) -> str:
+    """What the system refused to a worker, or how a worker ended; '' for other errors."""
+    if isinstance(error, OSError):
+        lacks = "the data workers need more shared memory (/dev/shm), memory, open files or processes than the system gives"
+        return f"{lacks} ({error.strerror})" if error.errno in _SYSTEM else ""
+    if _ENDED not in str(error):
+        return ""
+    code = str(error).partition("exit code ")[2].partition(".")[0]
+    return f"a data worker was ended from outside (exit code {code}; -9 is SIGKILL, often for want of memory)"
 
 
 def _start_worker(parent: int, index: int, count: int) -> None:

@@ -227,6 +227,38 @@ if __name__ == "__main__":
 """
 
 
+REFUSED = """
+import multiprocessing, os, resource, signal
+from sere_jax.data.batches.pipeline import train_batches
+from sere_jax.data.batches.workers import WorkersFailed
+from sere_jax.data.sources.open import open_source
+from sere_jax.data.crops.views import ViewRecipe
+def attempt(then):
+    made = train_batches(open_source("bundled"), recipe=ViewRecipe(12, local_size=8), seed=0, batch_size=8, total_steps=10**6, workers=1)
+    try:
+        then()
+        for views in made:
+            [child.kill() for child in multiprocessing.active_children()]
+    except WorkersFailed as error:
+        print(error, flush=True)
+if __name__ == "__main__":
+    attempt(lambda: None)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    attempt(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard)))
+"""
+
+
+def test_what_the_system_refuses_to_workers_is_told_in_a_line(tmp_path):
+    """A worker that is killed, as for want of memory; and shared memory that holds nothing more, as in a small container."""
+    script = tmp_path / "trainer.py"
+    script.write_text(REFUSED)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    output = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=300, check=True).stdout
+    killed, full = output.splitlines()
+    assert killed.startswith("no more batches: a data worker was ended from outside (exit code -9;")
+    assert "the data workers need more shared memory" in full and full.endswith("(File too large); data.workers=0 needs no worker")
+
+
 @pytest.mark.slow
 def test_workers_survive_sigterm_for_a_while_but_not_their_trainer(tmp_path):
     script = tmp_path / "trainer.py"
