@@ -146,6 +146,8 @@ def unfinished(workdir: Path) -> list[str]:
 def finish_after(run: Run, name: str, failures: list[str], logs: bool = True) -> None:
     """Run the same command to its end, and add what is wrong with that."""
     codes = run.finish(name)
+    if set(codes) == {0} and "finished: step" not in run.said(name):
+        failures.append(f"{name}: its last line is {run.said(name)!r}")
     failures += [f"{name}: {text}" for text in run.faults(name, logs)] if set(codes) == {0} else [f"{name}: then exit codes {codes}"]
 
 

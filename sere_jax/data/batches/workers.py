@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import errno
 import functools
+import gc
 import logging
 import os
 import shutil
@@ -93,6 +94,18 @@ def _iterate(dataset: grain.IterDataset) -> Iterator[Any]:
     finally:
         atexit.unregister(iterator.close)
         iterator.close()
+
+
+@atexit.register  # before the end of Grain's thread, which an import above has registered
+def _release_last_batches() -> None:
+    """Free the shared memory of batches that only cycles of references still hold: Python warns of it at the end of a program.
+
+    Grain frees it in a thread of its own, which ends with the program. A task given to the thread ends after the earlier ones.
+    """
+    gc.collect()
+    arrays = sys.modules.get("grain._src.python.ipc.shared_memory_array")  # there is no public name
+    if thread := getattr(getattr(arrays, "SharedMemoryArray", None), "_del_thread_pool", None):
+        thread.apply_async(int).wait(timeout=1.0)
 
 
 def _of_system(error: OSError | RuntimeError) -> str:
