@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from sere_jax.buckets import Location, local_copy, path_of
 from sere_jax.interop import torch_file
-from sere_jax.interop.integrity import DIGESTS, check_archive, check_digests, check_kind, check_npz, digests
+from sere_jax.interop.integrity import DIGESTS, UnsoundFile, check_archive, check_digests, check_kind, check_npz, digests
 from sere_jax.interop.tables import Tensors
 from sere_jax.writing import replacing
 
 READABLE = (".safetensors", ".npz", *torch_file.ENDINGS)
 
+_DTYPES = frozenset(["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"])
 _METADATA = "__metadata__"  # the entry of an npz for what safetensors keeps in its header
 
 
@@ -92,6 +93,9 @@ def _read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
     with safe_open(file, "np") as opened:
         texts = opened.metadata() or {}
+        for name in opened.keys():  # noqa: SIM118  (it is no dictionary)
+            if (dtype := opened.get_slice(name).get_dtype()) not in _DTYPES:
+                raise UnsoundFile(f"{name}: found numbers of type {dtype}, which NumPy does not have; expected F32, F16 or BF16")
     return load_file(file), texts
 
 
@@ -107,5 +111,5 @@ def write_json(path: str | Location, content: Mapping[str, Any]) -> None:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

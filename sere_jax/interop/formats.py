@@ -98,7 +98,8 @@ def leave_out(tensors: Tensors, patterns: Iterable[str]) -> tuple[dict[str, np.n
     """
     patterns = tuple(patterns)
     left = tuple(name for name in tensors if any(matches(spelling, patterns) for spelling in spellings(name)))
-    return {name: tensor for name, tensor in tensors.items() if name not in set(left)}, left
+    names = set(left)
+    return {name: tensor for name, tensor in tensors.items() if name not in names}, left
 
 
 def unmatched(names: Iterable[str], patterns: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -82,17 +83,31 @@ def check_npz(path: Path) -> None:
     """Raise UnsoundFile where an array claims another size than its entry has, or holds Python objects. Nothing is allocated for it."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = header(file)
-                start = file.tell()
             name = entry.filename.removesuffix(".npy")
+            with archive.open(entry) as file:
+                shape, dtype = _array_header(file, name)
+                start = file.tell()
             if dtype.hasobject:
                 raise UnsoundFile(f"{name}: found Python objects, expected an array of numbers")
             claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
             if claimed != entry.file_size - start:
                 raise UnsoundFile(f"{name}: found {entry.file_size - start:,} bytes, expected {claimed:,} for its shape {list(shape)}")
+
+
+def _array_header(file: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    try:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+    except Exception as error:  # of many types; some advise to load the file in a way that runs code in it
+        raise UnsoundFile(f"{name}: found no header of an array") from error
+    return shape, dtype
+
+
+def check_unpacked(claimed: int, size: int) -> None:
+    """Raise UnsoundFile where tensors of a file of `size` bytes take far more, as views of the same bytes may."""
+    if claimed > max(_SMALL, _UNPACKED * size):
+        raise UnsoundFile(f"found tensors of {claimed:,} bytes in a file of {size:,}, more than any weights take")
 
 
 def digests(tensors: Tensors, texts: Mapping[str, str]) -> dict[str, str]:
@@ -108,8 +123,10 @@ def _digest(tensor: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_digests(tensors: Tensors, texts: Mapping[str, str], written: Mapping[str, str]) -> None:
+def check_digests(tensors: Tensors, texts: Mapping[str, str], written: Any) -> None:
     """Hold tensors and texts against the digests that were written with them. Raises UnsoundFile with the names that differ."""
+    if not isinstance(written, Mapping):
+        raise UnsoundFile(f"{DIGESTS}: found {type(written).__name__}, expected a dictionary")
     read = digests(tensors, texts)
     wrong = [name or "the metadata" for name in {**written, **read} if written.get(name) != read.get(name)]
     if wrong:

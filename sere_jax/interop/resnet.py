@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, to_theirs
+from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, count_of, to_ours, to_theirs
 from sere_jax.interop.timm import to_timm
 
 EXPECTED_LEFT = ("fc.weight", "fc.bias", "*.num_batches_tracked")
@@ -104,11 +104,12 @@ def sizes_of_params(params: Tree, image_size: int = 224) -> Sizes:
 
 
 def _stages(names: Iterable[str], block: str) -> tuple[int, ...]:
-    blocks: dict[int, int] = {}
-    for name in names:
-        if match := re.match(block, name):
-            blocks[int(match[1])] = max(blocks.get(int(match[1]), 0), int(match[2]) + 1)
-    return tuple(blocks.get(stage, 0) for stage in range(1, max(blocks, default=0) + 1))
+    names = list(names)
+    found = [match.groups() for name in names if (match := re.match(block, name))]
+    blocks = [0] * count_of((stage for stage, _ in found), len(names), "stages")
+    for stage, number in found:
+        blocks[int(stage)] = max(blocks[int(stage)], count_of([number], len(names), "blocks"))
+    return tuple(blocks[1:])
 
 
 def to_their_names(backbone: Tree, batch_stats: Tree) -> dict[str, np.ndarray]:

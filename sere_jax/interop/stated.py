@@ -41,7 +41,7 @@ def read_json(path: Location) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise FileError(f"{path}: found {type(content).__name__}, expected a dictionary")

@@ -101,6 +101,19 @@ def _nearest(name: str, others: Sequence[str]) -> str:
     return f"; nearest: {near[0]}" if near else ""
 
 
+def count_of(numbers: Iterable[str], most: int, what: str) -> int:
+    """How many there are of parts that names number from 0, by the largest number.
+
+    Raises InteropError where fewer than `most` parts cannot have it: a table of that many would fill the memory.
+    """
+    count = 0
+    for number in numbers:
+        if len(number) > len(str(most)) or int(number) >= most:
+            raise InteropError(f"{what}: found the number {number[:20]}, expected one below {most}, the number of the tensors")
+        count = max(count, int(number) + 1)
+    return count
+
+
 def flatten(tree: Tree) -> dict[str, np.ndarray]:
     """Flatten a nested dictionary of arrays to {"a/b": array}."""
     return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, to_ours, to_theirs
+from sere_jax.interop.tables import InteropError, Line, Tensors, Tree, count_of, to_ours, to_theirs
 
 NORM_EPS = 1e-6  # of timm's, DINO's, iBOT's, SERE's and MoCo v3's ViTs
 
@@ -119,8 +119,10 @@ def read_sizes(named: Tensors, names: tuple[str, str, str], block: str, heads: i
     side = _square_root(names[1], slots)
     if heads < 1 or width % heads:
         raise InteropError(f"heads: found {heads}, expected a divisor of the width {width}")
-    depth = 1 + max((int(match[1]) for name in named if (match := re.match(block, name))), default=-1)
+    depth = count_of((match[1] for name in named if (match := re.match(block, name))), len(named), "blocks")
     patch = kernel.shape[axes[0]]
+    if not (width and patch and kernel.shape[axes[1]] and side):
+        raise InteropError(f"not the parameters of a ViT: found {names[1]} {list(positions.shape)}, {names[2]} {list(kernel.shape)}")
     return Architecture(width, depth, heads, patch, side * patch, kernel.shape[axes[1]])
 
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from sere_jax.buckets import Location
-from sere_jax.interop.integrity import DIGESTS, check_digests, digests
+from sere_jax.interop.integrity import DIGESTS, check_digests, check_unpacked, digests
 from sere_jax.interop.pickles import check_pickles
 from sere_jax.interop.tables import Tensors
 from sere_jax.writing import replacing
@@ -53,14 +53,19 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except Exception as error:  # torch raises many types, and its messages advise to run the code in the file
         raise TorchFileError(_reason(error)) from error
     about = content.pop(_ABOUT, {}) if isinstance(content, dict) else {}
+    if not isinstance(about, dict):
+        raise TorchFileError(f"{_ABOUT}: found {type(about).__name__}, expected a dictionary")
     written = about.pop(DIGESTS, {})
     arguments = _arguments(content) if isinstance(content, Mapping) else {}
     tensors: dict[str, np.ndarray] = {}
     left: list[str] = []
+    claimed = 0
     for name, value in _leaves(content, "", ()):
         if len(tensors) + len(left) >= _MOST_NAMES:
             raise TorchFileError(f"found more than {_MOST_NAMES:,} names, expected those of one or two networks")
         if isinstance(value, torch.Tensor):
+            claimed += _claimed_bytes(value, name)
+            check_unpacked(claimed, path.stat().st_size)  # before it is copied
             tensors[name] = _array(value, name)
         else:
             left.append(name)
@@ -83,8 +88,8 @@ def _leaves(value: Any, name: str, parents: tuple[int, ...]) -> Iterator[tuple[s
         yield from _leaves(inner, path, (*parents, id(value)))
 
 
-def _array(tensor: Any, name: str) -> np.ndarray:
-    """A tensor as NumPy's. Raises TorchFileError where it has no numbers of its own for each of its elements."""
+def _claimed_bytes(tensor: Any, name: str) -> int:
+    """The bytes of a tensor's elements. Raises TorchFileError where it has no numbers of its own for each of them."""
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
@@ -92,6 +97,13 @@ def _array(tensor: Any, name: str) -> np.ndarray:
     claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if claimed > stored:
         raise TorchFileError(f"{name}: found {stored:,} bytes, expected {claimed:,} for its shape {list(tensor.shape)}")
+    return int(claimed)
+
+
+def _array(tensor: Any, name: str) -> np.ndarray:
+    """A tensor as NumPy's. Raises TorchFileError for a type that NumPy does not have."""
+    import torch
+
     plain = tensor.detach().contiguous()
     if plain.dtype == torch.bfloat16:
         return plain.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)

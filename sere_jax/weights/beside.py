@@ -89,6 +89,10 @@ def preprocess_of_file(
     if saved:
         value_range = tuple(saved.get("value_range", BY_TYPE))
         mean, std = tuple(saved["mean"]), tuple(saved["std"])
+        if not len(mean) == len(std) == sizes.in_channels:
+            raise InteropError(
+                f"preprocess: found {len(mean)} means and {len(std)} stds, expected one for each of {sizes.in_channels} channels"
+            )
         return Preprocess(saved["size"], saved["resize"], mean, std, saved["interpolation"], value_range), []
     asked, beside = _asked(path, imported, sizes)
     if asked:

@@ -21,8 +21,10 @@ from sere_jax.interop.torch_file import LEFT
 from sere_jax.models.resnet import ResNet
 from sere_jax.ops.resize import bicubic_matrix
 from sere_jax.train.checkpoint import CheckpointError, holds, read_config, read_state
+from sere_jax.train.disk import brief
 from sere_jax.weights import fine_tuned
 from sere_jax.weights.beside import Preprocess, check_heads, preprocess_of_file, sizes_of_file
+from sere_jax.weights.metadata import checked
 from sere_jax.writing import place
 
 # The paths in a state at which a network's parameters and its running statistics stand.
@@ -225,6 +227,15 @@ def _unmatched(names: list[str], patterns: tuple[str, ...]) -> list[str]:
 
 def _from_file(path: Location, choice: _Choice) -> Weights:
     tensors, metadata = read_tensors(path)
+    try:
+        return _of_file(path, tensors, checked(metadata), choice)
+    except (InteropError, FileError):
+        raise
+    except Exception as error:  # names, shapes and JSON of strangers, each of which is valid by itself
+        raise InteropError(f"its names, its metadata or the JSON beside it are not those of a network ({brief(error)})") from error
+
+
+def _of_file(path: Location, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any], choice: _Choice) -> Weights:
     stored = metadata.get("network", "")
     if choice.network and stored not in ("", "both", choice.network):
         raise InteropError(f"network: found {choice.network!r}, expected {stored!r}, the one that the file holds")
