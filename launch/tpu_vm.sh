@@ -14,6 +14,11 @@ SLICES=${SLICES:-1} SPOT=${SPOT:-} RESTARTS=${RESTARTS:-0} SETUP=${SETUP:-} WAIT
 config=${1:?the config, as configs/NAME.py:key=value}
 workdir=${2:?the directory of the run, gs://BUCKET/NAME}
 shift 2
+for number in SLICES RESTARTS; do [[ ${!number} =~ ^[0-9]+$ ]] || { echo "$number: found ${!number}, expected a number" >&2; exit 2; }; done
+[ "$SLICES" -ge 1 ] || { echo "SLICES: found $SLICES, expected at least 1" >&2; exit 2; }
+[[ $SPOT =~ ^[01]?$ ]] || { echo "SPOT: found $SPOT, expected 1 or nothing" >&2; exit 2; }
+spot=; [ "$SPOT" != 1 ] || spot=--spot
+[[ $workdir =~ ^(gs://.|/) ]] || { echo "the run's directory: found $workdir, expected one that all hosts see: gs://BUCKET/NAME, or a mount" >&2; exit 2; }
 
 tpu() { gcloud compute tpus "$@" --zone="$ZONE"; }
 state() { tpu queued-resources describe "$NAME" --format='value(state.state)' 2>/dev/null || echo NONE; }
@@ -22,20 +27,31 @@ if [ "$SLICES" = 1 ]; then nodes=("$NAME"); else nodes=(); for ((i = 0; i < SLIC
 
 # Ask for the slices, unless they are there, and wait until all can be used.
 provide() {
+  local seen gone=0
   case "$(state)" in
     NONE) request ;;
-    SUSPENDED | SUSPENDING | FAILED) tpu queued-resources delete "$NAME" --force --quiet; request ;;
+    SUSPENDED | SUSPENDING | FAILED) again ;;
   esac
-  until [ "$(state)" = ACTIVE ]; do
-    [ "$(state)" != FAILED ] || { echo "the request for $NAME failed: gcloud compute tpus queued-resources describe $NAME --zone=$ZONE" >&2; exit 1; }
+  while seen=$(state); [ "$seen" != ACTIVE ]; do
+    case "$seen" in
+      FAILED) echo "the request for $NAME failed: gcloud compute tpus queued-resources describe $NAME --zone=$ZONE" >&2; exit 1 ;;
+      SUSPENDED | SUSPENDING) again ;;   # preempted before they were used
+      NONE) [ "$((gone += 1))" -lt 5 ] || { echo "the request for $NAME is gone; was it deleted?" >&2; exit 1; } ;;
+      *) gone=0 ;;
+    esac
     sleep "$WAIT_SECONDS"
   done
+}
+
+again() {
+  tpu queued-resources delete "$NAME" --force --quiet
+  request
 }
 
 request() {
   local names=(--node-id="$NAME")
   [ "$SLICES" = 1 ] || names=(--node-prefix="$NAME" --node-count="$SLICES")
-  tpu queued-resources create "$NAME" "${names[@]}" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" ${SPOT:+--spot}
+  tpu queued-resources create "$NAME" "${names[@]}" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" $spot
 }
 
 # A command on every host of every slice, all at once; fails when one fails.

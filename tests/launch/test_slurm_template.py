@@ -77,3 +77,8 @@ def test_the_time_limit_asks_the_run_to_save_and_queues_it_again(submit):
 def test_a_run_that_fails_after_the_signal_is_not_queued_again(submit):
     code, output, calls = submit(1, at_the_limit=True)
     assert code == 1 and calls == ["scancel --signal=TERM 7"] and "after the signal" in output
+
+
+def test_a_run_that_ends_with_the_code_of_a_broken_wait_ends_the_job(submit):
+    """138 is 128 + SIGUSR1: of a task that Python had not begun to protect from that signal."""
+    assert submit(138) == (138, "", [])

@@ -34,15 +34,18 @@ def launch(tmp_path: Path):
     (tmp_path / "gcloud").write_text(GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
 
-    def run(states: str, codes: str = "0", extra: tuple[str, ...] = (), **env: str) -> tuple[int, str, list[list[str]]]:
+    def run(
+        states: str, codes: str = "0", extra: tuple[str, ...] = (), workdir: str = "gs://bucket/runs/a", **env: str
+    ) -> tuple[int, str, list[list[str]]]:
         (tmp_path / "states").write_text(f"{states}\n")
         (tmp_path / "codes").write_text(f"{codes}\n")
         (tmp_path / "calls").unlink(missing_ok=True)
         environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "sere", "ZONE": "z", "TYPE": "v5litepod-64"}
         environment |= {"WAIT_SECONDS": "0.01", **env}
-        command = ["bash", "launch/tpu_vm.sh", "configs/quickstart.py:epochs=3", "gs://bucket/runs/a", *extra]
+        command = ["bash", "launch/tpu_vm.sh", "configs/quickstart.py:epochs=3", workdir, *extra]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-        calls = [call.rstrip("\x1f").split("\x1f") for call in (tmp_path / "calls").read_text().split("\x1e") if call]
+        texts = (tmp_path / "calls").read_text().split("\x1e") if (tmp_path / "calls").exists() else []
+        calls = [call.rstrip("\x1f").split("\x1f") for call in texts if call]
         assert all(call[:2] == ["compute", "tpus"] and call[-1] == "--zone=z" for call in calls), calls
         return done.returncode, done.stdout + done.stderr, [call[2:-1] for call in calls]
 
@@ -116,3 +119,34 @@ def test_a_run_that_fails_on_slices_that_are_there_is_not_repeated(launch):
 def test_a_request_that_fails_ends_it(launch):
     code, out, _ = launch("NONE WAITING_FOR_RESOURCES FAILED")
     assert code == 1 and "the request for sere failed" in out
+
+
+def test_slices_that_are_lost_while_they_are_waited_for_end_the_wait(launch):
+    """A wait that looks for nothing but slices in use would last for ever."""
+    code, out, calls = launch("NONE WAITING_FOR_RESOURCES SUSPENDED WAITING_FOR_RESOURCES ACTIVE", SPOT="1")
+    assert code == 0 and verbs(calls)[:3] == ["create", "delete", "create"], out
+    code, out, calls = launch("NONE WAITING_FOR_RESOURCES NONE")
+    assert code == 1 and "the request for sere is gone" in out and verbs(calls) == ["create"]
+    code, out, _ = launch("NONE WAITING_FOR_RESOURCES NONE NONE ACTIVE")  # a look that failed
+    assert code == 0, out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"SLICES": "0"}, "SLICES: found 0"),
+        ({"SLICES": "two"}, "SLICES: found two"),
+        ({"RESTARTS": "-1"}, "RESTARTS: found -1"),
+        ({"SPOT": "no"}, "SPOT: found no"),
+        ({"workdir": "runs/a"}, "found runs/a, expected one that all hosts see: gs://BUCKET/NAME, or a mount"),
+        ({"NAME": ""}, "NAME"),
+    ],
+)
+def test_settings_that_say_nothing_ask_for_nothing(launch, settings, message):
+    code, out, calls = launch("NONE ACTIVE", **settings)
+    assert code != 0 and message in out and calls == []
+
+
+def test_spot_0_asks_for_capacity_on_demand(launch):
+    code, _, calls = launch("NONE ACTIVE", SPOT="0")
+    assert code == 0 and "--spot" not in next(call for call in calls if call[1] == "create")
