@@ -165,7 +165,14 @@ def read(path: str) -> bytes:
 
 
 def leaked(before: set[str]) -> list[str]:
-    """Shared memory that was not there before, and that no process holds."""
+    """Shared memory that was not there before and that no process holds, some seconds after the last process has ended."""
+    latest = time.monotonic() + _LATEST
+    while (names := _unheld(before)) and time.monotonic() < latest:
+        time.sleep(0.5)
+    return names
+
+
+def _unheld(before: set[str]) -> list[str]:
     new = set(os.listdir("/dev/shm")) - before
     maps = b"".join(read(f"/proc/{pid}/maps") for pid in filter(str.isdigit, os.listdir("/proc"))) if new else b""
     return sorted(name for name in new if f"/dev/shm/{name}".encode() not in maps)
