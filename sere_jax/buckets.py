@@ -28,6 +28,8 @@ from etils import epath
 Location: TypeAlias = Path | epath.Path  # a path on this machine or in a bucket
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
+_NEARLY = re.compile(r"\s*(gs|gcs|s3|az|abfss?|hdfs|https?|file):/", re.IGNORECASE)  # gs:/bucket, GS://bucket: no one names a directory so
+_PATTERN = re.compile(r"[*?\[\]\x00-\x1f]")  # gcsfs takes such a name for a pattern, and would delete what it matches
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]")
 
 _LISTINGS = 16  # requests at once
@@ -40,7 +42,7 @@ def is_address(path: str | os.PathLike[str]) -> bool:
       >>> is_address("gs://bucket/run"), is_address("folder:runs/a")
       (True, False)
     """
-    return _ADDRESS.match(os.fspath(path)) is not None
+    return any(form.match(os.fspath(path)) for form in (_ADDRESS, _NEARLY))
 
 
 def address_mistake(address: str) -> str:
@@ -52,7 +54,7 @@ def address_mistake(address: str) -> str:
     """
     match = _ADDRESS.match(address)
     if match is None:
-        return ""
+        return f"expected a directory or gs://BUCKET/NAME; a directory of that name is ./{address}" if _NEARLY.match(address) else ""
     scheme, rest = match.groups()
     if scheme != "gs":
         return (
@@ -62,6 +64,8 @@ def address_mistake(address: str) -> str:
     bucket, _, name = rest.partition("/")
     if not _BUCKET.fullmatch(bucket) or not name.strip("/") or ".." in name.split("/"):
         return "expected gs://BUCKET/NAME, with a bucket's name of small letters, digits and .-_ and a name without '..'"
+    if _PATTERN.search(name):
+        return "expected gs://BUCKET/NAME, with a name without the signs of patterns, * ? [ ], and without line breaks"
     if importlib.util.find_spec("gcsfs") is None:
         return (
             "which needs gcsfs: pip install -r requirements-cloud.txt. Without it, "
@@ -123,9 +127,23 @@ def os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(errno.EIO, text[:300], os.fspath(path)) from error
 
 
+@contextlib.contextmanager
+def _writing(path: epath.Path) -> Iterator[None]:
+    """`os_errors` of a block that writes. What is not there then is the bucket."""
+    try:
+        with os_errors(path):
+            yield
+    except FileNotFoundError as error:  # gcsfs names the request
+        raise _no_bucket(os.fspath(path)) from error
+
+
+def _no_bucket(path: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, f"there is no bucket {'/'.join(path.split('/')[:3])}", path)
+
+
 def put(file: Path, path: epath.Path) -> None:
     """Copy a local file to a path in a bucket, whole or not at all. Raises OSError where that fails after several tries."""
-    with os_errors(path):
+    with _writing(path):
         _filesystem().put_file(str(file), os.fspath(path))
 
 
@@ -138,19 +156,19 @@ def put_tree(directory: Path, path: epath.Path) -> None:
 
 def copy_tree(path: epath.Path, target: epath.Path) -> None:
     """Copy all objects below a path within the bucket; their bytes do not pass through this machine."""
-    with os_errors(path):
+    with _writing(path):
         _filesystem().copy(os.fspath(path), os.fspath(target), recursive=True)
 
 
 def put_bytes(path: epath.Path, content: bytes) -> None:
     """Write an object, whole or not at all. Raises OSError where that fails after several tries."""
-    with os_errors(path):
+    with _writing(path):
         _filesystem().pipe_file(os.fspath(path), content)
 
 
 def create(path: epath.Path, content: bytes) -> bool:
     """Write an object that does not exist yet; False, and nothing is written, where it does. The bucket decides, so two cannot both win."""
-    with os_errors(path):
+    with _writing(path):
         try:
             _filesystem().pipe_file(os.fspath(path), content, mode="create")
         except Exception as error:
@@ -212,10 +230,13 @@ def stored(path: epath.Path) -> list[Stored]:
     """
     bucket, _, name = os.fspath(path).removeprefix("gs://").partition("/")
     start = f"{name}/" if name else ""
-    with os_errors(path), ThreadPoolExecutor(_LISTINGS) as threads:
-        objects, folders = _listed(bucket, start, start, "/")
-        for below, _ in threads.map(lambda folder: _listed(bucket, start, folder, ""), folders):
-            objects += below
+    try:
+        with os_errors(path), ThreadPoolExecutor(_LISTINGS) as threads:
+            objects, folders = _listed(bucket, start, start, "/")
+            for below, _ in threads.map(lambda folder: _listed(bucket, start, folder, ""), folders):
+                objects += below
+    except FileNotFoundError as error:
+        raise _no_bucket(os.fspath(path)) from error
     return sorted(objects)
 
 

@@ -54,12 +54,15 @@ def destination(path: str | os.PathLike[str]) -> Location:
     """The absolute path of something that is to be written, as `place`. A path that names an unknown user is refused.
 
     Raises:
-      WriteError: the path begins with `~NAME`, and there is neither a user nor a file of that name.
+      WriteError: the path begins with `~NAME`, and there is neither a user nor a file of that name, or it is an address that cannot
+        be written to.
 
     Example:
       >>> destination("~/run") == place("~/run")
       True
     """
+    if mistake := buckets.address_mistake(os.fspath(path)):
+        raise WriteError(f"{os.fspath(path)}: {mistake}")
     if user := unknown_user(os.fspath(path)):
         name = os.fspath(path)
         raise WriteError(f"{name}: expected a path to write to; there is no user {user!r}. A path of that name is ./{name}")
@@ -79,7 +82,7 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[Location]:
     Raises:
       WriteError: the directory cannot be made or written to, at the start or later.
     """
-    directory = destination(directory)
+    directory = directory if isinstance(directory, epath.Path) else destination(directory)
     try:
         with buckets.os_errors(directory):
             _try_to_write(directory)

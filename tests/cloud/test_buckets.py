@@ -53,6 +53,19 @@ def test_a_write_that_fails_is_tried_again_and_then_is_an_os_error(bucket, serve
         pass
 
 
+def test_a_bucket_that_is_not_there_is_named(server, tmp_path, capsys):
+    path = place("gs://nobucket/run/object")
+    (tmp_path / "file").touch()
+    for write in (lambda: buckets.put_bytes(path, b"x"), lambda: buckets.put(tmp_path / "file", path), lambda: buckets.create(path, b"x")):
+        with pytest.raises(FileNotFoundError) as raised:
+            write()
+        assert raised.value.strerror == "there is no bucket gs://nobucket"
+    with pytest.raises(WriteError, match="^gs://nobucket/run: .*\\(there is no bucket gs://nobucket\\); expected"), writing_to(path.parent):
+        pass
+    assert main(["runs", "gs://nobucket/runs"]) == 2
+    assert capsys.readouterr().err == "gs://nobucket/runs cannot be read: there is no bucket gs://nobucket\n"
+
+
 def test_records_are_parts_that_are_joined_on_reading(bucket):
     directory = place(f"{bucket}/run")
     first = BucketRecords(directory, after=0)

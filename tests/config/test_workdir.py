@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from sere_jax.config import check as rules
+from sere_jax.writing import WriteError, destination
 
 
 def test_a_workdir_is_a_directory(tmp_path):
@@ -41,6 +42,23 @@ def test_other_addresses_are_refused_with_what_to_do(address: str):
 def test_an_address_without_a_name_is_refused(address: str):
     [line] = rules.workdir_mistakes(address)
     assert "expected gs://BUCKET/NAME" in line
+
+
+@pytest.mark.parametrize("address", ["gs:/bucket/a", "GS://bucket/a", " gs://bucket/a", "S3:/bucket/a", "file:/a"])
+def test_an_address_that_is_misspelt_is_no_directory(address: str):
+    """A run would write to the disk of each machine, below a directory `gs:`."""
+    [line] = rules.workdir_mistakes(address)
+    assert line == f"--workdir: found {address!r}, expected a directory or gs://BUCKET/NAME; a directory of that name is ./{address}"
+    assert rules.workdir_mistakes(f"./{address}") == []
+    with pytest.raises(WriteError, match="expected a directory or gs://BUCKET/NAME; a directory of that name is"):
+        destination(address)
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run*", "gs://bucket/a?", "gs://bucket/[ab]/c", "gs://bucket/a\n"])
+def test_an_address_is_no_pattern(address: str):
+    """gcsfs deletes all that a pattern matches: other runs."""
+    [line] = rules.workdir_mistakes(address)
+    assert "without the signs of patterns" in line
 
 
 @pytest.mark.parametrize("form", ["folder:{}", "classes:list.txt:folder:{}", "mix:2*bundled|1*folder:{}"])
