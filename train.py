@@ -49,7 +49,7 @@ def main(mistakes: list[str]) -> int:
     from sere_jax.data.batches.maker import BatchError
     from sere_jax.data.sources.open import SourceError
     from sere_jax.evals.network import EvalError
-    from sere_jax.train import fit, meter, peers
+    from sere_jax.train import fit, maintenance, meter, peers
     from sere_jax.train.checkpoint import CheckpointError, UnwritableCheckpoint
     from sere_jax.train.evaluations import UnknownScore
     from sere_jax.train.lock import WorkdirError
@@ -65,6 +65,8 @@ def main(mistakes: list[str]) -> int:
         compiled.keep_compiled()
         _SIGNALS.join(jax.process_count(), interruptible=True)
         _check(mistakes, devices=jax.device_count(), processes=jax.process_count())
+        if jax.default_backend() == "tpu":
+            maintenance.watch()
         assert _WORKDIR.value is not None  # a required flag
         pretrain.train(_CONFIG.value, _WORKDIR.value, in_loop.evaluations, signals=_SIGNALS, launch=_launch())
     except Interrupted:

@@ -73,6 +73,7 @@ settle() {
   done
 }
 
+# Images of Ubuntu 22.04 have Python 3.10 alone: uv fetches 3.11 there.
 # The TPU runtime is an extra of the pinned jax: constrained by requirements.txt, it takes the version that goes with it.
 install() {
   local archive node
@@ -80,8 +81,10 @@ install() {
   git archive --format=tar.gz --prefix=sere_jax/ -o "$archive" HEAD
   for node in "${nodes[@]}"; do tpu tpu-vm scp "$archive" "$node":sere_jax.tar.gz --worker=all; done
   rm "$archive"
-  everywhere "tar xzf sere_jax.tar.gz && cd sere_jax && { test -d .venv || $PYTHON -m venv .venv; }
-    .venv/bin/pip install -q -r requirements-cloud.txt && .venv/bin/pip install -q 'jax[tpu]' -c <(grep '^jax==' requirements.txt)"
+  everywhere "set -e; tar xzf sere_jax.tar.gz; cd sere_jax
+    test -x .venv/bin/pip || $PYTHON -m venv --clear .venv ||
+      { python3 -m pip install -q --user uv; python3 -m uv venv -q --clear --seed --python 3.11 .venv; }
+    .venv/bin/pip install -q -r requirements-cloud.txt; .venv/bin/pip install -q 'jax[tpu]' -c <(grep '^jax==' requirements.txt)"
   [ -z "$SETUP" ] || everywhere "$SETUP"
 }
 

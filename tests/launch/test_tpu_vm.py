@@ -150,3 +150,31 @@ def test_settings_that_say_nothing_ask_for_nothing(launch, settings, message):
 def test_spot_0_asks_for_capacity_on_demand(launch):
     code, _, calls = launch("NONE ACTIVE", SPOT="0")
     assert code == 0 and "--spot" not in next(call for call in calls if call[1] == "create")
+
+
+PYTHON3 = r"""#!/bin/bash
+echo "$*" >>"$HOME/calls"
+[ "$2" != uv ] || { mkdir -p .venv/bin; printf '#!/bin/bash\necho "$*" >>"$HOME/pips"\n' >.venv/bin/pip; chmod +x .venv/bin/pip; }
+"""
+
+
+def test_a_host_without_the_python_gets_one(launch, tmp_path):
+    """As TPU images of Ubuntu 22.04 are; what the hosts are told is run here."""
+    _, _, calls = launch("ACTIVE", PYTHON="python9.9")
+    install = next(call[-1] for call in calls if call[1] == "ssh").removeprefix("--command=")
+    host = tmp_path / "host"
+    (host / "sere_jax").mkdir(parents=True)
+    (host / "sere_jax" / "requirements.txt").write_text("jax==0.1\n")
+    subprocess.run(["tar", "czf", "sere_jax.tar.gz", "sere_jax"], cwd=host, check=True)
+    (host / "python3").write_text(PYTHON3)
+    (host / "python3").chmod(0o755)
+    env = {"HOME": str(host), "PATH": f"{host}:{os.environ['PATH']}"}
+    for _ in range(2):
+        assert subprocess.run(["bash", "-c", install], cwd=host, env=env, capture_output=True).returncode == 0
+    assert (host / "calls").read_text() == "-m pip install -q --user uv\n-m uv venv -q --clear --seed --python 3.11 .venv\n"
+    assert [line.split(" -c ")[0] for line in (host / "pips").read_text().splitlines()] == [
+        "install -q -r requirements-cloud.txt",
+        "install -q jax[tpu]",
+    ] * 2
+    (host / "sere_jax.tar.gz").write_bytes(b"")
+    assert subprocess.run(["bash", "-c", install], cwd=host, env=env, capture_output=True).returncode != 0
