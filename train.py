@@ -7,10 +7,12 @@ workdir cannot be used; all mistakes are listed and nothing was started. 1: the 
 
 from __future__ import annotations
 
+from sere_jax.reporting import lossy
 from sere_jax.train.signals import Interrupted, Signals
 
 _SIGNALS = Signals(ends_process=True)
 if __name__ == "__main__":
+    lossy.hold_descriptors()  # before a pipe of the signals can get the number of a closed standard output
     _SIGNALS.__enter__()  # before the other imports, which take seconds: a signal that comes meanwhile counts
 
 import functools

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from sere_jax.reporting import lossy
+
 
 def announce(text: str, process_id: int) -> None:
     """Print a line before the slow imports begin, unless this is known to be a process other than the first."""
@@ -38,13 +40,17 @@ def _is_not_from_orbax(record: LogRecord) -> bool:
 def set_up_output() -> None:
     """Prepare a program's standard output and error. Every program calls it once, before it prints.
 
+    Output that cannot be written does not end the program.
+
     Characters that the encoding lacks are written as escapes, such as `\\xe9` and `\\udce9`. Names of files may hold any byte, and by
     default a `print` of such a name raises UnicodeEncodeError in most locales. Stacks of "Event loop is closed" are left out: after a
     failed save (a full disk) TensorStore's threads answer a loop that Orbax has closed, and Python reports each answer.
     """
+    lossy.hold_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not (stream.errors == "surrogateescape" and stream.encoding.lower() == "utf-8"):
             stream.reconfigure(errors="backslashreplace")
+    lossy.replace_standard_streams()
     report = sys.unraisablehook
 
     def report_others(unraisable: sys.UnraisableHookArgs) -> None:

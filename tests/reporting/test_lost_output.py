@@ -19,8 +19,8 @@ from sere_jax.__main__ import main
 from sere_jax.commands import ablation_table
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.reporting import program
+from sere_jax.reporting.lossy import LossyStream
 from sere_jax.reporting.progress import Progress
-from sere_jax.reporting.screen import LossyStream
 from tests.full_disk import no_file_above
 
 ROOT = Path(__file__).parent.parent.parent
