@@ -1,7 +1,8 @@
 """Evaluate networks: python eval.py --config=configs/eval/PROTOCOL.py[:key=value,...] --checkpoint=A[,B...] --workdir=DIR
 
 A checkpoint is a run's workdir, its checkpoints directory, or an exported file. Tables go to the screen and to
-DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started. 1: a training
+DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started (those of the
+command line alone come first, before JAX is imported). 1: a training
 ended because steps or images were bad. 130: Ctrl-C. An evaluation that trains is stopped by Ctrl-C after a step (exit code 0), and
 the same command resumes.
 """
@@ -28,6 +29,7 @@ from absl import app, flags, logging
 
 from sere_jax.config import check as rules
 from sere_jax.config import command_line
+from sere_jax.config.names import WITHOUT_CHECKPOINT
 from sere_jax.reporting import program
 
 if TYPE_CHECKING:
@@ -47,6 +49,13 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, fro
 
 def main(mistakes: list[str]) -> int:
     """Run the config's protocol, after all mistakes of the command line and of the config were found; the exit code."""
+    config = _CONFIG.value
+    mistakes += rules.workdir_mistakes(_WORKDIR.value, rules.sources(config) if config is not None else None)
+    if config is not None and not _CHECKPOINT.value and config.get("protocol") not in WITHOUT_CHECKPOINT:
+        mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
+    if mistakes and program.is_single(_COORDINATOR.value, _NUM_PROCESSES.value):
+        print(rules.refusal(mistakes), file=sys.stderr)
+        return 2
     program.announce(f"evaluating {', '.join(_CHECKPOINT.value) or 'no checkpoint'}: starting JAX", _PROCESS_ID.value)
     import jax
 
@@ -58,18 +67,14 @@ def main(mistakes: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it opens
     program.quiet()
-    config = _CONFIG.value
     try:
         distributed.start_distributed(coordinator=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
     except distributed.DistributedError as error:
         print(rules.refusal([*mistakes, str(error)]), file=sys.stderr)
         return 2
     compiled.keep_compiled()
-    mistakes += rules.workdir_mistakes(_WORKDIR.value, rules.sources(config) if config is not None else None)
     if config is not None:
         mistakes += protocols.mistakes(config, processes=jax.process_count())
-        if not _CHECKPOINT.value and any(entry.name == config.get("protocol") and entry.needs_checkpoint for entry in protocols.PROTOCOLS):
-            mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
     if mistakes := distributed.gather_lines(mistakes):
         if jax.process_index() == 0:
             print(rules.refusal(mistakes), file=sys.stderr)

@@ -41,7 +41,6 @@ class Protocol(NamedTuple):
     rules: Mapping[str, Rule]  # of each key of its config but `protocol`
     settings: type  # a NamedTuple with the keys of the config; see `commands.evaluate.settings` for views and reading
     run: Callable[[Sequence[Network], Location, Any], None]  # networks, workdir, settings; writes WORKDIR/eval/NAME.json
-    needs_checkpoint: bool = True
     columns: Callable[[Mapping[str, Any]], dict[str, float]] = numbers  # of the report of one network: what an ablation's row shows
     # Mistakes of right values among each other: values, keys that are wrong by their own rule, number of processes.
     among: Callable[[Mapping[str, Any], Collection[str], int], list[str]] = independent

@@ -150,6 +150,9 @@ def test_parts_before_the_argument_of_an_evaluation_stay():
         (["train.py", QUICKSTART, "--workdir=w", "--config.photometry.mean=(123.7,116.3,103.5)", "--config.data.workers=10000", "--lr=1"], [
             "3 mistakes, nothing was started", "--lr: unknown flag", "photometry.mean: found (123.7", "data.workers: found 10000, expected",
         ]),
+        (["eval.py", "--config=configs/eval/knn.py:bundled", "--workdir=README.md", "--config.sise=3", "--checkpont=a"], [
+            "3 mistakes, nothing was started", "sise: unknown key", "--checkpont: unknown flag", "README.md is a file",
+        ]),
     ],
 )  # fmt: skip
 def test_a_single_process_is_refused_before_jax_is_imported(tmp_path: Path, program: list[str], words: list[str]):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from configs.eval import figures as figures_config
 from sere_jax.commands.export import export
+from sere_jax.config.names import WITHOUT_CHECKPOINT
 from sere_jax.data.crops.views import ViewRecipe
 from sere_jax.data.images.reading import ImageReading
 from sere_jax.data.sources.open import open_source
@@ -30,6 +31,7 @@ from sere_jax.evals.frozen.comparison import ImageSet
 from sere_jax.evals.frozen.views import batch_count, pairs, view_side
 from sere_jax.evals.network import EvalError, prepared
 from sere_jax.evals.pictures import LeftOut
+from sere_jax.evals.protocols import PROTOCOLS
 from sere_jax.ops.photometric import PhotometryParams
 from sere_jax.types import Views
 from tests import micro, saved_run
@@ -352,8 +354,15 @@ def test_the_command_lists_every_mistake(tmp_path):
         "--config=configs/eval/knn.py:bundled", f"--workdir={tmp_path}", "--config.neighbours=(0,)", "--config.baselins=True", "--x=1"
     )
     assert found.returncode == 2
-    for words in ("neighbours: found (0,)", "baselins: unknown key; nearest: baselines", "--x: unknown flag", "--checkpoint: missing"):
-        assert words in found.stderr
+    for words in ("baselins: unknown key; nearest: baselines", "--x: unknown flag", "--checkpoint: missing"):
+        assert words in found.stderr  # these are known before JAX is imported
+    values = ("--config.neighbours=(0,)", "--config.size=-1")
+    found = command("--config=configs/eval/knn.py:bundled", f"--workdir={tmp_path}", "--checkpoint=x", *values)
+    assert found.returncode == 2 and "neighbours: found (0,)" in found.stderr and "size: found -1" in found.stderr
+
+
+def test_protocols_without_a_checkpoint_exist():
+    assert set(WITHOUT_CHECKPOINT) <= {entry.name for entry in PROTOCOLS}, "a name of the command line's check is no protocol"
 
 
 class _Stop(Exception):

@@ -103,7 +103,7 @@ _RULES: Mapping[str, Rule] = {
     "mass": Rule(float, low=0.0, high=1.0),
     "channel_count": Rule(int, low=1, high=26),
 }
-PROTOCOL = Protocol("figures", _RULES, Settings, run, needs_checkpoint=False)
+PROTOCOL = Protocol("figures", _RULES, Settings, run)
 
 
 def _check(networks: Sequence[Network], settings: Settings) -> None:
