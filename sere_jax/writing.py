@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from etils import epath
@@ -17,6 +18,9 @@ from sere_jax import buckets
 from sere_jax.buckets import Location, is_address
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)  # said of a file without its name
+
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\.(.+)")
 
 
 class WriteError(RuntimeError):
@@ -134,7 +138,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays: some writers choose the format by it.
     # The name differs between threads, processes and machines that share a disk.
-    temporary = path.with_name(f".{secrets.token_hex(4)}.partial.{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}.partial.{path.name}")  # as _PARTIAL
     temporary.touch(mode=0o666)
     mode = temporary.stat().st_mode
     try:
@@ -143,3 +147,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(directory: Location, names: Collection[str] = ()) -> None:
+    """Remove the temporary files that killed processes left of `replacing`, all or those of some names. What cannot be removed stays.
+
+    For directories, or names, that no other process writes now. In a bucket nothing is left.
+    """
+    if isinstance(directory, Path):
+        with contextlib.suppress(OSError):
+            for path in directory.iterdir():
+                if (match := _PARTIAL.fullmatch(path.name)) and (not names or match[1] in names):
+                    path.unlink(missing_ok=True)

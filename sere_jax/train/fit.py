@@ -92,7 +92,7 @@ def fit(
         return _untrained(state, start, total_steps, progress)
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(Feed(batches(start), put, total_steps - start))  # reads and decodes while the step is compiled
-        train_step, signals = compile_step(), stack.enter_context(listening(signals))
+        train_step, signals = peers.met(compile_step()), stack.enter_context(listening(signals))
         meter = Meter(start, work(), progress, limits or Limits(), int(getattr(state, "bad_steps", 0)), on_bad)
         saver = _Saver(checkpoints, {"config": config, "identity": identity}, progress, meter)
         tracer = stack.enter_context(Tracer(traced, start, meter, progress))

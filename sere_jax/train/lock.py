@@ -16,8 +16,10 @@ from etils import epath
 
 from sere_jax.buckets import path_of
 from sere_jax.train import lease
+from sere_jax.writing import remove_partial
 
 NAME = ".lock"
+_OURS = ("config.json", "launch.json", "data.json", "metrics.jsonl")  # what the holder of the lock alone writes there
 # File systems without flock (mounted buckets, some network file systems) say one of these.
 _NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -32,7 +34,8 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
 
     The lock is a `flock` on DIRECTORY/.lock, which the kernel releases however the process ends. Where a file system has no `flock`,
     the existence of DIRECTORY/.lock.exists is the lock; one left by a process of this host that has ended is taken over. In a bucket
-    it is a lease (`train.lease`). Reading the directory, and evaluations that write below it, need no lock.
+    it is a lease (`train.lease`). What a killed holder left half-written is removed. Reading the directory, and evaluations that
+    write below it, need no lock.
 
     Example:
       >>> import tempfile
@@ -51,6 +54,9 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
             else:
                 path.mkdir(parents=True, exist_ok=True)
                 stack.callback(_release, _acquire(path))
+                remove_partial(path, _OURS)
+                remove_partial(path / "checkpoints")
+                remove_partial(path / "listings")
         except (filelock.Timeout, lease.Taken) as error:
             words = owner(path) if isinstance(error, filelock.Timeout) else error
             raise WorkdirError(

@@ -15,15 +15,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed as _jax_distributed  # the service's client has no public name
 
-_FAILED, _ALIVE, _SAID, _LEFT = (f"sere_jax/{name}" for name in ("failed", "alive", "said", "left"))
+_FAILED, _ALIVE, _SAID, _LEFT, _MET = (f"sere_jax/{name}" for name in ("failed", "alive", "said", "left", "met"))
 _LOOK_MS = 500  # how long a look at the service waits for a failure
 GRACE_SECONDS = 5.0  # in which a process may end by itself after a failure of another
 _LIMIT_SECONDS = 30
+_DAY_MS = 24 * 3600 * 1000
+
+T = TypeVar("T")
 
 
 class Peers:
@@ -40,7 +43,7 @@ class Peers:
     def __init__(self, client: Any, process: int, count: int, limit: float, leave: Callable[[int], None] = os._exit) -> None:
         self.started = False  # the steps have begun
         self.where: Callable[[], str] = lambda: "start all again"  # continues the sentence on a lost process
-        self._limit = limit
+        self._limit, self._meetings = limit, 0
         self._client, self._process, self._count, self._leave = client, process, count, leave
         self._stop = threading.Event()
         self._answered = time.monotonic()
@@ -93,6 +96,11 @@ class Peers:
                     return True
                 time.sleep(0.1)
         return False
+
+    def meet(self) -> None:
+        """Wait until all processes have called this as often as this one, however long the slowest takes."""
+        self._meetings += 1
+        self._client.wait_at_barrier(f"{_MET}/{self._meetings}", _DAY_MS)
 
     def missing(self) -> str:
         """After an error of a collective: which processes give no sign of life any more, as a sentence; '' where all do."""
@@ -177,6 +185,16 @@ def resumes(where: Callable[[], str]) -> None:
     """Say that the steps begin, and give the words that follow the report of a lost process: the step, and where the run goes on."""
     if _current is not None:
         _current.where, _current.started = where, True
+
+
+def met(compiled: T) -> T:
+    """Wait until the other processes, where there are any, have compiled too; return what was compiled.
+
+    Each compiles at its own pace, and a CPU's collectives give up after 30 seconds. A process that fails meanwhile ends this one.
+    """
+    if _current is not None:
+        _current.meet()
+    return compiled
 
 
 def announced(error: Exception) -> Exception:

@@ -6,6 +6,7 @@ Every campaign takes its number of trials from a flag. The defaults take hours o
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -15,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.reliability import checkpoints, disks, elastic, ends, files
-from tests.reliability.outcome import Row, table
+from tests.reliability.outcome import Row, Trials, table
 
-Campaign = Callable[[int, random.Random, Path], Row]
+Campaign = Callable[[Trials, random.Random, Path], Row]
 CAMPAIGNS: dict[str, tuple[int, Campaign]] = {
     "kills": (100, ends.killed),
-    "kills_of_two": (40, lambda count, rng, work: ends.killed(count, rng, work, processes=2)),
+    "kills_of_two": (40, lambda trials, rng, work: ends.killed(trials, rng, work, processes=2)),
     "signals": (60, ends.signalled),
-    "signals_of_two": (60, lambda count, rng, work: ends.signalled(count, rng, work, processes=2)),
+    "signals_of_two": (60, lambda trials, rng, work: ends.signalled(trials, rng, work, processes=2)),
     "elastic": (len(elastic.PAIRS), elastic.elastic),
     "damaged": (1000, checkpoints.damaged_checkpoints),
     "disks": (24, disks.failing_disks),
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(CAMPAIGNS), help="campaigns to run, separated by commas (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all numbers of trials")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which a campaign begins no more trials (default: no limit)")
     for name, (count, _) in CAMPAIGNS.items():
         parser.add_argument(f"--{name}", type=int, default=count, help=f"trials (default: {count})")
     flags = parser.parse_args(arguments)
@@ -46,8 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in flags.only.split(","):
         count, began = max(1, round(getattr(flags, name) * flags.scale)), time.monotonic()
         with tempfile.TemporaryDirectory() as work:
-            rows.append(CAMPAIGNS[name][1](count, random.Random(f"{flags.seed} {name}"), Path(work)))
-        print(f"{name}: {count} trials in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            trials = Trials(name, count, flags.minutes)
+            rows.append(CAMPAIGNS[name][1](trials, random.Random(f"{flags.seed} {name}"), Path(work)))
+        print(f"{name}: {rows[-1].trials:,} trials in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
     return int(any(row.failures for row in rows))
 

@@ -17,7 +17,7 @@ from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.train.checkpoint_manager import Checkpoints
 from tests import micro
-from tests.reliability.outcome import Row, row
+from tests.reliability.outcome import Row, Trials
 from tests.reliability.runs import SETTINGS, Run, finish_after
 
 _STEPS = (2, 4, 6, 8)
@@ -25,14 +25,14 @@ _NEWEST = 0.3  # share of the trials with one change in the newest step alone
 _REAL = 50  # one trial in so many is resumed by the real train.py too
 
 
-def damaged_checkpoints(count: int, rng: random.Random, work: Path) -> Row:
+def damaged_checkpoints(trials: Trials, rng: random.Random, work: Path) -> Row:
     """Changes in four checkpoints of a run of 8 steps. What is read is right bit by bit, and never older than the newest untouched step."""
     settings = SETTINGS | {"run.checkpoint_every_steps": 2, "run.keep_checkpoints": len(_STEPS)}
-    run, outcomes, failures = Run(work, _STEPS[-1], settings=settings), [], []
+    run = Run(work, _STEPS[-1], settings=settings)
     run.whole()
     states = {step: checkpoint.read_state(work / "whole", step)[0] for step in _STEPS}
     target = _target(run)
-    for trial in range(count):
+    for trial in trials:
         name = f"damaged{trial}"
         shutil.copytree(work / "whole", work / name)
         directory = work / name / "checkpoints"
@@ -43,15 +43,14 @@ def damaged_checkpoints(count: int, rng: random.Random, work: Path) -> Row:
             if trial % _REAL == 0 and untouched:
                 # Whole runs save nothing, and clear nothing up: a temporary directory that a trial laid there would stay.
                 shutil.rmtree(directory / "8.orbax-checkpoint-tmp", ignore_errors=True)
-                finish_after(run, name, failures)
-                outcomes.append("resumed by train.py")
+                finish_after(run, name, trials.failures)
+                trials.ended("resumed by train.py")
             else:
-                outcomes.append(_resumed(directory, target, states, max(untouched, default=0)))
+                trials.ended(_resumed(directory, target, states, max(untouched, default=0)))
         except BaseException as error:
-            outcomes.append("failed")
-            failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]}")
+            trials.failed(f"{what}: {type(error).__name__}: {str(error)[:300]}")
         shutil.rmtree(work / name)
-    return row("changes in the checkpoints of a real run", outcomes, failures)
+    return trials.row("changes in the checkpoints of a real run")
 
 
 def _target(run: Run) -> Any:

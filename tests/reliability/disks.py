@@ -7,21 +7,21 @@ import resource
 import time
 from pathlib import Path
 
-from tests.reliability.outcome import Row, row
+from tests.reliability.outcome import Row, Trials
 from tests.reliability.runs import Run, finish_after, moment, unfinished
 
 _ENDS = 120.0  # seconds from the moment at which the disk is full
 
 
-def failing_disks(count: int, rng: random.Random, work: Path) -> Row:
+def failing_disks(trials: Trials, rng: random.Random, work: Path) -> Row:
     """The system lets no file of the run grow beyond some bytes. It ends with 1 and a sentence, or with 0 where only logs were lost.
 
     Small limits meet the config, the listing and the logs first, larger ones the files of the checkpoint. Half of the limits come
     at a random moment. Nothing unfinished is left, and the same command then ends in the bits of a run that had space.
     """
-    run, outcomes, failures = Run(work), [], []
+    run = Run(work)
     seconds = run.whole()
-    for trial in range(count):
+    for trial in trials:
         name, size = f"disk{trial}", round(10 ** rng.uniform(0.0, 4.8)) if rng.random() < 0.7 else 0
         start = run.start(name)
         [process] = start
@@ -37,12 +37,12 @@ def failing_disks(count: int, rng: random.Random, work: Path) -> Row:
         what = f"{name}: no file above {size:,} bytes: exit code {code} after {took:.0f} s: {last[:300]}"
         sound = _is_sound(code, last, run.work / name)
         if not sound or took > _ENDS:
-            failures.append(what)
+            trials.failures.append(what)
         if left := [] if not (run.work / name).exists() else unfinished(run.work / name):
-            failures.append(f"{what}: left {left[:5]}")
-        outcomes.append("failed" if not sound else "told in a sentence" if code else "lost logs at most")
-        finish_after(run, name, failures, logs=False)
-    return row("a disk that is full under the real train.py, from the start or from a random moment on", outcomes, failures)
+            trials.failures.append(f"{what}: left {left[:5]}")
+        trials.ended("failed" if not sound else "told in a sentence" if code else "lost logs at most")
+        finish_after(run, name, trials.failures, logs=False)
+    return trials.row("a disk that is full under the real train.py, from the start or from a random moment on")
 
 
 def _is_sound(code: int, last: str, workdir: Path) -> bool:

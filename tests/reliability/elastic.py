@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tests.commands.test_pretrain import MICRO
-from tests.reliability.outcome import Row, row
+from tests.reliability.outcome import Row, Trials
 from tests.reliability.runs import Run
 
 # (devices, processes); two processes have at least two devices.
@@ -24,30 +24,30 @@ _RTOL = 1e-5
 _PROGRAM = ("-m", "tests.reliability.recorded")
 
 
-def elastic(count: int, rng: random.Random, work: Path) -> Row:
+def elastic(trials: Trials, rng: random.Random, work: Path) -> Row:
     """Every step of every pair sees the images and crops of one device, and has its loss to 1e-5.
 
     The losses see the keys too: photometry and drop path draw from them, and other draws move a loss by far more than that.
     """
-    pairs = rng.sample(PAIRS, min(count, len(PAIRS)))
+    pairs = rng.sample(PAIRS, min(trials.count, len(PAIRS)))
     runs = {place: _run(work, *place) for place in {PLACES[0], *(place for pair in pairs for place in pair)}}
-    outcomes, failures = [], []
     for place, run in runs.items():
         name = _name(place)
         codes = run.finish(name, program=_PROGRAM, RECORDED=str(work / name))
-        failures += [f"{name}: exit codes {codes}"] if set(codes) != {0} else []
-    if failures:
-        return row("begun on some devices and processes, gone on with on others", outcomes, failures)
+        trials.failures += [f"{name}: exit codes {codes}"] if set(codes) != {0} else []
+    if trials.failures:
+        return trials.row("begun on some devices and processes, gone on with on others")
     expected, losses = _seen(work, _name(PLACES[0])), _losses(work / _name(PLACES[0]))
-    for first, then in pairs:
+    for trial in trials:
+        first, then = pairs[trial]
         name = f"{_name(first)}-then-{_name(then)}"
         shutil.copytree(work / _name(first) / "checkpoints" / str(_HALF), work / name / "checkpoints" / str(_HALF))
         codes = runs[then].finish(name, program=_PROGRAM, RECORDED=str(work / name))
         found = _faults(work, _name(first), range(1, _STEPS + 1), expected, losses)
         found += [f"exit codes {codes}"] if set(codes) != {0} else _faults(work, name, range(_HALF + 1, _STEPS + 1), expected, losses)
-        failures += [f"{name}: {text}" for text in found]
-        outcomes.append("failed" if found else "with the same images and losses")
-    return row("begun on some of {1, 2, 4, 8} devices in {1, 2} processes, gone on with on others", outcomes, failures)
+        trials.failures += [f"{name}: {text}" for text in found]
+        trials.ended("failed" if found else "with the same images and losses")
+    return trials.row("begun on some of {1, 2, 4, 8} devices in {1, 2} processes, gone on with on others")
 
 
 def _name(place: tuple[int, int]) -> str:

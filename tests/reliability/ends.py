@@ -8,10 +8,11 @@ import signal
 import time
 from pathlib import Path
 
-from tests.reliability.outcome import Row, memory, row
-from tests.reliability.runs import SETTINGS, Run, Start, finish_after, leaked, moment, read
+from tests.reliability.outcome import Row, Trials, memory
+from tests.reliability.runs import SETTINGS, Run, Start, check_end, finish_after, leaked, moment, read
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_IN_SAVE = "killed in a save"
 _MORE = (100.0, 5, 5)  # megabytes, descriptors and threads by which a start of the soak may grow
 
 
@@ -19,32 +20,33 @@ def _words(processes: int) -> str:
     return "two processes" if processes == 2 else "one process"
 
 
-def killed(count: int, rng: random.Random, work: Path, *, processes: int = 1, per_run: int = 10) -> Row:
+def killed(trials: Trials, rng: random.Random, work: Path, *, processes: int = 1, per_run: int = 10) -> Row:
     """SIGKILL at random moments from the first import to the last save; each run then ends in the bits of one that was never killed.
 
     Every other kill waits for a save. Of many, at least three in ten must hit one.
     """
-    run, outcomes, failures = Run(work, processes=processes), [], []
-    shared, seconds, number = set(os.listdir("/dev/shm")), run.whole(), 0
-    while len(outcomes) < count:
-        name, number, kills = f"killed{number}", number + 1, 0
-        while kills < per_run and len(outcomes) < count:
+    run = Run(work, processes=processes)
+    shared, seconds, number, save = set(os.listdir("/dev/shm")), run.whole(), 0, True
+    while trials.more():
+        name, number, kills, ended = f"killed{number}", number + 1, 0, False
+        while kills < per_run and trials.more():
             start = run.start(name)
-            saving = _strike(run, name, start, rng, seconds, in_save=len(outcomes) % 2 == 0)
-            ended = not start.running()
-            start.kill()
+            saving = _strike(run, name, start, rng, seconds, in_save=save)
+            if not (ended := not start.running()):
+                start.kill()
+            codes = start.wait()
             if orphans := start.orphans():
-                failures.append(f"{name}: processes {orphans} are left")
+                trials.failures.append(f"{name}: processes {orphans} are left")
             if ended:
                 break
-            kills += 1
-            outcomes.append("killed in a save" if saving else "killed elsewhere")
-        finish_after(run, name, failures)
-    if count >= 10 and outcomes.count("killed in a save") < 0.3 * count:
-        failures.append(f"only {outcomes.count('killed in a save')} kills hit a save")
+            kills, save = kills + 1, not save
+            trials.ended(_IN_SAVE if saving else "killed elsewhere")
+        check_end(run, name, codes if ended else run.finish(name), trials.failures)
+    if trials.count >= 10 and trials.share(_IN_SAVE) < 0.3:
+        trials.failures.append(f"only {trials.share(_IN_SAVE):.0%} of the kills hit a save")
     if left := leaked(shared):
-        failures.append(f"shared memory is left: {left[:5]}")
-    return row(f"SIGKILL of the real train.py, {_words(processes)}; {number} runs then ended in the same bits", outcomes, failures)
+        trials.failures.append(f"shared memory is left: {left[:5]}")
+    return trials.row(f"SIGKILL of the real train.py, {_words(processes)}; {number} runs then ended in the same bits")
 
 
 def _strike(run: Run, name: str, start: Start, rng: random.Random, seconds: float, in_save: bool) -> bool:
@@ -59,15 +61,15 @@ def _strike(run: Run, name: str, start: Start, rng: random.Random, seconds: floa
     return run.saving(name)
 
 
-def signalled(count: int, rng: random.Random, work: Path, *, processes: int = 1) -> Row:
+def signalled(trials: Trials, rng: random.Random, work: Path, *, processes: int = 1) -> Row:
     """SIGTERM, SIGINT and SIGHUP at random moments: exit code 0, and the same command then ends in the same bits.
 
     The first moment is that at which the program listens, before its first import.
     """
-    run, outcomes, failures = Run(work, processes=processes), [], []
-    shared, seconds = set(os.listdir("/dev/shm")), run.whole()
-    for trial in range(count):
-        name, number = f"signalled{trial}", rng.choice(_SIGNALS)
+    run = Run(work, processes=processes)
+    shared, seconds, starts = set(os.listdir("/dev/shm")), run.whole(), 0
+    while trials.more():
+        name, number, starts = f"signalled{starts}", rng.choice(_SIGNALS), starts + 1
         start = run.start(name)
         target = rng.choice(start)
         while start.running() and not _listens(target.pid, number):
@@ -79,14 +81,16 @@ def signalled(count: int, rng: random.Random, work: Path, *, processes: int = 1)
         if not late:
             target.send_signal(number)
         codes = start.wait(300.0)
-        outcomes.append("failed" if set(codes) != {0} else "had ended" if late else f"ended with 0 after {number.name}")
-        failures += [] if set(codes) == {0} else [f"{name}: {number.name}, exit codes {codes}: {run.said(name)[:200]}"]
+        if set(codes) == {0} and not late:  # a moment after the end is no trial
+            trials.ended(f"ended with 0 after {number.name}")
+        elif set(codes) != {0}:
+            trials.failed(f"{name}: {number.name}, exit codes {codes}: {run.said(name)[:200]}")
         if orphans := start.orphans():
-            failures.append(f"{name}: processes {orphans} are left")
-        finish_after(run, name, failures)
+            trials.failures.append(f"{name}: processes {orphans} are left")
+        finish_after(run, name, trials.failures)
     if left := leaked(shared):
-        failures.append(f"shared memory is left: {left[:5]}")
-    return row(f"signals to the real train.py, {_words(processes)}", outcomes, failures)
+        trials.failures.append(f"shared memory is left: {left[:5]}")
+    return trials.row(f"signals to the real train.py, {_words(processes)}")
 
 
 def _listens(pid: int, number: signal.Signals) -> bool:
@@ -97,28 +101,25 @@ def _listens(pid: int, number: signal.Signals) -> bool:
     return False
 
 
-def soak(count: int, rng: random.Random, work: Path, *, steps_per_kill: int = 200) -> Row:
+def soak(trials: Trials, rng: random.Random, work: Path, *, steps_per_kill: int = 200) -> Row:
     """Many steps with kills: memory, descriptors and threads stay level, and the end is that of the uninterrupted run."""
-    run = Run(work, steps_per_kill * count, settings=SETTINGS | {"run.checkpoint_every_steps": 20})
-    seconds, growth, failures = run.whole(), [], []
+    run = Run(work, steps_per_kill * trials.count, settings=SETTINGS | {"run.checkpoint_every_steps": 20})
+    seconds, growth, ended = run.whole(), [], False
     shared = set(os.listdir("/dev/shm"))
-    kills = 0
-    while True:
+    while not ended:
         start = run.start("soak")
-        uses = _uses(start, run.work / "soak" / "metrics.jsonl", moment(rng, 2 * seconds / count) if kills < count else float("inf"))
-        kills += start.running()
-        ended = not start.running()
+        uses = _uses(start, run.work / "soak" / "metrics.jsonl", moment(rng, 2 * seconds / trials.count) if trials.more() else float("inf"))
+        if not (ended := not start.running()):
+            trials.ended("killed")
         start.kill()
         if len(uses) > 1:
             growth.append(tuple(b - a for a, b in zip(uses[0], uses[-1], strict=True)))
-        if ended:
-            break
-    failures += [f"soak: {text}" for text in run.faults("soak")] + [f"shared memory is left: {name}" for name in leaked(shared)]
+    trials.failures += [f"soak: {text}" for text in run.faults("soak")] + [f"shared memory is left: {name}" for name in leaked(shared)]
     most = [max(values) for values in zip(*growth, strict=True)] if growth else [0.0, 0, 0]
     words = f"{most[0]:.0f} MB, {most[1]:.0f} descriptors and {most[2]:.0f} threads more"
     if any(more > limit for more, limit in zip(most, _MORE, strict=True)):
-        failures.append(f"within a start: {words}")
-    return Row(f"a soak of {run.steps:,} steps with {kills} kills", kills, f"at most {words} within a start, and the same bits", failures)
+        trials.failures.append(f"within a start: {words}")
+    return trials.row(f"a soak of {run.steps:,} steps that ends in the same bits, with at most {words} within a start")
 
 
 def _uses(start: Start, metrics: Path, latest: float) -> list[tuple[float, ...]]:

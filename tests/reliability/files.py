@@ -29,30 +29,29 @@ from tests import micro
 from tests.data.images import corpus
 from tests.interop import test_integrity, test_timm
 from tests.reliability.checkpoints import change
-from tests.reliability.outcome import Costs, Row, row
+from tests.reliability.outcome import Costs, Row, Trials
 
 _LOST = (np.nan, np.inf, -np.inf, 3e38, -3e38)
 _RANGES = ((0.0, 0.0), (0.0, 4095.0), (-1.0, 1.0))
 
 
-def hostile_weights(count: int, rng: random.Random, work: Path) -> Row:
+def hostile_weights(trials: Trials, rng: random.Random, work: Path) -> Row:
     """Of three files one has a change in its bytes, one is made to harm, and one holds values that are no weights."""
-    costs, outcomes, failures = Costs(), [], []
+    costs = Costs()
     kinds = [_Changed(work), _Harmful(work), _NoWeights(work)]
-    for trial in range(count):
+    for trial in trials:
         kind = kinds[trial % 3]
         what, path = kind.make(rng)
         try:
-            with costs.of(what, failures):
+            with costs.of(what, trials.failures):
                 kind.check(path)
-            outcomes.append("read rightly")
+            trials.ended("read rightly")
         except (FileError, InteropError) as error:
-            outcomes.append("refused")
-            failures += [f"{what}: {fault}" for fault in _faults(str(error), path)]
+            trials.failures += [f"{what}: {fault}" for fault in _faults(str(error), path)]
+            trials.ended("refused")
         except BaseException as error:
-            outcomes.append("failed")
-            failures.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
-    return row(f"hostile files of weights (safetensors, npz, pth), {costs}", outcomes, failures)
+            trials.failed(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+    return trials.row(f"hostile files of weights (safetensors, npz, pth), {costs}")
 
 
 def _faults(message: str, path: Path) -> list[str]:
@@ -128,28 +127,29 @@ class _NoWeights:
         raise AssertionError("it was read")
 
 
-def fuzzed_images(count: int, rng: random.Random, work: Path) -> Row:
+def fuzzed_images(trials: Trials, rng: random.Random, work: Path) -> Row:
     """Changes in the files of the corpus, half of them in the first bytes, by all readers, ranges and numbers of channels."""
-    costs, outcomes, failures = Costs(), [], []
+    costs = Costs()
     seeds = [case for case in corpus.cases() if len(case.data) < 1 << 20]
-    for trial in range(count):
+    for trial in trials:
         case = rng.choice(seeds)
         data = _changed_image(case.data, rng)
         channels = rng.choice([3, 3, 1, 4])
         reading = ImageReading(BACKENDS[trial % 2], value_range=rng.choice(_RANGES), channels=channels)
         what = f"{case.name}, changed in trial {trial}"
         try:
-            with costs.of(what, failures):
+            with costs.of(what, trials.failures):
                 pixels = decode(data, reading)
             right = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == channels and pixels.size > 0
-            outcomes.append("read" if right else "failed")
-            failures += [] if right else [f"{what}: {pixels.dtype} {pixels.shape}"]
+            if right:
+                trials.ended("read")
+            else:
+                trials.failed(f"{what}: {pixels.dtype} {pixels.shape}")
         except BadImage:
-            outcomes.append("refused")
+            trials.ended("refused")
         except BaseException as error:
-            outcomes.append("failed")
-            failures.append(f"{what}: {type(error).__name__}: {str(error)[:200]}")
-    return row(f"changed images, decoded, {costs}", outcomes, failures)
+            trials.failed(f"{what}: {type(error).__name__}: {str(error)[:200]}")
+    return trials.row(f"changed images, decoded, {costs}")
 
 
 def _changed_image(data: bytes, rng: random.Random) -> bytes:
@@ -168,9 +168,8 @@ def _changed_image(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def lost_values(count: int, rng: random.Random, work: Path) -> Row:
+def lost_values(trials: Trials, rng: random.Random, work: Path) -> Row:
     """NaN, infinity and 3e38 in one number of the state of a real DINO + SERE step: no update takes it in, and it is never saved."""
-    outcomes, failures = [], []
     config = micro.config(local_count=1, photometry=True, recipe="dino_sere")
     good, views = micro.state(config), micro.views(config)
     update = micro.compiled(pretraining.train_step(config, micro.LENGTH), good, views)
@@ -178,7 +177,7 @@ def lost_values(count: int, rng: random.Random, work: Path) -> Row:
     named = {name: leaf for name, leaf in checkpoint.named_leaves(good).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
     kinds = sorted({name.split("/")[0] for name in named})
     with Checkpoints(work / "lost", every_steps=1) as checkpoints:
-        for trial in range(count):
+        for trial in trials:
             kind = kinds[trial % len(kinds)]
             name, value = rng.choice([name for name in sorted(named) if name.split("/")[0] == kind]), rng.choice(_LOST)
             place, leaves = rng.randrange(max(1, named[name].size)), checkpoint.named_leaves(good)
@@ -191,8 +190,7 @@ def lost_values(count: int, rng: random.Random, work: Path) -> Row:
                 checkpoints.save(trial + 1, after, {})
                 raise AssertionError("it was saved")
             except CheckpointError:
-                outcomes.append("skipped and not saved")
+                trials.ended("skipped and not saved")
             except AssertionError as error:
-                outcomes.append("failed")
-                failures.append(f"{value} in {name}[{place}]: {str(error)[:200]}")
-    return row("a value that is lost, in one place of the state of a DINO + SERE step", outcomes, failures)
+                trials.failed(f"{value} in {name}[{place}]: {str(error)[:200]}")
+    return trials.row("a value that is lost, in one place of the state of a DINO + SERE step")

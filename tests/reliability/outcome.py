@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 SECONDS = 2.0  # of the processor, for one decode or one refusal; ten times as many on the clock of a busy machine
 MEGABYTES = 500
+_SAY_EVERY = 20.0  # seconds
 
 
 class Row(NamedTuple):
@@ -22,10 +25,48 @@ class Row(NamedTuple):
     failures: list[str]
 
 
-def row(what: str, outcomes: list[str], failures: list[str]) -> Row:
-    """The row of trials that ended in these words."""
-    counts = collections.Counter(outcomes)
-    return Row(what, len(outcomes), ", ".join(f"{count:,} {word}" for word, count in counts.most_common()), failures)
+class Trials:
+    """The trials of one campaign. Iterating counts them up, until all have ended or the time is over, and says how far it is.
+
+    `failures` holds a text for everything that did not end as it should.
+    """
+
+    def __init__(self, name: str, count: int, minutes: float = math.inf) -> None:
+        self.count, self.failures = count, list[str]()
+        self._name, self._words, self._began = name, list[str](), time.monotonic()
+        self._latest, self._said = self._began + 60 * minutes, self._began
+
+    def __iter__(self) -> Iterator[int]:
+        while self.more():
+            yield len(self._words)
+
+    def more(self) -> bool:
+        """Whether another trial is to begin."""
+        return len(self._words) < self.count and time.monotonic() < self._latest
+
+    def ended(self, words: str) -> None:
+        """Count a trial by how it ended."""
+        self._words.append(words)
+        now, done = time.monotonic(), len(self._words)
+        if now > self._said + _SAY_EVERY:
+            self._said, left = now, min((now - self._began) / done * (self.count - done), self._latest - now)
+            text = f"{self._name}: {done:,} of {self.count:,}, {len(self.failures)} failures, about {left / 60:.0f} minutes left"
+            print(text, file=sys.stderr, flush=True)
+
+    def failed(self, text: str) -> None:
+        """Count a trial that did not end as it should."""
+        self.failures.append(text)
+        self.ended("failed")
+
+    def share(self, words: str) -> float:
+        """The share of the trials that ended in these words."""
+        return self._words.count(words) / max(1, len(self._words))
+
+    def row(self, what: str) -> Row:
+        """The campaign's row of the table."""
+        counts = collections.Counter(self._words)
+        ended = ", ".join(f"{count:,} {word}" for word, count in counts.most_common())
+        return Row(what, len(self._words), ended, self.failures)
 
 
 def table(rows: list[Row]) -> str:

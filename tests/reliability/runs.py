@@ -145,7 +145,11 @@ def unfinished(workdir: Path) -> list[str]:
 
 def finish_after(run: Run, name: str, failures: list[str], logs: bool = True) -> None:
     """Run the same command to its end, and add what is wrong with that."""
-    codes = run.finish(name)
+    check_end(run, name, run.finish(name), failures, logs)
+
+
+def check_end(run: Run, name: str, codes: list[int], failures: list[str], logs: bool = True) -> None:
+    """Add what is wrong with a run that has ended."""
     if set(codes) == {0} and "finished: step" not in run.said(name):
         failures.append(f"{name}: its last line is {run.said(name)!r}")
     failures += [f"{name}: {text}" for text in run.faults(name, logs)] if set(codes) == {0} else [f"{name}: then exit codes {codes}"]
@@ -166,13 +170,14 @@ def read(path: str) -> bytes:
 
 def leaked(before: set[str]) -> list[str]:
     """Shared memory that was not there before and that no process holds, some seconds after the last process has ended."""
-    latest = time.monotonic() + _LATEST
-    while (names := _unheld(before)) and time.monotonic() < latest:
+    latest, names = time.monotonic() + _LATEST, _unheld(before)
+    while names and time.monotonic() < latest:
         time.sleep(0.5)
-    return names
+        names &= _unheld(before)  # what is new meanwhile belongs to another run
+    return sorted(names)
 
 
-def _unheld(before: set[str]) -> list[str]:
+def _unheld(before: set[str]) -> set[str]:
     new = set(os.listdir("/dev/shm")) - before
     maps = b"".join(read(f"/proc/{pid}/maps") for pid in filter(str.isdigit, os.listdir("/proc"))) if new else b""
-    return sorted(name for name in new if f"/dev/shm/{name}".encode() not in maps)
+    return {name for name in new if f"/dev/shm/{name}".encode() not in maps}

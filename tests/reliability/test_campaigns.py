@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.__main__ import CAMPAIGNS
-from tests.reliability.outcome import Row, table
+from tests.reliability.outcome import Row, Trials, table
 
 FEW = {"weights": 12, "images": 60, "lost": 6}
 ON_PROCESSES = {"kills": 3, "kills_of_two": 2, "signals": 3, "signals_of_two": 2, "elastic": 2, "damaged": 5, "disks": 5, "soak": 1}
 
 
 def _passes(name: str, count: int, work: Path) -> None:
-    row = CAMPAIGNS[name][1](count, random.Random(f"test {name}"), work)
+    row = CAMPAIGNS[name][1](Trials(name, count), random.Random(f"test {name}"), work)
     assert row.trials == count and not row.failures, table([row])
 
 

@@ -85,3 +85,15 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(WorkdirError, match="file/run: nothing can be written there"), locked(tmp_path / "file" / "run"):
         pass
+
+
+def test_what_a_killed_holder_left_half_written_is_removed(tmp_path: Path):
+    """And nothing else: an evaluation may write there at the same time, and files of the user are theirs."""
+    ours = [".0123abcd.partial.metrics.jsonl", "checkpoints/.0123abcd.partial.goodput.json", "listings/.ffffffff.partial.a.txt"]
+    others = [".0123abcd.partial.report.html", "eval/.0123abcd.partial.knn.json", "checkpoints/.partial.mine", ".0123.partial.config.json"]
+    for name in (*ours, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with locked(tmp_path):
+        pass
+    assert [name for name in (*ours, *others) if (tmp_path / name).exists()] == others

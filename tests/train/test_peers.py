@@ -18,6 +18,7 @@ class Service:
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.works, self.answers = True, True
+        self.barriers: dict[str, threading.Barrier] = {}
 
     def _check(self) -> None:
         while not self.answers:
@@ -34,6 +35,9 @@ class Service:
     def key_value_dir_get(self, directory: str) -> list[tuple[str, str]]:
         self._check()
         return [(key, value) for key, value in self.values.items() if key.startswith(directory)]
+
+    def wait_at_barrier(self, name: str, milliseconds: int) -> None:
+        self.barriers.setdefault(name, threading.Barrier(2)).wait(milliseconds / 1000)
 
     def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
         latest = time.monotonic() + min(milliseconds, 50) / 1000
@@ -135,6 +139,24 @@ def test_a_coordinator_that_died_is_told(capsys: pytest.CaptureFixture):
     run.wait(1)
     assert run.codes == {1: 1}
     assert "process 0 of 2 was lost; it goes on from step 7" in capsys.readouterr().err
+
+
+def test_processes_meet_as_often_as_they_ask():
+    run, came = Run(limit=30.0), []
+
+    def slow() -> None:
+        for _ in range(2):
+            time.sleep(0.3)
+            came.append("slow")
+            run.peers[1].meet()
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    for _ in range(2):
+        run.peers[0].meet()
+        came.append("fast")
+    thread.join()
+    assert came == ["slow", "fast", "slow", "fast"]
 
 
 def test_an_error_of_all_is_said_once_and_one_of_one_by_it():
