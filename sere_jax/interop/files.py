@@ -19,7 +19,7 @@ from sere_jax.writing import replacing
 
 READABLE = (".safetensors", ".npz", *torch_file.ENDINGS)
 
-_DTYPES = frozenset(["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"])
+_DTYPES = frozenset(["C64", "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"])
 _METADATA = "__metadata__"  # the entry of an npz for what safetensors keeps in its header
 
 

@@ -15,7 +15,7 @@ from sere_jax.reporting.progress import Progress
 
 K = math.log(512)
 REFERENCES = {"dino": K, "teacher_entropy": K}
-# (dino, teacher_entropy) every 20 steps of the quickstart run of docs/results.md, from its start, then every 120.
+# (dino, teacher_entropy) every 20 steps of a run of the quickstart, then 96 wide, from its start, then every 120.
 HEALTHY = [
     *((4.4294, 3.6891), (5.1154, 4.7579), (4.4222, 4.0976), (5.1302, 4.8903), (4.8265, 4.5634), (2.9275, 2.5471), (2.506, 2.079)),
     *((3.0668, 2.5344), (2.7471, 2.2207), (1.8676, 1.2939), (2.5329, 1.9987), (2.7335, 2.0839), (3.92, 3.4173), (3.7548, 3.2531)),
