@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from sere_jax.reporting.progress import track
 
     flags = _parser().parse_args(arguments)
-    directory = str(destination(flags.output)) if flags.output else ""
+    directory = str(destination(flags.output)) if flags.output and not is_address(flags.output) else ""
     try:
         if is_address(flags.output):
             raise SourceError(f"--output: found {flags.output!r}, expected a directory; copy the set into the bucket when it is prepared")

@@ -65,8 +65,11 @@ def test_reports_and_lists_of_runs_in_another_store(capsys):
         assert capsys.readouterr().err == named + why
 
 
-def test_a_set_is_not_prepared_into_a_bucket(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("gcsfs", [True, False])
+def test_a_set_is_not_prepared_into_a_bucket(tmp_path, monkeypatch, capsys, gcsfs):
     monkeypatch.chdir(tmp_path)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: gcsfs or None if name == "gcsfs" else find_spec(name, *rest))
     assert main(["prepare", "--source=bundled", "--output=gs://bucket/set"]) == 2
     assert capsys.readouterr().err.endswith("expected a directory; copy the set into the bucket when it is prepared\n")
     assert not list(tmp_path.iterdir())
