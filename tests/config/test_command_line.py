@@ -151,7 +151,8 @@ def test_parts_before_the_argument_of_an_evaluation_stay():
             "3 mistakes, nothing was started", "--lr: unknown flag", "photometry.mean: found (123.7", "data.workers: found 10000, expected",
         ]),
         (["eval.py", "--config=configs/eval/knn.py:bundled", "--workdir=README.md", "--config.sise=3", "--checkpont=a"], [
-            "4 mistakes, nothing was started", "--checkpoint: missing", "sise: unknown key", "--checkpont: unknown flag", "README.md is a file",
+            "4 mistakes, nothing was started", "--checkpoint: missing", "sise: unknown key", "--checkpont: unknown flag",
+            "README.md is a file",
         ]),
     ],
 )  # fmt: skip
