@@ -2,7 +2,8 @@
 
 The same command resumes: the newest checkpoint of the workdir is picked up. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop the run
 after a step and save it (exit code 0, or --stopped_exit_code). Exit code 2: the command line, the config, the data or the
-workdir cannot be used; all mistakes are listed and nothing was started. 1: the run ended because steps, images or the disk were bad.
+workdir cannot be used; all mistakes are listed and nothing was started. 1: the run ended because steps, images or the
+disk were bad, or a bucket did not answer.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main(mistakes: list[str]) -> int:
     import jax
 
     from sere_jax import distributed
+    from sere_jax.buckets import is_outage
     from sere_jax.commands import compiled, in_loop, pretrain
     from sere_jax.data.batches.maker import BatchError
     from sere_jax.data.sources.open import SourceError
@@ -77,11 +79,11 @@ def main(mistakes: list[str]) -> int:
     except fit.Stopped as stopped:
         return _stopped(str(stopped))
     except distributed.OtherProcessError as error:
-        return peers.ended(error, 2, only_first=True)
+        return peers.ended(error, 1 if is_outage(error) else 2, only_first=True)
     except (meter.TooManyBadSteps, meter.TooManyBadImages, BatchError, UnwritableCheckpoint) as error:
         return peers.ended(error, 1)
     except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
-        return peers.ended(error, 2)
+        return peers.ended(error, 1 if is_outage(error) else 2)  # no mistake: the templates start such a run again
     except Exception as error:
         return peers.broken(error)
     return 0

@@ -114,9 +114,22 @@ def failures() -> tuple[type[Exception], ...]:
     return (OSError, gcsfs.retry.HttpError, aiohttp.ClientError, google.auth.exceptions.GoogleAuthError)
 
 
+class Outage(OSError):
+    """A bucket that did not answer, or could not serve now, for as long as requests are repeated. A later start may succeed."""
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is an `Outage`, of this process or of another one."""
+    while error is not None:
+        if isinstance(error, Outage) or getattr(error, "outage", False):
+            return True
+        error = error.__cause__
+    return False
+
+
 @contextlib.contextmanager
 def os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what gcsfs and its libraries raise during the block into an OSError that names `path`. Other errors pass."""
+    """Turn what gcsfs and its libraries raise during the block into an OSError that names `path`, `Outage` where requests were repeated."""
     try:
         yield
     except Exception as error:
@@ -124,7 +137,8 @@ def os_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         if not transfer and (isinstance(error, OSError) or not isinstance(error, failures())):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(errno.EIO, text[:300], os.fspath(path)) from error
+        kind = Outage if "gcsfs" in sys.modules and sys.modules["gcsfs.retry"].is_retriable(error) else OSError
+        raise kind(errno.EIO, text[:300], os.fspath(path)) from error
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sere_jax.buckets import is_outage
+
 _SLURM_NEEDED = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 _CONCURRENT_COLLECTIVES = "--xla_cpu_enable_concurrency_optimized_scheduler"
@@ -27,7 +29,14 @@ class DistributedError(ValueError):
 
 
 class OtherProcessError(RuntimeError):
-    """Another process failed in a block that all processes enter. Only process 0 should print the message."""
+    """Another process failed in a block that all processes enter. Only process 0 should print the message.
+
+    `outage`: a bucket did not answer one of them (`buckets.Outage`).
+    """
+
+    def __init__(self, message: str, outage: bool = False) -> None:
+        super().__init__(message)
+        self.outage = outage
 
 
 def start_distributed(*, coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> bool:
@@ -231,10 +240,10 @@ def together() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         error = raised
-    texts = gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+    texts = gather_texts("" if error is None else f"{int(is_outage(error))}{type(error).__name__}: {error}")
     if not any(texts):
         return
     if jax.process_index() == 0 and error is not None:
         raise error
-    message = "\n".join(f"process {process}: {text}" for process, text in enumerate(texts) if text)
-    raise OtherProcessError(message) from error
+    message = "\n".join(f"process {process}: {text[1:]}" for process, text in enumerate(texts) if text)
+    raise OtherProcessError(message, outage=any(text.startswith("1") for text in texts)) from error

@@ -126,7 +126,7 @@ def test_a_coordinator_that_no_name_server_knows_is_a_sentence():
 
 _TWO_PROCESSES = """
 import sys, numpy as np, jax
-from sere_jax import distributed, sharding
+from sere_jax import buckets, distributed, sharding
 flags, port, rank = sys.argv[1] == 'flags', sys.argv[2], int(sys.argv[3])
 given = dict(coordinator='127.0.0.1:' + port, num_processes=2, process_id=rank) if flags else {}
 assert distributed.start_distributed(**given)
@@ -141,6 +141,16 @@ try:
     with distributed.together():
         raise ValueError(f'of {rank}') if rank else KeyError()
 except (KeyError if rank == 0 else distributed.OtherProcessError) as error:
+    assert not buckets.is_outage(error)
+try:
+    with distributed.together():
+        if rank == 0:
+            try:
+                raise buckets.Outage(5, 'the bucket does not answer')
+            except OSError as outage:
+                raise KeyError from outage
+except (KeyError if rank == 0 else distributed.OtherProcessError) as error:
+    assert buckets.is_outage(error)
     print('agreed')
 """
 

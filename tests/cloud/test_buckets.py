@@ -9,9 +9,11 @@ import pytest
 
 from sere_jax import buckets
 from sere_jax.__main__ import main
+from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.reporting import records
 from sere_jax.reporting.records import BucketRecords
 from sere_jax.train.lease import Taken, leased
+from sere_jax.train.lock import WorkdirError, locked
 from sere_jax.writing import WriteError, place, replacing, writing_to
 from tests.reporting import made_runs
 
@@ -64,6 +66,23 @@ def test_a_bucket_that_is_not_there_is_named(server, tmp_path, capsys):
         pass
     assert main(["runs", "gs://nobucket/runs"]) == 2
     assert capsys.readouterr().err == "gs://nobucket/runs cannot be read: there is no bucket gs://nobucket\n"
+
+
+@pytest.mark.parametrize(("status", "passes"), [(503, True), (429, True), (403, False), (400, False)])
+def test_what_may_pass_is_an_outage(server, bucket, monkeypatch, status, passes):
+    """A start that meets one ends with exit code 1: the templates start it again, which they do not after a mistake."""
+    from gcsfs.retry import HttpError  # reads the environment, which is the emulator's by now
+
+    def refuse() -> None:
+        raise HttpError({"code": status, "message": "said by the store"})
+
+    monkeypatch.setattr(buckets, "_filesystem", refuse)  # after gcsfs has repeated the request
+    with pytest.raises(WorkdirError, match="said by the store") as raised, locked(f"{bucket}/run"):
+        pass
+    assert buckets.is_outage(raised.value) == passes
+    with pytest.raises(SourceError, match="said by the store") as refused:
+        open_source(f"folder:{bucket}/images")
+    assert buckets.is_outage(refused.value) == passes
 
 
 def test_records_are_parts_that_are_joined_on_reading(bucket):
