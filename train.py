@@ -47,8 +47,7 @@ def main(mistakes: list[str]) -> int:
     # Imported here: the data workers import this file too, and need none of it.
     import jax
 
-    from sere_jax import distributed
-    from sere_jax.buckets import is_outage
+    from sere_jax import buckets, distributed
     from sere_jax.commands import compiled, in_loop, pretrain
     from sere_jax.data.batches.maker import BatchError
     from sere_jax.data.sources.open import SourceError
@@ -79,11 +78,11 @@ def main(mistakes: list[str]) -> int:
     except fit.Stopped as stopped:
         return _stopped(str(stopped))
     except distributed.OtherProcessError as error:
-        return peers.ended(error, 1 if is_outage(error) else 2, only_first=True)
+        return peers.ended(error, 1 if buckets.is_outage(error) else 2, only_first=True)
     except (meter.TooManyBadSteps, meter.TooManyBadImages, BatchError, UnwritableCheckpoint) as error:
         return peers.ended(error, 1)
     except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
-        return peers.ended(error, 1 if is_outage(error) else 2)  # no mistake: the templates start such a run again
+        return peers.ended(error, 1 if buckets.is_outage(error) else 2)  # no mistake: the templates start such a run again
     except Exception as error:
         return peers.broken(error)
     return 0
@@ -100,7 +99,7 @@ def _stopped(text: str) -> int:
 
 def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
     """Raise the mistakes of the command line and the config, those of all processes, on process 0 alone."""
-    from sere_jax import distributed
+    from sere_jax import buckets, distributed
 
     lines = _mistakes(mistakes, devices=devices, processes=processes)
     with distributed.together():

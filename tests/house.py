@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interop": {"types", "buckets", "writing"},
     "reporting": {"types", "buckets", "writing"},
     "sharding": {"types"},
-    "distributed": {"types"},
+    "distributed": {"types", "buckets"},
     "data": {"types", "buckets", "writing", "ops"},
     "models": {"types", "ops"},
     "objectives": {"types", "ops", "losses"},
