@@ -99,7 +99,7 @@ def _stopped(text: str) -> int:
 
 def _check(mistakes: list[str], *, devices: int, processes: int) -> None:
     """Raise the mistakes of the command line and the config, those of all processes, on process 0 alone."""
-    from sere_jax import buckets, distributed
+    from sere_jax import distributed
 
     lines = _mistakes(mistakes, devices=devices, processes=processes)
     with distributed.together():
