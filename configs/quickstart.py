@@ -3,7 +3,7 @@
 Paper     none: the method of `dino_sere_vits16.py` at a size that a few minutes on two cores can show.
 Launch    python train.py --config=configs/quickstart.py --workdir=RUN
           shorter: configs/quickstart.py:total_steps=50
-Cost      2 to 8 minutes on 2 cores, no accelerator, no download.
+Cost      2 to 5 minutes on 2 cores, no accelerator, no download.
 Expected  hoped for: k-NN error on held-out regions at most 0.8 x the best of raw pixels, colour histogram and
           random initialisation.
           on other photographs it can collapse (README, "Train on your images"); small.py did not.
