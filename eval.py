@@ -2,9 +2,8 @@
 
 A checkpoint is a run's workdir, its checkpoints directory, or an exported file. Tables go to the screen and to
 DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started (those of the
-command line alone come first, before JAX is imported). 1: a training
-ended because steps or images were bad. 130: Ctrl-C. An evaluation that trains is stopped by Ctrl-C after a step (exit code 0), and
-the same command resumes.
+command line alone come first, before JAX is imported). 1: a training ended because steps or images were bad. 130: Ctrl-C. An
+evaluation that trains is stopped by Ctrl-C after a step (exit code 0), and the same command resumes.
 """
 
 from __future__ import annotations

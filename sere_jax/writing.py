@@ -18,8 +18,6 @@ from sere_jax import buckets
 from sere_jax.buckets import Location, is_address
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)  # said of a file without its name
-
-
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\.(.+)")
 
 

@@ -4,6 +4,7 @@ It trains every row of the table as `train.py` would and evaluates each by the s
 saves the table so far: the measurements, beside the paper's figures, which come from other data and another protocol.
 After a stop, the same command continues. Finished rows are not run again, and a row that several tables share is run once (DIR/rows).
 Images that have changed since a row was begun are refused; other images to evaluate on are evaluated anew.
+`--shard=I/N` on each of N machines runs every N-th row; the same command without it then makes the table of all of them.
 
 Exit code 0: the rows were run, or a signal stopped one of them, which was saved. 1: a row ended badly, as the table says, and the
 others were run. 2: the command cannot be carried out. 130: Ctrl-C outside of the training of a row.
@@ -32,7 +33,7 @@ from sere_jax.commands.ablation_table import Measured
 from sere_jax.commands.compiled import keep_compiled
 from sere_jax.config import check as rules
 from sere_jax.config import lengths, unread
-from sere_jax.config.arguments import said_keys
+from sere_jax.config.arguments import said_keys, shard
 from sere_jax.config.keys import KEYS, MACHINE_KEYS
 from sere_jax.config.launch import Launch
 from sere_jax.config.names import flatten
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tables = read_module("--config", options.config, ("TABLES", "PROTOCOL", "get_config"))
         configs = [read_protocol(spec) for spec in options.protocol or default_protocols(options)]
-        runs = [run for table in options.table for run in _runs(tables, table, options)]
+        runs = _share([run for table in options.table for run in _runs(tables, table, options)], options.shard)
         _check(runs, configs, _never_read(tables, options))
         evaluations = [ablation_evaluations.read_images(config) for config in configs]
         _check_images(runs, options.data)
@@ -91,7 +92,9 @@ def _run_tables(tables: ModuleType, runs: Sequence[Run], evaluations: Sequence[E
         for run in rows:
             finished_before = all(ablation_evaluations.report(run.workdir, evaluation).is_file() for evaluation in evaluations)
             measured.append(_measured(run, evaluations))
-            if not finished_before or run is rows[-1]:
+            if options.shard:
+                print(f"table {table}, row {run.row}, seed {run.seed}: {measured[-1].error or 'finished'}", flush=True)
+            elif not finished_before or run is rows[-1]:
                 ablation_table.publish(
                     tables.TABLES[table],
                     table,
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", required=True, metavar="SOURCE", help="images to train on, as in data.source (docs/data.md)")
     add("--workdir", required=True, type=_workdir, metavar="DIR", help="directory of the runs and of the tables")
     add("--steps", type=int, default=0, help="steps of each row; warm-ups keep their share of the run (default: the row's own epochs)")
+    add("--shard", default="", metavar="I/N", help="run every N-th row from the I-th on, I from 0, and write no table (docs/pods.md)")
     add("--size", default="paper", help="paper, or small for a CPU (default: paper)")
     add("--set", default="", metavar="KEY=VALUE[,...]", help="keys for all rows that read them, after everything else")
     add("--seeds", default=[0], type=_numbers, metavar="N[,N]", help="run each row with these seeds; the table has mean and deviation")
@@ -156,6 +160,20 @@ def _runs(tables: ModuleType, table: int, options: argparse.Namespace) -> Iterat
                 images = images or len(open_source(options.data))
                 _shorten(config, options.steps, pretraining.steps(config, images))
             yield Run(table, row, seed, config, path_of(options.workdir) / "rows" / _key(config), launch)
+
+
+def _share(runs: list[Run], text: str) -> list[Run]:
+    """The runs of one machine. What tables share is one run, so the workdirs are dealt out, a seed each."""
+    if not text:
+        return runs
+    try:
+        number, of = shard(text)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    mine = list(dict.fromkeys(str(run.workdir) for run in runs))[number::of]
+    if not mine:
+        print(f"--shard={text}: nothing to do, because there are fewer than {number + 1} runs")
+    return [run for run in runs if str(run.workdir) in mine]
 
 
 def _leave_unread(config: ConfigDict, changes: str) -> None:

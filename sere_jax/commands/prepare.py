@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sere_jax.buckets import is_address
+from sere_jax.config.arguments import shard
 from sere_jax.data.images.reading import MAX_PIXELS
 from sere_jax.data.prepare.builders import build, is_builder, reading_spec
 from sere_jax.data.prepare.encode import Encoder, Sizes, fingerprint
@@ -173,12 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _part(text: str, merge: bool) -> Part:
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
-        raise SourceError(f"--shard: found {text!r}, expected I/N with I from 0 to N - 1, as in --shard=0/8")
-    if merge and int(of) > 1:
+    try:
+        number, of = shard(text)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+    if merge and of > 1:
         raise SourceError(f"--merge: found --shard={text} beside it, expected one of the two")
-    return Part(0, 0) if merge else Part(int(number), int(of))
+    return Part(0, 0) if merge else Part(number, of)
 
 
 def _run_builder(spec: str) -> int:

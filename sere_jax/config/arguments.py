@@ -1,4 +1,4 @@
-"""The argument of a config file, `key=value` joined by commas, read into its config; `configs.common` says how it is written."""
+"""Arguments that several programs read: `key=value,...` of a config file (`configs.common` says how it is written), and `--shard`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,19 @@ def said_keys(arg: str, paths: Iterable[str]) -> list[str]:
     """The full paths of the keys that an argument gives, in its order. Parts that are no key are left out."""
     matches = (matching(part.strip().partition("=")[0], paths) for part in split(arg) if "=" in part)
     return [match[0] for match in matches if len(match) == 1]
+
+
+def shard(text: str) -> tuple[int, int]:
+    """The I and N of `--shard=I/N`: the number of a machine, from 0, and how many share the work. Raises ValueError for other texts.
+
+    Example:
+      >>> shard("3/8")
+      (3, 8)
+    """
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+        raise ValueError(f"--shard: found {text!r}, expected I/N with I from 0 to N - 1, as in --shard=0/8")
+    return int(number), int(of)
 
 
 def matching(key: str, paths: Iterable[str]) -> list[str]:

@@ -59,9 +59,9 @@ GUESSES: Mapping[str, str] = {
     "random_seed": "seed",
 }
 # The same, of flags.
+WORKDIR_GUESSES = ("output_dir", "output", "out", "outdir", "out_dir", "save_dir", "log_dir", "logdir", "exp_dir", "work_dir", "dir")
 # Protocols that say something without a network. Known here, since the command line is judged before the protocols can be imported.
 WITHOUT_CHECKPOINT = ("figures",)
-WORKDIR_GUESSES = ("output_dir", "output", "out", "outdir", "out_dir", "save_dir", "log_dir", "logdir", "exp_dir", "work_dir", "dir")
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

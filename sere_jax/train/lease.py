@@ -7,6 +7,7 @@ for `DEAD_AFTER_SECONDS` belongs to a process that was killed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ from sere_jax import buckets
 BEAT_SECONDS = 20.0
 DEAD_AFTER_SECONDS = 90.0
 _LOOK_EVERY_SECONDS = 5.0
+_CONTRADICTIONS = 20
 
 
 class Taken(RuntimeError):
@@ -63,10 +65,17 @@ class _Lease:
         self._record |= _slurm_start()
 
     def acquire(self, dead_after_seconds: float) -> None:
+        """Create the object, once its owner is dead or has released it."""
+        missing = 0
         while not buckets.create(self._path, self._content()):
             content = self._read()
-            if content is None:
-                continue  # it was released in between
+            if content is None:  # released in between, or the bucket contradicts itself
+                missing += 1
+                if missing == _CONTRADICTIONS:
+                    reason = "the bucket refuses to create the object, because it is there, and does not find it"
+                    raise OSError(errno.EIO, reason, str(self._path))
+                time.sleep(_LOOK_EVERY_SECONDS / 10)
+                continue
             if not _is_earlier_start(content, self._record):
                 self._wait(content, dead_after_seconds)
             if self._read() == content:

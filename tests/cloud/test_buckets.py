@@ -149,6 +149,16 @@ def test_a_requeued_job_takes_over_its_own_lease_at_once(bucket, monkeypatch):
                 pass
 
 
+def test_a_bucket_that_contradicts_itself_ends_the_wait(bucket, server, monkeypatch):
+    """A conflict for an object that is not there: as of a bucket whose retention forbids to write the name again."""
+    pauses: list[float] = []
+    monkeypatch.setattr("sere_jax.train.lease.time.sleep", pauses.append)
+    server.fail(412, 1000, method="POST")
+    with pytest.raises(OSError, match="because it is there, and does not find it"), leased(place(f"{bucket}/run/.lock")):
+        pass
+    assert 10 < len(pauses) < 100 and min(pauses) > 0.1
+
+
 def test_runs_in_a_bucket_are_listed_and_reported(bucket, server, tmp_path, capsys, monkeypatch):
     """One that is killed has its newest lines in a part."""
     monkeypatch.setenv("COLUMNS", "200")

@@ -133,6 +133,22 @@ def test_rows_are_trained_once_kept_and_shared_between_tables(command, tmp_path,
     assert [run["seed"] for run in row["runs"]] == [0, 1]
 
 
+def test_machines_share_the_rows_and_the_same_command_makes_the_table(command, tmp_path, quick, capsys):
+    """Two seeds of two rows, one of which is a row of another table too."""
+    here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
+    whole = ["--table=8", "--seeds=0,1", "--rows=none,image_channel", *here]
+    for shard in range(3):
+        assert ablate.main([*whole, f"--shard={shard}/3"]) == 0
+    assert quick == ["dino", "dino_channel", "dino", "dino_channel"]
+    said = capsys.readouterr().out
+    assert not list(tmp_path.glob("table8*")) and said.count(": finished") == 4 and said.count("evaluated") == 16
+    assert ablate.main(["--table=11", "--seeds=0,1", "--rows=sere", *here, "--shard=0/2"]) == 0 and len(quick) == 4
+    assert ablate.main([*whole, "--shard=4/5"]) == 0 and "nothing to do, because there are fewer than 5 runs" in capsys.readouterr().out
+    assert ablate.main(whole) == 0 and len(quick) == 4
+    table = json.loads((tmp_path / "table8.json").read_text())
+    assert [[run["seed"] for run in row["runs"]] for row in table["rows"]] == [[0, 1], [0, 1]]
+
+
 def test_a_finished_row_with_damaged_arrays_goes_on_from_the_checkpoint_before(command, tmp_path, quick, monkeypatch, capsys):
     loads = []
 
@@ -194,6 +210,7 @@ def test_changed_images_are_not_taken_for_those_of_a_finished_row(tmp_path, quic
     [
         (["--table=9"], "--table: found 9, expected one of 7, 8, 10"),
         (["--table=12", "--rows=2"], "--rows: found 2, expected some of 1, 3, 6, 12, 16 of table 12"),
+        (["--table=8", "--shard=3/3"], "--shard: found '3/3', expected I/N with I from 0 to N - 1"),
         (["--table=8", "--size=tiny"], "size: found 'tiny', expected one of paper, small"),
         (["--table=8", "--set=alfa=1"], "alfa: unknown key"),
         (["--table=8", "--set=model.heads=5"], "model.width: found 24, expected a multiple of model.heads = 5"),

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch against an `srun` that plays a run: what is queued again, and what is not. `make test-slurm` has a real Slurm."""
+"""The templates of Slurm against an `srun` that plays a run: what is queued again, what is not. `make test-slurm` has a real Slurm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CALL = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$(dirname "$0")/calls
 
 @pytest.fixture
 def submit(tmp_path: Path):
-    """Run the template as a job whose run ends with `code`, by itself or after the time limit's signal; (exit code, output, calls)."""
+    """Run a template as a job whose run ends with `code`, by itself or after the time limit's signal; (exit code, output, calls)."""
     programs, checkout = tmp_path / "programs", tmp_path / "checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "activate").touch()
@@ -38,15 +38,16 @@ def submit(tmp_path: Path):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
 
-    def run(code: int, *, at_the_limit: bool = False, **env: str) -> tuple[int, str, list[str]]:
+    def run(code: int, *command: str, at_the_limit: bool = False, **env: str) -> tuple[int, str, list[str]]:
         (programs / "code").write_text(str(code))
         (programs / "calls").write_text("")
         if at_the_limit:
             (programs / "stays").touch()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
         environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", **env}
-        command = ["bash", str(ROOT / "launch" / "slurm.sbatch"), "configs/quickstart.py:epochs=3", "runs/a", "--config.x=a b"]
-        job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        template, *arguments = command or ("slurm.sbatch", "configs/quickstart.py:epochs=3", "runs/a", "--config.x=a b")
+        whole = ["bash", str(ROOT / "launch" / template), *arguments]
+        job = subprocess.Popen(whole, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if at_the_limit:
             deadline = time.monotonic() + 30
             while not ((programs / "pid").exists() and (programs / "pid").read_text().endswith("\n")):
@@ -82,3 +83,30 @@ def test_a_run_that_fails_after_the_signal_is_not_queued_again(submit):
 def test_a_run_that_ends_with_the_code_of_a_broken_wait_ends_the_job(submit):
     """138 is 128 + SIGUSR1: of a task that Python had not begun to protect from that signal."""
     assert submit(138) == (138, "", [])
+
+
+def test_a_run_that_the_signal_ended_before_it_listened_is_queued_again(submit):
+    code, _, calls = submit(143, at_the_limit=True)
+    assert code == 143 and calls == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+
+
+ABLATE = ("slurm_array.sbatch", "ablate", "--table=8", "--workdir=a b")
+SECOND = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "8"}
+
+
+def test_a_task_of_an_array_runs_its_share(submit, tmp_path):
+    assert submit(0, *ABLATE, **SECOND) == (0, "", [])
+    _, _, *started = (tmp_path / "programs" / "arguments").read_text().splitlines()
+    assert started == ["python", "-m", "sere_jax", "ablate", "--table=8", "--workdir=a b", "--shard=2/9"]
+
+
+def test_a_task_of_an_array_is_queued_again_without_the_others(submit):
+    """The last task's own number is that of the array."""
+    code, _, calls = submit(0, *ABLATE, at_the_limit=True, **SECOND | {"SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_JOB_ID": "7"})
+    assert code == 0 and calls == ["scancel --signal=TERM 7_8", "scontrol requeue 7_8"]
+
+
+def test_an_array_that_leaves_shares_out_is_refused(submit):
+    assert submit(0, *ABLATE) == (2, "--array: found none as its first task, expected --array=0-LAST\n", [])
+    found = submit(0, *ABLATE, **SECOND | {"SLURM_ARRAY_TASK_MIN": "1"})
+    assert found == (2, "--array: found 1 as its first task, expected --array=0-LAST\n", [])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ import pytest
 
 from sere_jax.reporting import records
 from sere_jax.train.checkpoint import CheckpointError, find_step
+from tests.commands.test_ablate import MICRO as ABLATION
 from tests.commands.test_pretrain import DRIVER, ROOT, command, environment
 from tests.slurm import cluster
 
@@ -147,6 +150,35 @@ def test_a_mistake_is_not_repeated(slurm: Slurm, tmp_path: Path):
     # One task ends with 2, and Slurm may end the other, whose code then is the job's.
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "0") and facts["ExitCode"] in ("2:0", "143:0"), facts
     assert log(tmp_path / "a").count("relation.alpha: found nan") == 1
+
+
+def test_an_array_job_runs_a_table_of_ablations(slurm: Slurm, tmp_path: Path):
+    """Three rows on three nodes. The last, whose own number is that of the array, is stopped and queued again without the others."""
+    workdir, alone = tmp_path / "table8", tmp_path / "alone"
+    command = ["--table=8", "--rows=none,channel,image_channel", "--size=small", "--data=bundled", "--steps=400"]
+    command += [f"--set={ABLATION},run.log_every_steps=20,run.checkpoint_every_steps=200"]
+    command += ["--protocol=configs/eval/knn.py:bundled,neighbours=(10,)"]
+    options = ["--parsable", "--array=0-2", "--cpus-per-task=8", f"--output={workdir}-%a.log"]
+    job = slurm.run("sbatch", *options, "launch/slurm_array.sbatch", "ablate", *command, f"--workdir={workdir}").strip()
+    table = [f"{ROOT}/.venv/bin/python", "-m", "sere_jax", "ablate", *command]
+    whole = shlex.join([*table, f"--workdir={workdir}"])
+    last = slurm.run("sbatch", "--parsable", f"--output={workdir}.log", f"--dependency=afterok:{job}", f"--wrap={whole}").strip()
+    until(lambda: any(len(losses(path.parent)) >= 3 for path in workdir.glob("rows/dino_channel-*/metrics.jsonl")), 600)
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_2")
+    slurm.restart_now(f"{job}_2", 1)
+    assert slurm.wait(last, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", log(workdir)
+    tasks = [slurm.facts(f"{job}_{task}") for task in range(3)]
+    assert [(task["JobState"], task["Restarts"]) for task in tasks] == [("COMPLETED", "0"), ("COMPLETED", "0"), ("COMPLETED", "1")]
+    assert tasks[2]["JobId"] == job and "stopped by SIGTERM after step" in log(tmp_path / "table8-2")
+    assert "Table 8" in log(workdir) and "training in" not in log(workdir)
+    done = subprocess.run([*table, f"--workdir={alone}"], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert scores(workdir) == scores(alone) and len(scores(alone)) == 3
+
+
+def scores(workdir: Path) -> list[float]:
+    rows = json.loads((workdir / "table8.json").read_text())["rows"]
+    return [value for row in rows for run in row["runs"] for value in run["values"].values()]
 
 
 @pytest.mark.parametrize(
