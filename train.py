@@ -123,4 +123,7 @@ def _mistakes(mistakes: list[str], *, devices: int, processes: int) -> list[str]
 
 if __name__ == "__main__":
     program.set_up_output()
-    app.run(main, flags_parser=command_line.parse)
+    try:
+        app.run(main, flags_parser=command_line.parse)
+    finally:
+        _SIGNALS.__exit__()  # a late signal no longer changes the exit code

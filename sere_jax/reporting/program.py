@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from logging import LogRecord
+from logging import LogRecord, getLogger
 from pathlib import Path
 
 from absl import flags, logging
@@ -37,6 +37,10 @@ def _is_not_from_orbax(record: LogRecord) -> bool:
     return "orbax" not in Path(record.pathname).parts
 
 
+def _is_no_lost_error(record: LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
 def set_up_output() -> None:
     """Prepare a program's standard output and error. Every program calls it once, before it prints.
 
@@ -44,9 +48,11 @@ def set_up_output() -> None:
 
     Characters that the encoding lacks are written as escapes, such as `\\xe9` and `\\udce9`. Names of files may hold any byte, and by
     default a `print` of such a name raises UnicodeEncodeError in most locales. Stacks of "Event loop is closed" are left out: after a
-    failed save (a full disk) TensorStore's threads answer a loop that Orbax has closed, and Python reports each answer.
+    failed save (a full disk) TensorStore's threads answer a loop that Orbax has closed, and Python reports each answer. So are errors
+    of arrays that asyncio logs because nobody asked for them: one of them was raised.
     """
     lossy.hold_descriptors()
+    getLogger("asyncio").addFilter(_is_no_lost_error)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not (stream.errors == "surrogateescape" and stream.encoding.lower() == "utf-8"):
             stream.reconfigure(errors="backslashreplace")

@@ -66,6 +66,7 @@ def signalled(trials: Trials, rng: random.Random, work: Path, *, processes: int 
 
     The first moment is that at which the program listens, before its first import.
     """
+    signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup it is ignored, and would be by all that is started from here
     run = Run(work, processes=processes)
     shared, seconds, starts = set(os.listdir("/dev/shm")), run.whole(), 0
     while trials.more():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -166,6 +167,17 @@ def test_stacks_of_closed_event_loops_are_left_out_and_no_others(monkeypatch: py
         except Exception as error:
             sys.unraisablehook(types.SimpleNamespace(exc_value=error))
     assert seen == ["division by zero"]
+
+
+def test_errors_of_arrays_that_nobody_asks_for_are_left_out_and_no_others(caplog: pytest.LogCaptureFixture):
+    """A save onto a full disk fails for many arrays, and asyncio logs those that were not awaited."""
+    program.set_up_output()
+    loop = asyncio.new_event_loop()
+    loop.create_future().set_exception(OSError("File too large"))
+    gc.collect()
+    loop.call_exception_handler({"message": "another"})
+    loop.close()
+    assert [record.message for record in caplog.records] == ["another"]
 
 
 def test_a_directory_that_cannot_be_written_is_told_once(tmp_path: Path):

@@ -119,6 +119,19 @@ print("ended")
     assert (process.returncode, process.stdout, process.stderr) == (0, "ended\n", "")
 
 
+def test_train_ignores_late_signals_while_python_ends():
+    """Python gives signals with handlers back to the system then, which would end the process by them."""
+    program = """
+import atexit, runpy, signal, sys
+atexit.register(lambda: print([signal.getsignal(number).name for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)]))
+sys.argv = ["train.py", "--help"]
+runpy.run_path("train.py", run_name="__main__")
+"""
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60).stdout
+    assert output.splitlines()[-1] == str(["SIG_IGN"] * 3)
+
+
 @pytest.mark.slow
 def test_a_closed_terminal_and_a_closed_pipe_do_not_keep_the_run_from_saving(tmp_path: Path):
     """SIGHUP from a terminal that is gone; and `| tee log`, whose tee dies of the same Ctrl-C."""

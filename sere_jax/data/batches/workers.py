@@ -29,7 +29,8 @@ from sere_jax.data.batches.maker import BatchError, BatchMaker
 _SHARED_FROM = 1 << 20  # bytes; smaller arrays are cheaper to copy through a pipe than to map
 _GRACE = 30.0  # seconds that a worker goes on after SIGTERM
 _ENDED = "terminated unexpectedly"  # Grain's words for a worker that ended without an error
-_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+# 0: the C library says so where the write of a semaphore was cut short.
+_SYSTEM = (0, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 _log = logging.getLogger(__name__)
 
 BatchT = TypeVar("BatchT")
@@ -98,21 +99,27 @@ def _iterate(dataset: grain.IterDataset) -> Iterator[Any]:
 
 @atexit.register  # before the end of Grain's thread, which an import above has registered
 def _release_last_batches() -> None:
-    """Free the shared memory of batches that only cycles of references still hold: Python warns of it at the end of a program.
+    """Free the shared memory of batches that nobody needs any more: Python warns of it at the end of a program.
 
-    Grain frees it in a thread of its own, which ends with the program. A task given to the thread ends after the earlier ones.
+    Cycles of references hold some, and XLA's threads the last ones until shortly after the last step. Grain frees it in a thread of
+    its own, which ends with the program. A task given to the thread ends after the earlier ones.
     """
-    gc.collect()
-    arrays = sys.modules.get("grain._src.python.ipc.shared_memory_array")  # there is no public name
-    if thread := getattr(getattr(arrays, "SharedMemoryArray", None), "_del_thread_pool", None):
-        thread.apply_async(int).wait(timeout=1.0)
+    module = sys.modules.get("grain._src.python.ipc.shared_memory_array")  # there is no public name
+    shared = getattr(module, "SharedMemoryArray", None)
+    if thread := getattr(shared, "_del_thread_pool", None):
+        latest = time.monotonic() + 2.0
+        gc.collect()
+        while any(type(one) is shared for one in gc.get_objects()) and time.monotonic() < latest:
+            time.sleep(0.02)
+            gc.collect()
+        thread.apply_async(int).wait(timeout=2.0)
 
 
 def _of_system(error: OSError | RuntimeError) -> str:
     """What the system refused to a worker, or how a worker ended; '' for other errors."""
     if isinstance(error, OSError):
         lacks = "the data workers need more shared memory (/dev/shm), memory, open files or processes than the system gives"
-        return f"{lacks} ({error.strerror})" if error.errno in _SYSTEM else ""
+        return f"{lacks} ({error.strerror if error.errno else 'a write was cut short'})" if error.errno in _SYSTEM else ""
     if _ENDED not in str(error):
         return ""
     code = str(error).partition("exit code ")[2].partition(".")[0]
