@@ -33,6 +33,12 @@ def _features(layout: str, directory: Path) -> None:
             shards.add({"position": number}, {"features": _RNG.normal(size=256)})
 
 
+def _several_files_of_features(directory: Path) -> None:
+    with feature_files.Shards(directory, 2, "npz", "float32", {"classes": ["a" * 100] * 400}) as shards:
+        for number in range(8):
+            shards.add({"position": number}, {"features": _RNG.normal(size=256)})
+
+
 def _figure(directory: Path) -> None:
     figure = Figure()
     figure.add_subplot().imshow(_RNG.random((200, 200)))
@@ -46,6 +52,7 @@ WRITERS: dict[str, tuple[Callable[[Path], None], type[Exception] | tuple[type[Ex
     "ArrayRecord": (_shard, (PrepareError, WriteError)),
     "Parquet": (lambda directory: _features("parquet", directory), WriteError),
     "npz of features": (lambda directory: _features("npz", directory), WriteError),
+    "several files of features, whose description fails": (_several_files_of_features, WriteError),
     "figure": (_figure, WriteError),
     "table": (lambda directory: table.write(directory / "x.json", {"rows": ["a" * 100] * 400}), WriteError),
 }

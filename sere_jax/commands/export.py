@@ -10,6 +10,7 @@ checkpoint may come from any number of devices. Exit code 2: the export failed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
@@ -23,14 +24,14 @@ from sere_jax.interop import hf
 from sere_jax.interop.classifier import PARTS as CLASSIFIER
 from sere_jax.interop.classifier import to_timm_classifier
 from sere_jax.interop.dino import Layout, to_dino
-from sere_jax.interop.files import FileError, write_json, write_tensors
+from sere_jax.interop.files import FileError, write_tensors
 from sere_jax.interop.relation import MODULES
 from sere_jax.interop.resnet import Sizes, to_their_names
 from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.torch_file import TorchFileError, write_torch
 from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.weights.read import HF_FILE, NETWORKS, Weights, read_weights
-from sere_jax.writing import destination, writing_to
+from sere_jax.writing import destination, replacing, writing_to
 
 FORMATS = ("timm", "dino", "ibot", "sere", "hf_vit", "npz")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -103,10 +104,15 @@ def export(
     tensors = {weights.about["network"]: _typed(_tensors(weights, layout, with_heads), dtype) for weights in sides}
     description = describe(sides[0], layout, dtype) | ({"network": "both"} if network == "both" else {})
     places = _places(output, layout)
-    with writing_to(places[0].parent):
+    beside = (
+        configuration(sides[0], layout, description, with_classifier=with_heads and layout == "timm"),
+        preprocessor(sides[0].preprocess),
+    )
+    # The descriptions are renamed after the tensors are whole: a full disk leaves no file, and an older export as it was.
+    with writing_to(places[0].parent), replacing(places[1]) as config, replacing(places[2]) as preprocessing:
+        for path, content in zip((config, preprocessing), beside, strict=True):
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _write(places[0], tensors, description, both=network == "both")
-        write_json(places[1], configuration(sides[0], layout, description, with_classifier=with_heads and layout == "timm"))
-        write_json(places[2], preprocessor(sides[0].preprocess))
     numbers = sum(tensor.size for named in tensors.values() for tensor in named.values())
     return Exported(*places, numbers, (*sides[0].about.get("report", ()), *lost))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -80,8 +81,22 @@ class Shards:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is not None:  # no description: the work is not done
+        if kind is not None:
+            self._remove()
             return
+        try:
+            self._finish()
+        except BaseException:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        """Remove the files of features without a description: nothing reads them, and they would refuse the same command."""
+        for file in self.files:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+    def _finish(self) -> None:
         self._flush()
         description = {
             **self._about,
