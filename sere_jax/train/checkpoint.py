@@ -9,6 +9,7 @@ Orbax writes and reads the bytes. It does not notice when they change on disk, s
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ Directory: TypeAlias = str | os.PathLike[str]
 
 _SHOWN = 20  # differences listed by an error; two different networks have thousands
 _log = logging.getLogger(__name__)
+_warn_once = functools.cache(_log.warning)  # a program looks for the newest step several times
 
 
 class CheckpointError(RuntimeError):
@@ -139,9 +141,7 @@ def find_step(directory: Directory, step: int | None = None) -> tuple[epath.Path
             root, step = path.parent, int(path.name)
         steps = complete_steps(root)
         if not steps:
-            raise CheckpointError(
-                f"no checkpoint in {path}: {_contents(root)}; expected STEP/state and STEP/meta, in it or in its 'checkpoints'"
-            )
+            raise CheckpointError(f"no checkpoint in {path}: {_contents(root)}; expected STEP/state and STEP/meta, in it or 'checkpoints'")
         if step is not None:
             if step not in steps:
                 raise CheckpointError(f"no checkpoint of step {step} in {root}; there are {listed(steps)}")
@@ -150,7 +150,7 @@ def find_step(directory: Directory, step: int | None = None) -> tuple[epath.Path
             try:
                 read_meta(root, newest)
             except RenamedCheckpoint as error:
-                _log.warning("skipped: %s", error)
+                _warn_once("skipped: %s", str(error))
             else:
                 return root, newest
         raise CheckpointError(f"no checkpoint in {root} has the number of its step; there are {listed(steps)}")
