@@ -7,13 +7,14 @@ nearly as many effective dimensions as random initialisation has. Their rate is 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from configs import quickstart
-from sere_jax.commands import in_loop, pretrain
+from tests.commands.test_pretrain import ROOT, environment
 
 pytestmark = pytest.mark.slow  # a minute for each run
 
@@ -41,9 +42,9 @@ _ONE_IMAGE = {"data.batch_size": 1, "optimizer.warmup_epochs": 0, "optimizer.fre
 
 
 def _first_alarm(workdir: Path, **changes: Any) -> int | None:
-    config = quickstart.get_config()
-    config.update_from_flattened_dict(_MICRO | changes)
-    pretrain.train(config, str(workdir), in_loop.evaluations)
+    flags = [f"--config.{key}={value}" for key, value in (_MICRO | changes).items()]
+    command = [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=900)
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return next((record["step"] for record in records if record.get("collapse")), None)
 
