@@ -21,7 +21,7 @@ from sere_jax.config.sources import source_mistakes
 from sere_jax.data.prepare.shards import Output, Shard
 from sere_jax.data.sources.open import SourceError, folders, open_source
 from sere_jax.evals.figures import canvas
-from sere_jax.interop.files import write_json, write_tensors
+from sere_jax.interop.files import write_tensors
 from sere_jax.interop.torch_file import write_torch
 from sere_jax.reporting import table
 from sere_jax.reporting.records import Records
@@ -44,12 +44,10 @@ def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "x.npz", "x.json", "x.pth"])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.npz", "x.pth"])
 def test_files_have_the_mode_of_the_umask(tmp_path, umask, name):
     path, tensors = tmp_path / name, {"a": np.zeros(3, np.float32)}
-    if name.endswith(".json"):
-        write_json(path, {"a": 1})
-    elif name.endswith(".pth"):
+    if name.endswith(".pth"):
         pytest.importorskip("torch")
         write_torch(path, {"teacher": tensors}, {})
     else:

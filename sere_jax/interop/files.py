@@ -99,15 +99,6 @@ def _read_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     return load_file(file), texts
 
 
-def write_json(path: str | Location, content: Mapping[str, Any]) -> None:
-    """Write an indented JSON file. Raises FileError where the disk refuses."""
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error}") from error
-
-
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)

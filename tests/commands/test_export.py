@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.timm import to_timm
 from sere_jax.train.checkpoint import read_state
 from sere_jax.weights.read import NETWORKS, networks_of, part, read_weights, resize_positions
+from sere_jax.writing import WriteError
 from tests import micro, saved_run
 from tests.interop.test_timm import _equal
 from tests.oracles.bicubic import interpolate
@@ -95,6 +97,18 @@ def test_both_networks_in_one_file(run, tmp_path, layout, ending):
         alone = read_weights(path, network=network, with_heads=False)
         assert _equal(alone.params, {"backbone": params["backbone"]})
     assert read_weights(path).about["network"] == "teacher"
+
+
+def test_a_disk_that_has_space_for_the_tensors_alone_gets_no_file(run, tmp_path, monkeypatch):
+    """Else new tensors would stand beside the description of an older export."""
+
+    def refused(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    with pytest.raises(WriteError, match="No space left"):
+        export(run[0], tmp_path / "x.safetensors", layout="timm", network="teacher")
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_a_layout_has_no_place_for_is_told(run, tmp_path):
