@@ -82,7 +82,7 @@ def main(mistakes: list[str]) -> int:
     except (meter.TooManyBadSteps, meter.TooManyBadImages, BatchError, UnwritableCheckpoint) as error:
         return peers.ended(error, 1)
     except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
-        return peers.ended(error, 1 if buckets.is_outage(error) else 2)  # no mistake: the templates start such a run again
+        return peers.ended(error, 1 if buckets.is_outage(error) else 2)  # no mistake: JobSets start such a run again
     except Exception as error:
         return peers.broken(error)
     return 0

@@ -4,10 +4,10 @@ It trains every row of the table as `train.py` would and evaluates each by the s
 saves the table so far: the measurements, beside the paper's figures, which come from other data and another protocol.
 After a stop, the same command continues. Finished rows are not run again, and a row that several tables share is run once (DIR/rows).
 Images that have changed since a row was begun are refused; other images to evaluate on are evaluated anew.
-`--shard=I/N` on each of N machines runs every N-th row; the same command without it then makes the table of all of them.
+`--shard=I/N` on each of N machines runs every N-th run (a row with a seed); the same command without it then makes the table.
 
 Exit code 0: the rows were run, or a signal stopped one of them, which was saved. 1: a row ended badly, as the table says, and the
-others were run. 2: the command cannot be carried out. 130: Ctrl-C outside of the training of a row.
+others were run. 2: the command cannot be carried out. 130, 143: Ctrl-C or SIGTERM outside of the training of a row.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with writing_to(options.workdir):
             return int(_run_tables(tables, runs, evaluations, options))
     except Stopped as stopped:
-        print(f"{stopped}\nfinished rows are in {options.workdir}/table*.md; the same command goes on")
+        where = "" if options.shard else f"finished rows are in {options.workdir}/table*.md; "
+        print(f"{stopped}\n{where}the same command goes on")
         return 0
     except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, WorkdirError, WriteError, Refused) as error:
         print(error, file=sys.stderr)
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", required=True, metavar="SOURCE", help="images to train on, as in data.source (docs/data.md)")
     add("--workdir", required=True, type=_workdir, metavar="DIR", help="directory of the runs and of the tables")
     add("--steps", type=int, default=0, help="steps of each row; warm-ups keep their share of the run (default: the row's own epochs)")
-    add("--shard", default="", metavar="I/N", help="run every N-th row from the I-th on, I from 0, and write no table (docs/pods.md)")
+    add("--shard", default="", metavar="I/N", help="run every N-th run from the I-th on, I from 0, and write no table (docs/pods.md)")
     add("--size", default="paper", help="paper, or small for a CPU (default: paper)")
     add("--set", default="", metavar="KEY=VALUE[,...]", help="keys for all rows that read them, after everything else")
     add("--seeds", default=[0], type=_numbers, metavar="N[,N]", help="run each row with these seeds; the table has mean and deviation")

@@ -145,7 +145,10 @@ def _slurm_start() -> dict[str, str]:
 
 
 def _is_earlier_start(content: bytes, record: dict[str, object]) -> bool:
-    """Whether a lease is of an earlier start of the same Slurm job. Slurm starts a job again only after it has ended."""
+    """Whether a lease is of an earlier start of the same Slurm job. Slurm starts a job again after it has ended.
+
+    After the failure of a node it starts it elsewhere, and a process that lives on there ends at its next beat.
+    """
     try:
         other = json.loads(content)
         return bool(record.get("slurm_job")) and other["slurm_job"] == record["slurm_job"] and other["slurm_start"] != record["slurm_start"]

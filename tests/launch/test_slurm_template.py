@@ -22,6 +22,14 @@ echo $$ >"$here/pid"
 while [ -e "$here/stays" ]; do sleep 0.02; done
 exit "$(cat "$here/code")"
 """
+# As the real one it may fail, and it may return long after the run has ended.
+SCANCEL = r"""#!/usr/bin/env bash
+here=$(dirname "$0")
+echo "scancel $*" >>"$here/calls"
+if [ -e "$here/fails" ]; then rm "$here/fails"; exit 1; fi
+kill -TERM "$(cat "$here/pid")"
+sleep "${LATE:-0}"
+"""
 CALL = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$(dirname "$0")/calls"\n'
 
 
@@ -33,8 +41,7 @@ def submit(tmp_path: Path):
     (checkout / ".venv" / "bin" / "activate").touch()
     (checkout / "launch").symlink_to(ROOT / "launch")
     programs.mkdir()
-    scancel = CALL + 'kill -TERM "$(cat "$(dirname "$0")/pid")"\n'
-    for name, text in {"srun": SRUN, "scancel": scancel, "scontrol": CALL}.items():
+    for name, text in {"srun": SRUN, "scancel": SCANCEL, "scontrol": CALL}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
 
@@ -90,8 +97,30 @@ def test_a_run_that_the_signal_ended_before_it_listened_is_queued_again(submit):
     assert code == 143 and calls == ["scancel --signal=TERM 7", "scontrol requeue 7"]
 
 
+def test_a_run_that_ends_while_scancel_still_works_is_queued_again(submit):
+    code, _, calls = submit(0, at_the_limit=True, LATE="1")
+    assert code == 0 and calls == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+
+
+def test_a_failed_scancel_is_repeated(submit, tmp_path):
+    (tmp_path / "programs" / "fails").touch()
+    code, output, calls = submit(0, at_the_limit=True)
+    assert code == 0 and calls == ["scancel --signal=TERM 7", "scancel --signal=TERM 7", "scontrol requeue 7"]
+    assert output.startswith("scancel failed, and is repeated\n")
+
+
+def test_a_signal_before_the_run_begins_is_not_lost(submit, tmp_path):
+    """It comes while the environment is being set up, which takes seconds on a slow disk."""
+    activate = tmp_path / "checkout" / ".venv" / "bin" / "activate"
+    activate.write_text("kill -USR1 $$\n")
+    (tmp_path / "programs" / "stays").touch()
+    code, _, calls = submit(0)
+    assert code == 0 and calls[0] == "scancel --signal=TERM 7" and calls[-1] == "scontrol requeue 7"
+
+
 ABLATE = ("slurm_array.sbatch", "ablate", "--table=8", "--workdir=a b")
 SECOND = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "8"}
+SECOND |= {"SLURM_ARRAY_TASK_COUNT": "9"}
 
 
 def test_a_task_of_an_array_runs_its_share(submit, tmp_path):
@@ -106,7 +135,8 @@ def test_a_task_of_an_array_is_queued_again_without_the_others(submit):
     assert code == 0 and calls == ["scancel --signal=TERM 7_8", "scontrol requeue 7_8"]
 
 
-def test_an_array_that_leaves_shares_out_is_refused(submit):
-    assert submit(0, *ABLATE) == (2, "--array: found none as its first task, expected --array=0-LAST\n", [])
-    found = submit(0, *ABLATE, **SECOND | {"SLURM_ARRAY_TASK_MIN": "1"})
-    assert found == (2, "--array: found 1 as its first task, expected --array=0-LAST\n", [])
+@pytest.mark.parametrize(("first", "last", "count"), [("1", "8", "8"), ("0", "6", "4"), ("0", "7", "3"), ("", "", "no")])
+def test_an_array_that_leaves_shares_out_is_refused(submit, first: str, last: str, count: str):
+    env = {"SLURM_ARRAY_TASK_MIN": first, "SLURM_ARRAY_TASK_MAX": last, "SLURM_ARRAY_TASK_COUNT": count}
+    message = f"--array: found {count} tasks, from {first} to {last}, expected --array=0-LAST\n"
+    assert submit(0, *ABLATE, **(SECOND | env if first else {})) == (2, message, [])
