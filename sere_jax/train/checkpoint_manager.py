@@ -27,10 +27,11 @@ from sere_jax.train.checkpoint import (
     UnwritableCheckpoint,
     listed,
 )
-from sere_jax.train.digest import digests, json_digest
+from sere_jax.train.digest import digests
 from sere_jax.train.disk import Watched, brief, cause, free_names, remove_unfinished
 from sere_jax.train.finite import unsound_leaves
 from sere_jax.train.goodput import Goodput
+from sere_jax.train.saved_steps import json_digest
 from sere_jax.train.scores import Best, BestStep, Scores
 from sere_jax.train.versions import versions
 from sere_jax.writing import place
@@ -227,8 +228,7 @@ class Checkpoints:
         for step in reversed(checkpoint.step_directories(self.directory)):
             path = self.directory / str(step)
             try:
-                if not checkpoint.is_complete(path):
-                    raise IncompleteCheckpoint(f"{path} is no complete checkpoint: it lacks its description or its end mark")
+                checkpoint.check_complete(path)
                 if step in self._rejected:
                     raise self._rejected.pop(step)
                 checkpoint.read_meta(self.directory, step)

@@ -8,8 +8,6 @@ two flipped sign bits cancel.)
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,9 +63,3 @@ def _mix(word: jax.Array) -> jax.Array:
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)
-
-
-def json_digest(meta: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, the same before it is written and after it is read."""
-    plain = json.loads(json.dumps(meta))  # tuples become lists, keys strings, as they will when read
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from sere_jax import sharding
 from sere_jax.train import checkpoint
 from sere_jax.train.checkpoint import CheckpointError, DamagedCheckpoint, UnwritableCheckpoint
 from sere_jax.train.checkpoint_manager import Checkpoints
-from sere_jax.train.digest import json_digest
+from sere_jax.train.saved_steps import json_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"recipe": "dino_sere", "views": {"scale": (0.1, 1.0)}, "seed": 3, "name": None}
@@ -259,7 +259,7 @@ def test_a_full_disk_is_told_and_older_steps_stand(tmp_path: Path):
 import resource, signal, sys, jax
 from sere_jax.train.checkpoint import CheckpointError, read_state
 from sere_jax.train.checkpoint_manager import Checkpoints
-from sere_jax.train.digest import json_digest
+from sere_jax.train.saved_steps import json_digest
 checkpoints = Checkpoints(sys.argv[1], every_steps=1)
 checkpoints.save(1, {'a': jax.numpy.ones(4)}, {})
 checkpoints.wait()

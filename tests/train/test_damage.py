@@ -110,13 +110,32 @@ def test_renamed_and_incomplete_steps_are_set_aside_and_skipped(steps: Path, cap
     (steps / "notes").mkdir()
     for _ in range(2):
         assert checkpoint.read_state(steps)[1] == 2, "an export reads the same step as a resumed run"
-    assert [record.message.partition(":")[0] for record in caplog.records] == ["skipped"]  # told once
+    told = [record.message.removeprefix(f"skipped: {steps}/") for record in caplog.records]  # each once
+    incomplete = "is no complete checkpoint: it lacks its description or its end mark"
+    assert told == [f"60 {incomplete}", f"50 {incomplete}", "40 holds step 3: it was renamed or copied"]
     restored, notes = restore(steps)
     assert_sound(restored, 2)
     assert [note.rpartition("/")[2] for note in notes] == ["60.incomplete", "50.incomplete", "40.renamed"]
     assert "holds step 3: it was renamed or copied" in notes[-1]
     save(steps, 40)
     assert_sound(restore(steps)[0], 40)
+
+
+@pytest.mark.parametrize("part", ["meta", "commit_success.txt"])
+def test_a_newest_step_that_lacks_a_part_is_told_and_skipped(steps: Path, part: str, caplog: pytest.LogCaptureFixture):
+    target = steps / "3" / part
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert checkpoint.find_step(steps)[1] == 2
+    assert [record.message.partition(" is ")[0] for record in caplog.records] == [f"skipped: {steps / '3'}"]
+    for directory, step in ((steps, 3), (steps / "3", None)):
+        with pytest.raises(CheckpointError, match=rf"{steps / '3'} is no complete checkpoint: .*; there are 1, 2$"):
+            checkpoint.find_step(directory, step)
+
+
+@pytest.mark.parametrize(("name", "step"), [(".", 4), ("4", None)])
+def test_a_step_that_does_not_exist_is_told_with_those_that_do(steps: Path, name: str, step: int | None):
+    with pytest.raises(CheckpointError, match=rf"^no checkpoint of step 4 in {steps}; there are 1, 2, 3$"):
+        checkpoint.find_step(steps / name, step)
 
 
 def test_a_stray_directory_alone_is_no_checkpoint(tmp_path: Path):
