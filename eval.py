@@ -30,6 +30,7 @@ from sere_jax.config import check as rules
 from sere_jax.config import command_line
 from sere_jax.config.names import WITHOUT_CHECKPOINT
 from sere_jax.reporting import program
+from sere_jax.weights import source
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -52,6 +53,7 @@ def main(mistakes: list[str]) -> int:
     mistakes += rules.workdir_mistakes(_WORKDIR.value, rules.sources(config) if config is not None else None)
     if config is not None and not _CHECKPOINT.value and config.get("protocol") not in WITHOUT_CHECKPOINT:
         mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
+    mistakes += [f"--checkpoint: {sentence}" for sentence in map(source.mistake, _CHECKPOINT.value) if sentence]
     if mistakes and program.is_single(_COORDINATOR.value, _NUM_PROCESSES.value):
         print(rules.refusal(mistakes), file=sys.stderr)
         return 2

@@ -12,8 +12,8 @@ from sere_jax.writing import WriteError
 
 # command -> (module of sere_jax.commands, what it does in one line). Modules are imported when they run.
 COMMANDS = {
-    "export": ("export", "write a checkpoint's weights for PyTorch: timm, DINO, SERE, MoCo v3 or Hugging Face names"),
-    "extract": ("extract", "write features of images to files: NumPy or Parquet"),
+    "export": ("export_command", "write a checkpoint's weights for PyTorch: timm, DINO, SERE, MoCo v3 or Hugging Face names"),
+    "extract": ("extract_command", "write features of images to files: NumPy or Parquet"),
     "ablate": ("ablate", "run the rows of one of the papers' ablation tables on any images"),
     "prepare": ("prepare", "turn a data set into ArrayRecord shards that TFDS reads"),
     "check": ("data_check", "read and decode every image of a source once, and list what fails"),

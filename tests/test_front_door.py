@@ -113,17 +113,19 @@ def test_ctrl_c_ends_a_command_with_one_line(monkeypatch, capsys):
     def interrupted(options: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sere_jax.commands.export.main", interrupted)
+    monkeypatch.setattr("sere_jax.commands.export_command.main", interrupted)
     assert front.main(["export", "--checkpoint=x"]) == 130
     assert capsys.readouterr() == ("", "export: interrupted\n")
 
 
 def test_ctrl_c_ends_an_evaluation_with_one_line(tmp_path):
     """The signal comes as soon as the program has spoken, while JAX is imported."""
-    command = [sys.executable, "eval.py", "--config=configs/eval/knn.py:bundled", "--checkpoint=none", f"--workdir={tmp_path}"]
+    file = tmp_path / "x.npz"
+    file.touch()
+    command = [sys.executable, "eval.py", "--config=configs/eval/knn.py:bundled", f"--checkpoint={file}", f"--workdir={tmp_path}/out"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline().startswith("evaluating none")
+        assert process.stdout.readline().startswith(f"evaluating {file}")
         process.send_signal(signal.SIGINT)
         errors = process.stderr.read()
     assert (process.returncode, errors) == (130, "eval.py: interrupted\n")

@@ -1,24 +1,16 @@
-"""Export weights: python -m sere_jax export --checkpoint=X --format=timm --network=teacher --output=FILE.safetensors
-
-X is a run's workdir or any file that `load_backbone` reads, so this command also converts one format into another. It writes two
-files beside FILE: one that ends in `.config.json` (architecture, timm's arguments, the training config, the origin of the weights)
-and one that ends in `.preprocessor.json` (sizes, mean, std, interpolation). The format hf_vit writes a directory that
-`transformers` reads. docs/weights.md has a table of formats. Only `.pth` needs PyTorch, no format needs an accelerator, and the
-checkpoint may come from any number of devices. Exit code 2: the export failed.
-"""
+"""Weights of a checkpoint as others read them: the tensors by their names, and JSON beside them. `export_command` is the program."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
 
 from sere_jax.buckets import Location
+from sere_jax.commands.export_command import FULL, layout_mistakes
 from sere_jax.commands.export_description import configuration, describe, preprocessor
 from sere_jax.interop import hf
 from sere_jax.interop.classifier import PARTS as CLASSIFIER
@@ -29,15 +21,10 @@ from sere_jax.interop.relation import MODULES
 from sere_jax.interop.resnet import Sizes, to_their_names
 from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.torch_file import TorchFileError, write_torch
-from sere_jax.train.checkpoint import CheckpointError
-from sere_jax.weights.read import HF_FILE, NETWORKS, Weights, read_weights
+from sere_jax.weights.read import NETWORKS, Weights, read_weights
+from sere_jax.weights.source import HF_FILE
 from sere_jax.writing import destination, replacing, writing_to
 
-FORMATS = ("timm", "dino", "ibot", "sere", "hf_vit", "npz")
-DTYPES = ("float32", "bfloat16", "float16")
-
-_FULL = ("dino", "ibot", "sere")  # layouts of whole checkpoints, which may be `.pth`
-_BOTH = (*_FULL, "npz")  # layouts that can hold both networks
 _HEADS = {
     "timm": CLASSIFIER,
     "dino": ("heads_dino",),
@@ -45,7 +32,6 @@ _HEADS = {
     "sere": ("heads_dino", *MODULES),
 }  # heads that a layout holds; npz: all
 _NO_MASK_TOKEN = ("timm", "dino", "hf_vit")
-_ENDINGS = {"timm": (".safetensors",), "hf_vit": ("",), "npz": (".npz",)} | dict.fromkeys(_FULL, (".safetensors", ".pth"))
 # DistributedDataParallel, which wraps the student, prefixes its names; the loaders of these methods expect it.
 _STUDENT_PREFIX = "module."
 
@@ -92,7 +78,8 @@ def export(
       'vits16.safetensors'
     """
     output = destination(output)
-    _check(output, layout, network, with_heads, dtype)
+    if mistakes := layout_mistakes(output, layout, network, with_heads, dtype):
+        raise InteropError("\n".join(mistakes))
     patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     sides = [
         read_weights(checkpoint, network=name, step=step, heads=heads, image_size=image_size, with_heads=with_heads, ignore=patterns)
@@ -115,24 +102,6 @@ def export(
         _write(places[0], tensors, description, both=network == "both")
     numbers = sum(tensor.size for named in tensors.values() for tensor in named.values())
     return Exported(*places, numbers, (*sides[0].about.get("report", ()), *lost))
-
-
-def _check(output: Location, layout: str, network: str, with_heads: bool, dtype: str) -> None:
-    mistakes = [
-        f"{name}: found {value!r}, expected one of {', '.join(choices)}"
-        for name, value, choices in (("format", layout, FORMATS), ("dtype", dtype, DTYPES))
-        if value not in choices
-    ]
-    endings = _ENDINGS.get(layout, (output.suffix,))
-    if output.suffix not in endings:
-        expected = "a directory" if endings == ("",) else f"a name that ends in {' or '.join(endings)}"
-        mistakes.append(f"output: found {output.name!r}, expected {expected} for the format {layout}")
-    if with_heads and layout == "hf_vit":
-        mistakes.append(f"with_heads: the {layout} layout has no heads, expected the format dino, ibot, sere or npz")
-    if network == "both" and layout not in _BOTH:
-        mistakes.append(f"network: the {layout} layout holds one network, expected teacher or student, or the format {', '.join(_BOTH)}")
-    if mistakes:
-        raise InteropError("\n".join(mistakes))
 
 
 def _lost(sides: list[Weights], layout: str, with_heads: bool) -> list[str]:
@@ -170,7 +139,7 @@ def _tensors(weights: Weights, layout: str, with_heads: bool) -> dict[str, np.nd
         return to_timm_classifier(weights.params, weights.batch_stats) if with_heads else to_their_names(backbone, weights.batch_stats)
     if layout == "hf_vit":
         return hf.to_hf(backbone)
-    if layout in _FULL:
+    if layout in FULL:
         # The teacher never sees a mask: iBOT and SERE build it without a mask token, and load it strictly.
         backbone = {name: value for name, value in backbone.items() if name != "mask_token" or weights.about["network"] != "teacher"}
         params = weights.params | {"backbone": backbone}
@@ -193,47 +162,3 @@ def _write(path: Location, tensors: dict[str, dict[str, np.ndarray]], descriptio
     mark = "/" if path.suffix == ".npz" else "."
     flat = {f"{network}{mark}" * both + name: tensor for network, named in tensors.items() for name, tensor in named.items()}
     write_tensors(path, flat, description)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sere_jax export", description="Export the weights of a checkpoint.")
-    parser.add_argument("--checkpoint", required=True, help="workdir, its checkpoints directory, one step in it, or a file")
-    parser.add_argument(
-        "--output", required=True, help="FILE.safetensors; .npz for npz; .pth too for dino, ibot, sere; hf_vit: a directory"
-    )
-    parser.add_argument("--format", default="timm", choices=FORMATS, help="names and layout of the tensors (default: timm)")
-    parser.add_argument("--network", default="", choices=("teacher", "student", "both"), help="default: the one that the recipe evaluates")
-    parser.add_argument("--step", type=int, help="default: the newest")
-    parser.add_argument(
-        "--with_heads",
-        action="store_true",
-        help="also write heads (dino, ibot: DINO's; sere, npz: all; timm: the classifier of a fine-tuned network)",
-    )
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="type of the weights (default: float32)")
-    parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not state them")
-    parser.add_argument("--image_size", type=int, default=0, help="pixels a side to resize the position embedding to; default: it stays")
-    parser.add_argument(
-        "--ignore", default="", help="patterns of tensors to leave out, separated by commas: 'head.*,*.num_batches_tracked'"
-    )
-    options = parser.parse_args(argv)
-    try:
-        written = export(
-            options.checkpoint,
-            options.output,
-            layout=options.format,
-            network=options.network,
-            step=options.step,
-            with_heads=options.with_heads,
-            dtype=options.dtype,
-            heads=options.heads,
-            image_size=options.image_size,
-            ignore=[pattern for pattern in options.ignore.split(",") if pattern],
-        )
-    except (CheckpointError, FileError, InteropError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
-    print("".join(f"{line}\n" for line in written.report), end="")
-    print(f"{written.tensors}: {written.numbers:,} numbers in {options.dtype}, format {options.format}")
-    print(f"{written.config}\n{written.preprocessor}")
-    return 0

@@ -1,21 +1,7 @@
-"""Write features of images to files: python -m sere_jax extract --checkpoint=X --data=folder:DIR --tokens=cls,patches --output=DIR
-
-X is anything that `load_backbone` reads, --data any source of the project. DIR gets `features-00000.parquet` (or `.npz`), ..., with one
-row for each readable image, its name and its label, and `features.json`, which describes the columns and the origin of the weights.
-
-tokens     cls [d], patches [h, w, d] (both after the final norm), attention [m, h, w] (of the cls token to the patches, in the
-           last block, one map for each head; the rest of its attention, up to 1, goes to itself)
-layers     numbers of blocks, from 0, or back from -1: `layer_I` [1 + h w, d], all tokens after block I, cls first, before the norm
-size       pixels of the centre square, cut out after the shorter side was resized (default: the network's own); or
-           native: every image at its own size, cut to whole patches
-
-Names are paths below DIR. A byte of a name that is not UTF-8 is spelled \\xNN, and a backslash is doubled.
-Exit code 2: the extraction failed.
-"""
+"""Features of images, computed by a backbone and written to files. `extract_command` is the program, and describes the columns."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,30 +13,19 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sere_jax.buckets import Location
-from sere_jax.commands.compiled import keep_compiled
+from sere_jax.commands.extract_command import ExtractError, free_mistakes, number_mistakes
 from sere_jax.data.batches.whole_images import EvalBatch, eval_batches
 from sere_jax.data.images.decode import BadImage, decode
 from sere_jax.data.images.reading import MAX_PIXELS, ImageReading
 from sere_jax.data.sources.example import Entry, Example, Source
-from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.evals import overlap
-from sere_jax.evals.feature_files import FORMATS, Shards, escaped, missing_package
+from sere_jax.evals.feature_files import Shards, escaped
 from sere_jax.evals.features import in_turns, normalise, turn_size
 from sere_jax.evals.network import size_mistake
-from sere_jax.interop.files import FileError
-from sere_jax.interop.tables import InteropError
 from sere_jax.reporting.progress import track
-from sere_jax.train.checkpoint import CheckpointError
 from sere_jax.types import Features
-from sere_jax.weights.backbone import Backbone, load_backbone
+from sere_jax.weights.backbone import Backbone
 from sere_jax.writing import destination
-
-TOKENS = ("cls", "patches", "attention")
-DTYPES = ("float32", "float16")
-
-
-class ExtractError(ValueError):
-    """An argument cannot be followed; the message names it, what was found and what was expected."""
 
 
 class Extracted(NamedTuple):
@@ -103,7 +78,7 @@ def extract(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> Extracted:
-    """Compute and write the features of all images of `source`; the module's docstring describes the columns.
+    """Compute and write the features of all images of `source`; `extract_command` describes the columns.
 
     Args:
       size, resize: pixels of the centre crop, and of the shorter side before it; 0: the network's own, size x 256 / 224.
@@ -121,10 +96,10 @@ def extract(
     module, prepare, output = backbone.module, backbone.preprocess, destination(output)
     side = size or prepare.size
     shorter = resize or (side * 256 // 224 if size else prepare.resize)
-    numbers = {"batch_size": batch_size, "rows_per_file": rows_per_file, "max_pixels": max_pixels}
-    mistakes = [f"{name}: found {number}, expected at least 1" for name, number in numbers.items() if number < 1]
+    mistakes = number_mistakes(batch_size=batch_size, rows_per_file=rows_per_file, max_pixels=max_pixels)
+    mistakes += free_mistakes(output, tokens, layers, native, layout, dtype)
     mistakes += _size_mistakes(module, native, side, shorter)
-    mistakes += _mistakes(output, module, tokens, layers, native, layout, dtype)
+    mistakes += _mistakes(module, tokens, layers)
     if mistakes:
         raise ExtractError("\n".join(mistakes))
     wanted = tuple(layer % module.depth for layer in layers)
@@ -169,25 +144,11 @@ def _size_mistakes(module: Any, native: bool, side: int, shorter: int) -> list[s
     return [f"size: {mistake}"] if mistake else []
 
 
-def _mistakes(
-    output: Location, module: Any, tokens: Sequence[str], layers: Sequence[int], native: bool, layout: str, dtype: str
-) -> list[str]:
+def _mistakes(module: Any, tokens: Sequence[str], layers: Sequence[int]) -> list[str]:
     depth = module.depth
-    mistakes = [f"tokens: found {token!r}, expected some of {', '.join(TOKENS)}" for token in tokens if token not in TOKENS]
-    mistakes += [f"layers: found {layer}, expected 0 to {depth - 1}, or -{depth} to -1" for layer in layers if not -depth <= layer < depth]
+    mistakes = [f"layers: found {layer}, expected 0 to {depth - 1}, or -{depth} to -1" for layer in layers if not -depth <= layer < depth]
     if not module.heads and ("attention" in tokens or layers):
         mistakes.append("tokens, layers: found attention or layers, expected cls or patches: a ResNet has no other tokens")
-    for name, value, choices in (("format", layout, FORMATS), ("dtype", dtype, DTYPES)):
-        if value not in choices:
-            mistakes.append(f"{name}: found {value!r}, expected one of {', '.join(choices)}")
-    if not tokens and not layers:
-        mistakes.append("tokens: found none, expected at least one, or layers")
-    if native and layout == "npz":
-        mistakes.append("size: found native with the format npz, whose arrays have one shape; expected the format parquet")
-    if package := missing_package(layout):
-        mistakes.append(f"format: {layout} needs {package}: pip install {package}, or take the format npz")
-    if output.is_dir() and any(output.glob("features-*")):
-        mistakes.append(f"output: found features in {output} already; expected another directory")
     return mistakes
 
 
@@ -229,72 +190,3 @@ def _compute(backbone: Backbone, tokens: Sequence[str], layers: tuple[int, ...],
         return in_turns(functools.partial(columns, params), images, turn_size(images.shape, devices))
 
     return lambda images: run(params, jax.device_put(images, split))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sere_jax extract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, help="workdir or file")
-    parser.add_argument("--data", required=True, help="folder:DIR, bundled[:SPLIT] or tfds:NAME[/CONFIG]:SPLIT")
-    parser.add_argument("--output", required=True, help="directory")
-    parser.add_argument("--tokens", default="cls", help="some of cls,patches,attention; '' with --layers alone")
-    parser.add_argument("--layers", default="", help="numbers of blocks, 0,5,-1")
-    parser.add_argument("--size", default="0", help="pixels, or native; default: the network's own")
-    parser.add_argument("--resize", type=int, default=0, help="the shorter side before the crop; default: size x 256 / 224")
-    parser.add_argument("--format", default="parquet", choices=FORMATS, help="kind of the files (default: parquet)")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="type of the features (default: float32)")
-    parser.add_argument("--batch_size", type=int, default=32, help="images of one forward pass (default: 32)")
-    parser.add_argument("--rows_per_file", type=int, default=1024, help="images whose features share a file (default: 1024)")
-    parser.add_argument("--workers", type=int, default=2, help="threads that decode")
-    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="larger images count as unreadable")
-    parser.add_argument("--network", default="", choices=("", "teacher", "student"), help="default: the one that the recipe evaluates")
-    parser.add_argument("--step", type=int, help="default: the newest")
-    parser.add_argument("--heads", type=int, default=0, help="attention heads, for files that do not state them")
-    parser.add_argument("--ignore", default="", help="patterns of tensors of a file to leave out, separated by commas")
-    return parser
-
-
-def _whole_numbers(name: str, texts: Sequence[str]) -> list[int]:
-    try:
-        return [int(text) for text in texts]
-    except ValueError:
-        special = ", or native" if name == "size" else ""
-        raise ExtractError(f"{name}: found {','.join(texts)!r}, expected whole numbers{special}") from None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parser().parse_args(argv)
-    output = destination(options.output)
-    keep_compiled()
-    try:
-        native = options.size == "native"
-        layers = _whole_numbers("layers", [text for text in options.layers.split(",") if text])
-        size = 0 if native else _whole_numbers("size", [options.size])[0]
-        ignore = [pattern for pattern in options.ignore.split(",") if pattern]
-        backbone = load_backbone(options.checkpoint, network=options.network, step=options.step, heads=options.heads, ignore=ignore)
-        for line in backbone.about.get("report", ()):
-            print(line)
-        written = extract(
-            backbone,
-            open_source(options.data),
-            output,
-            tokens=[token for token in options.tokens.split(",") if token],
-            layers=layers,
-            size=size,
-            resize=options.resize,
-            native=native,
-            batch_size=options.batch_size,
-            rows_per_file=options.rows_per_file,
-            layout=options.format,
-            dtype=options.dtype,
-            workers=options.workers,
-            max_pixels=options.max_pixels,
-        )
-    except (ValueError, CheckpointError, ExtractError, SourceError, FileError, InteropError) as error:
-        print(f"extract: {error}", file=sys.stderr)
-        return 2
-    unreadable = f", {written.unreadable} left out as unreadable" if written.unreadable else ""
-    print(f"{output}: {written.images:,} images in {len(written.files)} files{unreadable}")
-    return 0

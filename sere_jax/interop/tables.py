@@ -11,7 +11,6 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 Tensors = Mapping[str, np.ndarray]
 Tree = Mapping[str, Any]
@@ -116,9 +115,13 @@ def count_of(numbers: Iterable[str], most: int, what: str) -> int:
 
 def flatten(tree: Tree) -> dict[str, np.ndarray]:
     """Flatten a nested dictionary of arrays to {"a/b": array}."""
+    from flax.traverse_util import flatten_dict  # imports JAX, which the refusal of a file does not need
+
     return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
+    from flax.traverse_util import unflatten_dict
+
     return unflatten_dict(named, sep="/")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from sere_jax.buckets import Location, address_mistake, os_errors
+from sere_jax.buckets import Location
 from sere_jax.build import pretraining
 from sere_jax.config.saved import completed
 from sere_jax.interop import formats, resnet, timm
-from sere_jax.interop.files import READABLE, FileError, read_tensors
+from sere_jax.interop.files import FileError, read_tensors
 from sere_jax.interop.tables import InteropError, flatten, nest
 from sere_jax.interop.torch_file import LEFT
 from sere_jax.models.resnet import ResNet
@@ -25,11 +23,10 @@ from sere_jax.train.disk import brief
 from sere_jax.weights import fine_tuned
 from sere_jax.weights.beside import Preprocess, check_heads, preprocess_of_file, sizes_of_file
 from sere_jax.weights.metadata import checked
-from sere_jax.writing import place
+from sere_jax.weights.source import is_run, path_of, reading, whole
 
 # The paths in a state at which a network's parameters and its running statistics stand.
 NETWORKS = {"teacher": ("method/teacher", "method/teacher_batch_stats"), "student": ("params", "batch_stats")}
-HF_FILE = "model.safetensors"
 
 
 class Weights(NamedTuple):
@@ -75,32 +72,19 @@ def read_weights(
 
     Raises CheckpointError, FileError and InteropError as `load_backbone` does.
     """
-    path = _path_of(source)
+    path = path_of(source)
     if network and network not in NETWORKS:
         raise InteropError(f"network: found {network!r}, expected one of {', '.join(NETWORKS)}")
-    step = None if step is None else _whole("step", step)
-    heads, image_size = _whole("heads", heads), _whole("image_size", image_size)
+    step = None if step is None else whole("step", step)
+    heads, image_size = whole("heads", heads), whole("image_size", image_size)
     choice = _Choice(network, step, heads, with_heads, norm_last_layer, _patterns(ignore))
-    with _reading(path):
-        is_run = path.is_dir()
-    if step is not None and not is_run:
-        raise InteropError(f"{path}: step: found {step}, expected none: a file holds one")
+    from_run = is_run(path, step)
     try:
-        with _reading(path):
-            weights = _from_checkpoint(path, choice) if is_run else _from_file(path, choice)
+        with reading(path):
+            weights = _from_checkpoint(path, choice) if from_run else _from_file(path, choice)
         return _resized(weights._replace(about={"source": os.fspath(source)} | weights.about), image_size)
     except InteropError as error:
         raise InteropError(f"{path}: {error}") from error
-
-
-def _whole(name: str, number: Any) -> int:
-    """A whole number of any type but bool. Raises InteropError for anything else, and for a negative one."""
-    try:
-        if not isinstance(number, bool) and operator.index(number) >= 0:
-            return operator.index(number)
-    except TypeError:
-        pass
-    raise InteropError(f"{name}: found {number!r}, expected a whole number of at least 0")
 
 
 def _patterns(ignore: Any) -> tuple[str, ...]:
@@ -117,8 +101,8 @@ def networks_of(source: str | Location) -> tuple[str, ...]:
 
     Raises FileError where the source is missing or of unknown kind, and CheckpointError for a directory without checkpoints.
     """
-    path = _path_of(source)
-    with _reading(path):
+    path = path_of(source)
+    with reading(path):
         if not path.is_dir():
             return formats.networks_in(read_tensors(path)[0])
     if fine_tuned.kind(path, None) == fine_tuned.KIND:
@@ -131,32 +115,6 @@ def part(state: Any, path: str) -> Any:
     for name in path.split("/"):
         state = state.get(name, {}) if isinstance(state, Mapping) else getattr(state, name)
     return state
-
-
-def _path_of(source: str | Location) -> Location:
-    """The directory of a run or the file that a source means. Raises FileError where it is neither."""
-    if not isinstance(source, str | os.PathLike):
-        raise FileError(f"source: found {source!r}, expected the path of a run or a file")
-    if mistake := address_mistake(os.fspath(source)):
-        raise FileError(f"{source}: {mistake}")
-    path = place(source)
-    with _reading(path):
-        if path.is_dir():
-            return path / HF_FILE if (path / HF_FILE).is_file() else path
-    if not path.name.endswith(READABLE):
-        seen = f"found a file that ends in {path.suffix!r}" if path.exists() else "it does not exist"
-        raise FileError(f"{path}: expected a workdir, a directory of checkpoints, or a file {' '.join(READABLE)}; {seen}")
-    return path
-
-
-@contextlib.contextmanager
-def _reading(path: Location) -> Iterator[None]:
-    """Turn what the file system or the bucket refuses during the block into FileError."""
-    try:
-        with os_errors(path):
-            yield
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def architecture(config: ConfigDict) -> timm.Architecture | resnet.Sizes:

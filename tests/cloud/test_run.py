@@ -21,7 +21,7 @@ import pytest
 from configs import quickstart
 from configs.eval import knn
 from sere_jax import load_backbone
-from sere_jax.commands import evaluate, export, extract, pretrain
+from sere_jax.commands import evaluate, export, export_command, extract, pretrain
 from sere_jax.commands.in_loop import InLoop
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.feature_files import read as read_features
@@ -106,7 +106,7 @@ def test_a_backbone_is_loaded_exported_and_extracted(runs, bucket, tmp_path, cap
     for layout, name in (("timm", "a.safetensors"), ("npz", "a.npz"), ("dino", "a.pth")):
         if layout == "dino":
             pytest.importorskip("torch")
-        assert export.main([f"--checkpoint={remote}", f"--output={bucket}/{name}", f"--format={layout}"]) == 0
+        assert export_command.main([f"--checkpoint={remote}", f"--output={bucket}/{name}", f"--format={layout}"]) == 0
         export.export(local, tmp_path / name, layout=layout)
         (theirs, _), (ours, _) = read_tensors(tmp_path / name), read_tensors(f"{bucket}/{name}")
         micro.assert_equal(ours, theirs)

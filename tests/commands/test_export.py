@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from sere_jax import load_backbone, sharding
-from sere_jax.commands.export import export, main
+from sere_jax.commands.export import export
+from sere_jax.commands.export_command import main
 from sere_jax.interop.files import read_tensors, write_tensors
 from sere_jax.interop.tables import InteropError, flatten
 from sere_jax.interop.timm import to_timm
@@ -136,7 +137,7 @@ def test_alone_on_one_device_without_torch(tmp_path):
     )
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from sere_jax.commands.export import main\n"
+        "from sere_jax.commands.export_command import main\n"
         "code = main(sys.argv[1:])\n"
         "import jax; print(code, jax.device_count())"
     )

@@ -16,7 +16,8 @@ from PIL import Image
 
 from sere_jax import load_backbone
 from sere_jax.commands.export import export
-from sere_jax.commands.extract import ExtractError, extract, main
+from sere_jax.commands.extract import extract
+from sere_jax.commands.extract_command import ExtractError, main
 from sere_jax.data.sources.open import open_source
 from sere_jax.evals.feature_files import escaped, unescaped
 from tests import micro, saved_run
@@ -92,11 +93,17 @@ def test_native_sizes_are_cut_to_whole_patches(place, tmp_path):
     np.testing.assert_allclose(np.asarray(table["patches"][table["name"].index("d.png")]).reshape(12, 4, 48), expected, atol=1e-5)
 
 
+def test_layers_and_a_size_that_the_network_does_not_have_are_told_together(place, tmp_path, capsys):
+    assert _run(place, tmp_path / "out", "--layers=2", "--size=17") == 2
+    message = capsys.readouterr().err
+    assert "layers: found 2, expected 0 to 1" in message and "size: found 17, expected a multiple of the patch" in message
+
+
 def test_mistakes_are_told_together(place, tmp_path, capsys):
     (tmp_path / "features-00000.parquet").write_bytes(b"")
-    assert _run(place, tmp_path, "--tokens=cls,token", "--layers=2", "--size=native", "--format=npz") == 2
+    assert _run(place, tmp_path, "--tokens=cls,token", "--size=native", "--format=npz") == 2
     message = capsys.readouterr().err
-    for part in ("tokens: found 'token'", "layers: found 2, expected 0 to 1", "found native with the format npz", "found features in"):
+    for part in ("tokens: found 'token'", "found native with the format npz", "found features in"):
         assert part in message
     assert main([f"--checkpoint={tmp_path}/none.pth", "--data=bundled", f"--output={tmp_path}/o"]) == 2
     assert "no such file" in capsys.readouterr().err

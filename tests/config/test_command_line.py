@@ -169,14 +169,17 @@ def test_a_single_process_is_refused_before_jax_is_imported(tmp_path: Path, prog
     [
         (["train.py", QUICKSTART, "--workdir=runs/\udce9"], "training in runs/\\udce9: starting JAX\n"),
         (
-            ["eval.py", f"--config={ROOT}/configs/eval/knn.py:bundled", "--checkpoint=a,\udce9", "--workdir=w"],
-            "evaluating a, \\udce9: starting JAX\n",
+            ["eval.py", f"--config={ROOT}/configs/eval/knn.py:bundled", "--checkpoint=FILES/a.npz,FILES/\udce9.npz", "--workdir=w"],
+            "evaluating FILES/a.npz, FILES/\\udce9.npz: starting JAX\n",
         ),
     ],
 )
 def test_programs_speak_before_their_slow_imports(tmp_path: Path, program: list[str], words: str):
     """JAX alone takes seconds to import; here it ends the program. Processes other than the first are silent. Names may hold any byte."""
     (tmp_path / "jax.py").write_text("raise SystemExit(77)")
+    for name in ("a", "\udce9"):
+        (tmp_path / f"{name}.npz").touch()
+    program, words = [argument.replace("FILES", str(tmp_path)) for argument in program], words.replace("FILES", str(tmp_path))
     for rank, expected in (("0", words), ("1", "")):
         environ = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONIOENCODING": "utf-8:strict"}
         command = [sys.executable, *program, f"--process_id={rank}"]

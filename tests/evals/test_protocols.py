@@ -356,8 +356,9 @@ def test_the_command_lists_every_mistake(tmp_path):
     assert found.returncode == 2
     for words in ("baselins: unknown key; nearest: baselines", "--x: unknown flag", "--checkpoint: missing"):
         assert words in found.stderr  # these are known before JAX is imported
-    values = ("--config.neighbours=(0,)", "--config.size=-1")
-    found = command("--config=configs/eval/knn.py:bundled", f"--workdir={tmp_path}", "--checkpoint=x", *values)
+    values, file = ("--config.neighbours=(0,)", "--config.size=-1"), tmp_path / "x.npz"
+    file.touch()
+    found = command("--config=configs/eval/knn.py:bundled", f"--workdir={tmp_path}/out", f"--checkpoint={file}", *values)
     assert found.returncode == 2 and "neighbours: found (0,)" in found.stderr and "size: found -1" in found.stderr
 
 

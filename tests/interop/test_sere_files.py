@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sere_jax import load_backbone
-from sere_jax.commands.export import main
+from sere_jax.commands.export_command import main
 from sere_jax.interop import dino
 from sere_jax.interop.files import read_tensors
 from sere_jax.interop.formats import import_network

@@ -13,7 +13,8 @@ import pytest
 
 import sere_jax
 from sere_jax.build import pretraining
-from sere_jax.commands.export import export, main
+from sere_jax.commands.export import export
+from sere_jax.commands.export_command import main
 from sere_jax.interop.files import FileError, read_tensors, write_tensors
 from sere_jax.interop.tables import InteropError
 from sere_jax.models.resnet import ResNet
