@@ -17,6 +17,7 @@ from etils import epath
 from sere_jax import buckets
 from sere_jax.buckets import Location, is_address
 
+WRITABLE = ".writable-"  # begins the names of trial files, which are removed at once
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)  # said of a file without its name
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial\.(.+)")
 
@@ -100,12 +101,12 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[Location]:
 
 def _try_to_write(directory: Location) -> None:
     if isinstance(directory, epath.Path):
-        probe = directory / f".writable-{socket.gethostname()}-{os.getpid()}"
+        probe = directory / f"{WRITABLE}{socket.gethostname()}-{os.getpid()}"
         buckets.put_bytes(probe, b"")
         probe.unlink()
         return
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory) as file:
+    with tempfile.TemporaryFile(dir=directory, prefix=WRITABLE) as file:
         file.write(bytes(4096))
 
 

@@ -36,15 +36,16 @@ def leased(path: epath.Path, *, beat_seconds: float = BEAT_SECONDS, dead_after_s
     """Hold the lease at `path` while the block runs.
 
     Where the object is there already, its owner gets `dead_after_seconds` to give a sign of life; then the lease is taken over. A requeued
-    Slurm job takes over from its own earlier start at once. Where another process takes the lease of this one, which may happen
-    after a network failure of minutes, this process ends with exit code 1: two runs must not write there.
+    Slurm job takes over from its own earlier start, and begins two beats later: after the failure of a node that start may live on, and
+    it ends at its next beat. A process whose lease is taken, which may also happen after a network failure of minutes, ends with
+    exit code 1: two runs must not write there.
 
     Raises:
       Taken: its owner lives.
       OSError: the bucket cannot be written to.
     """
     lease = _Lease(path)
-    lease.acquire(dead_after_seconds)
+    lease.acquire(beat_seconds, dead_after_seconds)
     thread = threading.Thread(target=lease.beat, args=(beat_seconds,), name="lease", daemon=True)
     thread.start()
     try:
@@ -64,9 +65,9 @@ class _Lease:
         self._record = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "token": self._token}
         self._record |= _slurm_start()
 
-    def acquire(self, dead_after_seconds: float) -> None:
+    def acquire(self, beat_seconds: float, dead_after_seconds: float) -> None:
         """Create the object, once its owner is dead or has released it."""
-        missing = 0
+        missing, pause = 0, 0.0
         while not buckets.create(self._path, self._content()):
             content = self._read()
             if content is None:  # released in between, or the bucket contradicts itself
@@ -76,19 +77,22 @@ class _Lease:
                     raise OSError(errno.EIO, reason, str(self._path))
                 time.sleep(_LOOK_EVERY_SECONDS / 10)
                 continue
-            if not _is_earlier_start(content, self._record):
+            if _is_earlier_start(content, self._record):
+                pause = 2 * beat_seconds
+            else:
                 self._wait(content, dead_after_seconds)
             if self._read() == content:
                 with buckets.os_errors(self._path):
                     self._path.unlink(missing_ok=True)
+        if pause:
+            _tell(f"{self._path}: taken over from an earlier start of this Slurm job; going on in {pause:.0f} s, in which that start ends")
+            time.sleep(pause)
 
     def _wait(self, content: bytes, dead_after_seconds: float) -> None:
         """Wait for a sign of life of the owner. Returns when it is dead or has released the lease; raises Taken when it lives."""
-        print(
+        _tell(
             f"{self._path}: a run wrote there before ({describe(content)}) and did not say that it ended; waiting "
-            f"{dead_after_seconds:.0f} s for a sign of life",
-            file=sys.stderr,
-            flush=True,
+            f"{dead_after_seconds:.0f} s for a sign of life"
         )
         until = time.monotonic() + dead_after_seconds
         while time.monotonic() < until:
@@ -138,6 +142,10 @@ def describe(content: bytes) -> str:
         return "it does not say which"
 
 
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _slurm_start() -> dict[str, str]:
     """The number of a Slurm job and how often it was requeued; {} outside of one."""
     job = os.environ.get("SLURM_JOB_ID")
@@ -145,10 +153,7 @@ def _slurm_start() -> dict[str, str]:
 
 
 def _is_earlier_start(content: bytes, record: dict[str, object]) -> bool:
-    """Whether a lease is of an earlier start of the same Slurm job. Slurm starts a job again after it has ended.
-
-    After the failure of a node it starts it elsewhere, and a process that lives on there ends at its next beat.
-    """
+    """Whether a lease is of an earlier start of the same Slurm job."""
     try:
         other = json.loads(content)
         return bool(record.get("slurm_job")) and other["slurm_job"] == record["slurm_job"] and other["slurm_start"] != record["slurm_start"]

@@ -133,20 +133,21 @@ def test_one_run_a_workdir(bucket, capfd):
     assert "process 7 on other, since yesterday) and did not say that it ended; waiting 0 s for a sign" in capfd.readouterr().err
 
 
-def test_a_requeued_job_takes_over_its_own_lease_at_once(bucket, monkeypatch):
+def test_a_requeued_job_takes_over_its_own_lease_and_lets_the_earlier_start_end(bucket, monkeypatch, capfd):
     path = place(f"{bucket}/run/.lock")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     killed = b'{"host": "other", "pid": 7, "since": "yesterday", "token": "t", "slurm_job": "12", "slurm_start": "0"}'
-    for start, allowed in (("1", True), ("0", False)):
-        buckets.put_bytes(path, killed)
-        monkeypatch.setenv("SLURM_RESTART_COUNT", start)
-        if allowed:
-            with leased(path, dead_after_seconds=600.0):
-                pass
-        else:
-            monkeypatch.setattr("sere_jax.train.lease._Lease._wait", lambda *_: (_ for _ in ()).throw(Taken("waits")))
-            with pytest.raises(Taken, match="waits"), leased(path, dead_after_seconds=600.0):
-                pass
+    buckets.put_bytes(path, killed)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    began = time.monotonic()
+    with leased(path, beat_seconds=0.5, dead_after_seconds=600.0):
+        assert 1.0 <= time.monotonic() - began < 60.0 and b"other" not in path.read_bytes()
+    assert "taken over from an earlier start of this Slurm job; going on in 1 s" in capfd.readouterr().err
+    buckets.put_bytes(path, killed)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")  # the same start: another run within the job
+    monkeypatch.setattr("sere_jax.train.lease._Lease._wait", lambda *_: (_ for _ in ()).throw(Taken("waits")))
+    with pytest.raises(Taken, match="waits"), leased(path, dead_after_seconds=600.0):
+        pass
 
 
 def test_a_bucket_that_contradicts_itself_ends_the_wait(bucket, server, monkeypatch):

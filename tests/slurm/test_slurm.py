@@ -17,6 +17,7 @@ from sere_jax.reporting import records
 from sere_jax.train.checkpoint import CheckpointError, find_step
 from tests.commands.test_ablate import MICRO as ABLATION
 from tests.commands.test_pretrain import DRIVER, ROOT, command, environment
+from tests.evals import micro_network
 from tests.slurm import cluster
 
 pytestmark = pytest.mark.slow
@@ -88,11 +89,17 @@ def newest(workdir: Path) -> int:
         return 0
 
 
-def test_four_nodes_run_to_the_end(slurm: Slurm, tmp_path: Path):
-    """As the template stands: 4 nodes, a task each."""
-    job = slurm.submit(tmp_path / "a")
+@pytest.mark.parametrize(
+    ("options", "nodes"),
+    [
+        ((), "4"),  # as the template stands: 4 nodes, a task each
+        (("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=8", "--gpus-per-node=2"), "2"),  # a task a GPU
+    ],
+)
+def test_four_processes_run_to_the_end(slurm: Slurm, tmp_path: Path, options: tuple[str, ...], nodes: str):
+    job = slurm.submit(tmp_path / "a", *options)
     facts = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-    assert facts["JobState"] == "COMPLETED" and facts["NumNodes"] == "4", log(tmp_path / "a")
+    assert facts["JobState"] == "COMPLETED" and facts["NumNodes"] == nodes, log(tmp_path / "a")
     assert newest(tmp_path / "a") == 12 and "4 x cpu" in log(tmp_path / "a")
 
 
@@ -125,13 +132,26 @@ def test_signals_while_compiling_training_and_restoring_lose_nothing(slurm: Slur
     assert "stop         SIGTERM at step" in log(stopped) and "% of" in log(stopped)  # goodput
 
 
-def test_the_time_limit_saves_and_requeues(slurm: Slurm, tmp_path: Path):
-    """Slurm's own clock: it sends the signal up to a minute early, here one to two minutes after the start."""
-    workdir = tmp_path / "a"
-    job = slurm.submit(workdir, "--nodes=1", "--time=3", "--signal=B:USR1@60", schedule__total_steps=10**6, run__log_every_steps=50)
-    until(lambda: slurm.facts(job)["Restarts"] == "1", 300, lambda: log(workdir))
-    assert newest(workdir) > 4 and "stopped by SIGTERM after step" in log(workdir)
-    slurm.run("scancel", job)
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_time_limit_saves_requeues_resumes_and_finishes(slurm: Slurm, tmp_path: Path, nodes: int):
+    """Slurm's own clock, which sends the signal up to a minute early: 30 to 90 s after the start."""
+    pilot, whole, limited = (tmp_path / name for name in ("pilot", "whole", "limited"))
+    often = {"run__log_every_steps": 1, "run__checkpoint_every_steps": 10**5}
+    job = slurm.submit(pilot, f"--nodes={nodes}", **often | {"schedule__total_steps": 600})
+    assert slurm.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log(pilot)
+    times = [record["time"] for record in records.read(pilot)]
+    steps = round(100 * 500 / (times[-1] - times[-501]))  # more than a limit allows, whatever the machine
+    first = slurm.submit(whole, f"--nodes={nodes}", **often | {"schedule__total_steps": steps})
+    job = slurm.submit(limited, f"--nodes={nodes}", "--time=2", "--signal=B:USR1@30", **often | {"schedule__total_steps": steps})
+    restarts = 0
+    while slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PENDING")["JobState"] == "PENDING":
+        restarts += 1
+        slurm.restart_now(job, restarts)
+        assert f"stopped by SIGTERM after step {newest(limited)}" in log(limited)
+        slurm.wait(job, "RUNNING")
+    assert slurm.facts(job)["JobState"] == "COMPLETED" and restarts >= 1, log(limited)
+    assert slurm.wait(first, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log(whole)
+    assert len(losses(whole)) == steps and losses(limited) == losses(whole)
 
 
 def test_scancel_saves_and_is_not_requeued(slurm: Slurm, tmp_path: Path):
@@ -174,6 +194,23 @@ def test_an_array_job_runs_a_table_of_ablations(slurm: Slurm, tmp_path: Path):
     done = subprocess.run([*table, f"--workdir={alone}"], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert scores(workdir) == scores(alone) and len(scores(alone)) == 3
+
+
+def test_an_array_job_prepares_a_set(slurm: Slurm, tmp_path: Path):
+    """Three tasks that begin together write the shards, and a dependent job completes the set: the files of one machine."""
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    photographs = micro_network.photographs(tmp_path / "in", count=24)
+    command = ["prepare", f"--source=folder:{photographs}", "--records_per_shard=2", "--max_side=32"]
+    options = ["--parsable", "--array=0-2", "--cpus-per-task=8", "--gpus-per-node=0", f"--output={tmp_path}/%a.log"]
+    job = slurm.run("sbatch", *options, "launch/slurm_array.sbatch", *command, f"--output={out}").strip()
+    program = [f"{ROOT}/.venv/bin/python", "-m", "sere_jax", *command]
+    merge = shlex.join([*program, f"--output={out}", "--merge"])
+    last = slurm.run("sbatch", "--parsable", f"--output={out}.log", f"--dependency=afterok:{job}", f"--wrap={merge}").strip()
+    assert slurm.wait(last, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", log(out)
+    subprocess.run([*program, f"--output={alone}"], env=environment(), cwd=ROOT, check=True, timeout=300)
+    files = {path.name: path.read_bytes() for path in alone.iterdir()}
+    assert len([name for name in files if ".array_record-" in name]) >= 3
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
 
 
 def scores(workdir: Path) -> list[float]:

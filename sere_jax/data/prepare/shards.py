@@ -16,7 +16,7 @@ from sere_jax.data.images.decode import BadImage
 from sere_jax.data.prepare.encode import Encoder, printable
 from sere_jax.data.prepare.records import Layout, Record, map_palette
 from sere_jax.data.sources.tfds_features import MAP_PALETTE, OBJECT_IDS
-from sere_jax.writing import replacing
+from sere_jax.writing import WRITABLE, replacing
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
@@ -57,12 +57,14 @@ class Output:
         self.finished = False
         self._notes = os.path.join(directory, _UNFINISHED)
         begun, done = os.path.join(self._notes, MANIFEST), os.path.join(directory, MANIFEST)
+        # Listed before the manifests are looked for: another machine that begins now writes its manifest before its shards.
+        there = set(os.listdir(directory)) - {_UNFINISHED} if os.path.isdir(directory) else set()
         for path in (done, begun):
             if os.path.isfile(path):
                 _must_equal(_read(path).get("made_from") or {}, fingerprint, directory)
                 self.finished = path == done
                 return
-        if os.path.isdir(directory) and set(os.listdir(directory)) - {_UNFINISHED}:
+        if any(not name.startswith((WRITABLE, ".nfs")) for name in there):  # the trials of other machines, on a network's disk
             raise PrepareError(f"{directory}: is not empty and holds no preparation; expected a new or empty directory")
         os.makedirs(self._notes, exist_ok=True)  # several machines may begin at once; all write the same
         write_json(begun, {"made_from": fingerprint})

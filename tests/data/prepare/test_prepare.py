@@ -290,3 +290,38 @@ def test_without_array_record_the_line_says_what_is_missing(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
     with pytest.raises(PrepareError, match="prepare needs the package array_record, which has no wheel for Windows"):
         Output(str(tmp_path), {}).write(Shard("x", "train", 0, 1), [])
+
+
+def test_trial_files_of_other_machines_are_no_foreign_files(tmp_path):
+    """On a network's disk they have names."""
+    for name in (".writable-1a2b", ".nfs0000001"):
+        (tmp_path / name).touch()
+    Output(str(tmp_path), {})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a").touch()
+    with pytest.raises(PrepareError, match="holds no preparation"):
+        Output(str(tmp_path / "other"), {})
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_another_machine_may_begin_at_the_same_time(tmp_path, monkeypatch, looks):
+    """It writes its manifest and a shard after so many of this machine's looks at the directory."""
+    directory, done = tmp_path / "out", []
+    directory.mkdir()
+    other = Output(str(tmp_path / "other"), {"source": "a"})
+
+    def looking(look):
+        def looked(path):
+            found = look(path)
+            done.append(path)
+            if len(done) == looks:
+                shutil.copytree(other.directory, directory, dirs_exist_ok=True)
+                (directory / "a.array_record-00000-of-00002").touch()
+            return found
+
+        return looked
+
+    monkeypatch.setattr("os.listdir", looking(os.listdir))
+    monkeypatch.setattr("os.path.isfile", looking(os.path.isfile))
+    assert not Output(str(directory), {"source": "a"}).finished
+    assert len(done) >= looks
