@@ -60,7 +60,8 @@ class Encoder:
             example["segmentation"] = io.BytesIO(label_map(record, self._layout.map_coding, original, stored))
         if self._layout.object_classes is not None:
             example["objects"] = objects(record.instances, record.frame or original)
-        return self._serializer.serialize_example(self.features.encode_example(example))
+        # Otherwise the order of a record's keys changes from one process to the next, and with it the files of machines that share a set.
+        return self._serializer.get_tf_example(self.features.encode_example(example)).SerializeToString(deterministic=True)
 
 
 def features(layout: Layout) -> Any:

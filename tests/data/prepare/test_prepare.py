@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -19,6 +20,7 @@ from sere_jax.data.prepare.layouts import open_layout
 from sere_jax.data.prepare.shards import Output, PrepareError, Shard
 from sere_jax.data.sources.open import SourceError, open_source
 from tests.data.prepare import layouts
+from tests.house import ROOT
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -58,6 +60,15 @@ def test_the_output_depends_on_source_and_options_alone(photographs, tmp_path):
     for name, workers in (("a", 1), ("b", 4)):
         assert run(f"folder:{photographs}", tmp_path / name, f"--workers={workers}", "--max_side=30") == 0
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_every_process_writes_the_same_records(photographs, tmp_path):
+    """protobuf orders the keys of a record by a hash of the process, unless it is told not to."""
+    script = "import sys; from sere_jax.commands import prepare; sys.exit(prepare.main(sys.argv[1:]))"
+    for name in ("a", "b", "c"):
+        options = [f"--source=folder:{photographs}", f"--output={tmp_path / name}", "--workers=2"]
+        subprocess.run([sys.executable, "-c", script, *options], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
 def test_several_machines_prepare_what_one_would(photographs, tmp_path, capsys):
