@@ -8,6 +8,7 @@ Orbax writes and reads the bytes. It does not notice when they change on disk, s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,7 +116,7 @@ def read_arrays(root: epath.Path, step: int, leaves: Mapping[str, Any], args: Ma
         raise CheckpointError(f"the checkpoint of step {step} in {root} cannot be restored: {brief(error)}") from error
     except Exception as error:  # Orbax and TensorStore raise anything on bytes that they cannot decode
         _check_readable(root / str(step))
-        raise damaged(root, step, f"its arrays cannot be read ({brief(error)})") from error
+        raise damaged(root, step, f"its arrays cannot be read ({_fault(root / str(step) / 'state', error)})") from error
     if wrong := [name for name in stored if readable.get(name) != leaves[name][:2]]:
         raise damaged(root, step, f"of another type or shape than was written: {listed(wrong)}")
     return arrays
@@ -126,6 +127,16 @@ def _local_reader() -> ocp.Checkpointer:
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"read{index}")
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+def _fault(state_directory: epath.Path, error: Exception) -> str:
+    """What is wrong with the files of a state, in a few words. Errors on the list of its arrays do not name it."""
+    path = state_directory / "_METADATA"
+    try:
+        json.loads(path.read_text() if path.exists() else "{}")  # Orbax reads without it too
+    except (ValueError, RecursionError):
+        return f"{path} is no JSON"
+    return brief(error)
 
 
 def _check_readable(step_directory: epath.Path) -> None:

@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from etils import epath
 
 _CODE = re.compile(r"os_error_code='(\d+)'")
+# Of TensorStore's messages.
+_ANNOTATIONS = re.compile(r"\s*\[(tensorstore_spec|source locations|os_error_code)=.*", re.DOTALL)
+_LEAF = re.compile(r'"([^"/]+)/(?:\.zarray|[\d.]+)"')
+_FILE = re.compile(r'"((?:/|[a-z]+://)[^"]*)"')
+_DETAIL = re.compile(r"; at |, but received")
 
 
 def cause(error: Exception) -> str:
-    """`No space left on device` where the system says why, else the error's first 300 characters.
+    """`No space left on device` where the system says why, else the error in one line.
 
     TensorStore's messages hold its whole configuration, with the system's code somewhere in them.
 
@@ -26,16 +31,30 @@ def cause(error: Exception) -> str:
         return os.strerror(int(match[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{' ...' if len(text) > 300 else ''}"
+    return brief(error)
 
 
 def brief(error: Exception) -> str:
-    """An error in one line. TensorStore's messages hold its whole configuration, with the cause at the end."""
-    text = " ".join(str(error).split())
-    if len(text) > 500:
-        text = f"{text[:240]} ... {text[-240:]}"
-    return f"{type(error).__name__}: {text}"
+    """An error in one line. Of TensorStore's messages: the leaf, the file and the reason, without its settings in JSON.
+
+    Example:
+      >>> brief(ValueError('Error reading "a.b/.zarray" in database at local file "/s/": Error reading local file "/s/d": too short; at 9'))
+      'leaf a/b, file /s/d: too short'
+      >>> brief(KeyError("a"))
+      "KeyError: 'a'"
+    """
+    text = " ".join(_ANNOTATIONS.sub("", str(error)).split())
+    if leaf := _LEAF.search(text):
+        end = max((match.end() for match in _FILE.finditer(text)), default=leaf.end())
+        files = [match[1] for match in _FILE.finditer(text) if not match[1].endswith("/")]
+        place = ", ".join([f"leaf {leaf[1].replace('.', '/')}", *(f"file {file}" for file in files[-1:])])
+        reason = _DETAIL.split(text[end:].lstrip(": "))[0] or ("it is missing" if "NOT_FOUND" in text else "it cannot be read")
+        return f"{place}: {_shortened(reason, 200)}"
+    return f"{type(error).__name__}: {_shortened(text, 300)}"
+
+
+def _shortened(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[: size // 2]} ... {text[-size // 2 :]}"
 
 
 def free_names(path: epath.Path) -> Iterator[epath.Path]:

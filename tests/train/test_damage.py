@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,33 @@ def spoil(files: list[Path], chance: random.Random) -> str:
     return f"{kind} {path}"
 
 
+@pytest.mark.parametrize(
+    ("file", "size", "words"),
+    [
+        ("_METADATA", 40, "STATE/_METADATA is no JSON"),
+        (
+            "manifest.ocdbt",
+            40,
+            r"leaf \w[\w/]*, file STATE/manifest.ocdbt: Error decoding manifest: Length in header .* \(40\)",
+        ),
+        ("d/*", 40, r"leaf \w[\w/]*, file STATE/d/\w+: Requested byte range \[0, \d+\) is not valid for value of size 40"),
+        ("d/*", -1, r"leaf \w[\w/]*, file STATE/d/\w+: it is missing"),
+    ],
+)
+def test_the_sentence_names_leaf_file_and_reason(steps: Path, file: str, size: int, words: str):
+    """-1 deletes the file; otherwise it is cut to `size` bytes."""
+    for path in (steps / "3" / "state").glob(file):
+        data = path.read_bytes()
+        path.unlink()
+        if size >= 0:
+            path.write_bytes(data[:size])
+    with pytest.raises(DamagedCheckpoint) as error:
+        checkpoint.read_state(steps)
+    start = f"the checkpoint of step 3 in {steps} is damaged: its arrays cannot be read ("
+    end = f"); other steps here: 1, 2, such as {steps}/2"
+    assert re.fullmatch(words.replace("STATE", str(steps / "3" / "state")), str(error.value).removeprefix(start).removesuffix(end))
+
+
 def no_accident_goes_unseen(saved: Path, tmp_path: Path, seeds: range) -> None:
     """The last step's very bits (Orbax does not read all that it writes), or those of the step before and a note."""
     for seed in seeds:
@@ -228,8 +256,9 @@ def no_accident_goes_unseen(saved: Path, tmp_path: Path, seeds: range) -> None:
         spoil(sorted(path for path in (steps / "3").rglob("*") if path.is_file()), random.Random(seed))
         try:
             state, step = checkpoint.read_state(steps)
-        except CheckpointError:
+        except CheckpointError as error:
             assert notes, accident
+            assert not any(word in str(error) for word in ("tensorstore", "{", '\\"')), "settings in JSON help no reader"
         else:
             assert_sound(Restored(state, step), 3 if step == 3 or not notes else 2)  # NumPy arrays need fewer of the files
         shutil.rmtree(steps)
