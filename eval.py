@@ -2,8 +2,8 @@
 
 A checkpoint is a run's workdir, its checkpoints directory, or an exported file. Tables go to the screen and to
 DIR/eval/*.json, figures to DIR/figures. Exit code 2: mistakes, all of which are listed and nothing was started (those of the
-command line alone come first, before JAX is imported). 1: a training ended because steps or images were bad. 130: Ctrl-C. An
-evaluation that trains is stopped by Ctrl-C after a step (exit code 0), and the same command resumes.
+command line alone come first, before JAX is imported). 1: the evaluation ended because steps, images or the disk were bad, or a
+bucket did not answer. 130: Ctrl-C. An evaluation that trains is stopped by Ctrl-C after a step (exit code 0), and the same command resumes.
 """
 
 from __future__ import annotations
@@ -89,16 +89,10 @@ def _evaluate(config: ConfigDict, directory: str) -> int:
     """Load the networks and run the protocol; the exit code."""
 
     from sere_jax import distributed
-    from sere_jax.commands import evaluate
-    from sere_jax.data.batches.maker import BatchError
-    from sere_jax.data.sources.open import SourceError
-    from sere_jax.evals.network import EvalError
-    from sere_jax.interop.files import FileError
-    from sere_jax.interop.tables import InteropError
+    from sere_jax.commands import evaluate, exit_codes
     from sere_jax.reporting import table
-    from sere_jax.train import checkpoint, fit, meter, peers
-    from sere_jax.train.lock import WorkdirError
-    from sere_jax.writing import WriteError, writing_to
+    from sere_jax.train import fit, peers
+    from sere_jax.writing import writing_to
 
     try:
         load = functools.partial(evaluate.load, network=_NETWORK.value, heads=_HEADS.value, ignore=_IGNORE.value)
@@ -111,12 +105,8 @@ def _evaluate(config: ConfigDict, directory: str) -> int:
     except fit.Stopped as stopped:  # an evaluation that trains; the same command goes on
         table.say(str(stopped))
         return 0
-    except (meter.TooManyBadSteps, meter.TooManyBadImages, BatchError, checkpoint.UnwritableCheckpoint) as error:
-        return peers.ended(error, 1)
-    except distributed.OtherProcessError as error:
-        return peers.ended(error, 2, only_first=True)
-    except (WriteError, EvalError, SourceError, FileError, InteropError, checkpoint.CheckpointError, WorkdirError) as error:
-        return peers.ended(error, 2)
+    except exit_codes.EXPECTED as error:
+        return peers.ended(error, exit_codes.of(error), only_first=isinstance(error, distributed.OtherProcessError))
     except Exception as error:
         return peers.broken(error)
     return 0

@@ -47,15 +47,9 @@ def main(mistakes: list[str]) -> int:
     # Imported here: the data workers import this file too, and need none of it.
     import jax
 
-    from sere_jax import buckets, distributed
-    from sere_jax.commands import compiled, in_loop, pretrain
-    from sere_jax.data.batches.maker import BatchError
-    from sere_jax.data.sources.open import SourceError
-    from sere_jax.evals.network import EvalError
-    from sere_jax.train import fit, maintenance, meter, peers
-    from sere_jax.train.checkpoint import CheckpointError, UnwritableCheckpoint
-    from sere_jax.train.evaluations import UnknownScore
-    from sere_jax.train.lock import WorkdirError
+    from sere_jax import distributed
+    from sere_jax.commands import compiled, exit_codes, in_loop, pretrain
+    from sere_jax.train import fit, maintenance, peers
 
     program.quiet()
     try:
@@ -77,12 +71,8 @@ def main(mistakes: list[str]) -> int:
         return _stopped(f"stopped by {_SIGNALS.name} before the first step; the same command starts or goes on")
     except fit.Stopped as stopped:
         return _stopped(str(stopped))
-    except distributed.OtherProcessError as error:
-        return peers.ended(error, 1 if buckets.is_outage(error) else 2, only_first=True)
-    except (meter.TooManyBadSteps, meter.TooManyBadImages, BatchError, UnwritableCheckpoint) as error:
-        return peers.ended(error, 1)
-    except (rules.ConfigError, SourceError, EvalError, CheckpointError, WorkdirError, UnknownScore) as error:
-        return peers.ended(error, 1 if buckets.is_outage(error) else 2)  # no mistake: JobSets start such a run again
+    except exit_codes.EXPECTED as error:
+        return peers.ended(error, exit_codes.of(error), only_first=isinstance(error, distributed.OtherProcessError))
     except Exception as error:
         return peers.broken(error)
     return 0

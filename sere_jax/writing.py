@@ -26,6 +26,10 @@ class WriteError(RuntimeError):
     """Nothing can be written to a directory. The message names it and says why, in one line."""
 
 
+class WriteFailed(WriteError):
+    """Nothing can be written any more to a directory that took a file before: its disk is full, or has gone."""
+
+
 def place(path: str | os.PathLike[str]) -> Location:
     """The absolute path that every program takes a path for; of an address, `gs://BUCKET/NAME`, its path in the bucket.
 
@@ -83,12 +87,15 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[Location]:
       ...     _ = (directory / "table.txt").write_text("1 2 3")
 
     Raises:
-      WriteError: the directory cannot be made or written to, at the start or later.
+      WriteError: the directory cannot be made or written to.
+      WriteFailed: that, after the directory was tried.
     """
     directory = directory if isinstance(directory, epath.Path) else destination(directory)
+    kind = WriteError
     try:
         with buckets.os_errors(directory):
             _try_to_write(directory)
+            kind = WriteFailed
             yield directory
     except OSError as error:
         if isinstance(error.filename, str) and not place(error.filename).is_relative_to(directory) and directory.exists():
@@ -96,7 +103,7 @@ def writing_to(directory: str | os.PathLike[str]) -> Iterator[Location]:
         if error.filename is None and error.errno not in _DISK:
             raise
         why = error.strerror or str(error)
-        raise WriteError(f"{directory}: nothing can be written there ({why}); expected a directory to write to") from error
+        raise kind(f"{directory}: nothing can be written there ({why}); expected a directory to write to") from error
 
 
 def _try_to_write(directory: Location) -> None:

@@ -4,10 +4,12 @@ It trains every row of the table as `train.py` would and evaluates each by the s
 saves the table so far: the measurements, beside the paper's figures, which come from other data and another protocol.
 After a stop, the same command continues. Finished rows are not run again, and a row that several tables share is run once (DIR/rows).
 Images that have changed since a row was begun are refused; other images to evaluate on are evaluated anew.
-`--shard=I/N` on each of N machines runs every N-th run (a row with a seed); the same command without it then makes the table.
+`--shard=I/N` on each of N machines runs every N-th run (a row with a seed) and writes no table. `--table_only` makes the tables of what is
+trained and evaluated, and says what is missing. It computes nothing: a machine without accelerators will do, also while others train.
 
-Exit code 0: the rows were run, or a signal stopped one of them, which was saved. 1: a row ended badly, as the table says, and the
-others were run. 2: the command cannot be carried out. 130, 143: Ctrl-C or SIGTERM outside of the training of a row.
+Exit code 0: all rows are finished, or a signal stopped a training, which was saved. 1: a row ended badly, as the table says, and the others
+were run; or the disk failed or a bucket did not answer, and the other rows were not run; with --table_only, a row is not finished.
+2: the command cannot be carried out. 130, 143: Ctrl-C or SIGTERM outside of a training.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import logging
@@ -26,9 +28,10 @@ from ml_collections import ConfigDict
 
 from sere_jax.buckets import Location, path_of
 from sere_jax.build import pretraining
-from sere_jax.commands import ablation_evaluations, ablation_table, identity, pretrain
+from sere_jax.commands import ablation_evaluations, ablation_rows, ablation_table, exit_codes, identity
 from sere_jax.commands.ablation_evaluations import Evaluation
 from sere_jax.commands.ablation_files import Refused, default_protocols, read_module, read_protocol
+from sere_jax.commands.ablation_rows import Run
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.commands.compiled import keep_compiled
 from sere_jax.config import check as rules
@@ -37,28 +40,10 @@ from sere_jax.config.arguments import said_keys, shard
 from sere_jax.config.keys import KEYS, MACHINE_KEYS
 from sere_jax.config.launch import Launch
 from sere_jax.config.names import flatten
-from sere_jax.data.batches.maker import BatchError
-from sere_jax.data.images.decode import BadImage
-from sere_jax.data.sources.open import SourceError, open_source
-from sere_jax.evals.network import EvalError
+from sere_jax.data.sources.open import open_source
 from sere_jax.train import checkpoint
 from sere_jax.train.fit import Stopped
-from sere_jax.train.lock import WorkdirError
-from sere_jax.train.meter import TooManyBadImages, TooManyBadSteps
 from sere_jax.writing import WriteError, destination, writing_to
-
-_BAD_RUN = (TooManyBadSteps, TooManyBadImages, BatchError, BadImage)
-
-
-class Run(NamedTuple):
-    """One training of one row."""
-
-    table: int
-    row: str
-    seed: int
-    config: ConfigDict
-    workdir: Location
-    launch: Launch  # what the row's config was before --data and --steps changed it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,10 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     keep_compiled()
     try:
+        if options.shard and options.table_only:
+            raise Refused(
+                f"--shard: found {options.shard!r} with --table_only, which makes the tables of all runs; expected one of the two"
+            )
         tables = read_module("--config", options.config, ("TABLES", "PROTOCOL", "get_config"))
         configs = [read_protocol(spec) for spec in options.protocol or default_protocols(options)]
         runs = _share([run for table in options.table for run in _runs(tables, table, options)], options.shard)
-        _check(runs, configs, _never_read(tables, options))
+        _check(runs, configs, _never_read(tables, options), devices=0 if options.table_only else jax.device_count())
         evaluations = [ablation_evaluations.read_images(config) for config in configs]
         _check_images(runs, options.data)
         with writing_to(options.workdir):
@@ -79,23 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = "" if options.shard else f"finished rows are in {options.workdir}/table*.md; "
         print(f"{stopped}\n{where}the same command goes on")
         return 0
-    except (rules.ConfigError, SourceError, EvalError, checkpoint.CheckpointError, WorkdirError, WriteError, Refused) as error:
+    except (*exit_codes.EXPECTED, Refused) as error:
         print(error, file=sys.stderr)
-        return 2
+        return exit_codes.of(error)
 
 
 def _run_tables(tables: ModuleType, runs: Sequence[Run], evaluations: Sequence[Evaluation], options: argparse.Namespace) -> bool:
-    """Run the rows of every table, and publish the table after each; whether a row ended badly."""
-    failed = False
+    """Run the rows of every table, and publish the table after each; whether a row ended badly. With --table_only only publish."""
+    measure = ablation_rows.so_far if options.table_only else ablation_rows.measured
+    known: dict[str, Measured] = {}  # by workdir: a row that ended badly is not tried again for another table
     for table in options.table:
         rows = [run for run in runs if run.table == table]
         measured: list[Measured] = []
         for run in rows:
             finished_before = all(ablation_evaluations.report(run.workdir, evaluation).is_file() for evaluation in evaluations)
-            measured.append(_measured(run, evaluations))
+            workdir = str(run.workdir)
+            known[workdir] = known[workdir] if workdir in known else measure(run, evaluations)
+            measured.append(known[workdir]._replace(row=run.row, seed=run.seed))
             if options.shard:
                 print(f"table {table}, row {run.row}, seed {run.seed}: {measured[-1].error or 'finished'}", flush=True)
-            elif not finished_before or run is rows[-1]:
+            elif run is rows[-1] or not (finished_before or options.table_only):
                 ablation_table.publish(
                     tables.TABLES[table],
                     table,
@@ -104,8 +96,7 @@ def _run_tables(tables: ModuleType, runs: Sequence[Run], evaluations: Sequence[E
                     directory=path_of(options.workdir),
                     about=_about(options),
                 )
-        failed |= any(row.error for row in measured)
-    return failed
+    return any(row.error for row in known.values())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, type=_workdir, metavar="DIR", help="directory of the runs and of the tables")
     add("--steps", type=int, default=0, help="steps of each row; warm-ups keep their share of the run (default: the row's own epochs)")
     add("--shard", default="", metavar="I/N", help="run every N-th run from the I-th on, I from 0, and write no table (docs/pods.md)")
+    add("--table_only", action="store_true", help="write the tables of what is trained and evaluated; train and evaluate nothing")
     add("--size", default="paper", help="paper, or small for a CPU (default: paper)")
     add("--set", default="", metavar="KEY=VALUE[,...]", help="keys for all rows that read them, after everything else")
     add("--seeds", default=[0], type=_numbers, metavar="N[,N]", help="run each row with these seeds; the table has mean and deviation")
@@ -211,11 +203,11 @@ def _never_read(tables: ModuleType, options: argparse.Namespace) -> list[str]:
     return [f"--set: found {key}, which no row of any table reads" for key in keys]
 
 
-def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], never_read: Sequence[str]) -> None:
-    """Raise ConfigError with the mistakes of all rows, before the first is trained."""
+def _check(runs: Sequence[Run], evaluations: Sequence[ConfigDict], never_read: Sequence[str], *, devices: int) -> None:
+    """Raise ConfigError with the mistakes of all rows, before the first is trained. 0 devices: any number will do."""
     lines = list(never_read)
     for run in runs:
-        mistakes = rules.mistakes(run.config, devices=jax.device_count(), processes=jax.process_count())
+        mistakes = rules.mistakes(run.config, devices=devices, processes=jax.process_count())
         lines += [f"table {run.table}, row {run.row}: {line}" for line in mistakes]
     if len({config.protocol for config in evaluations}) < len(evaluations):
         lines.append("--protocol: the same protocol twice; its results would overwrite each other")
@@ -237,36 +229,15 @@ def _check_images(runs: Sequence[Run], source: str) -> None:
             print(f"table {run.table}, row {run.row}, seed {run.seed}: {line}")
 
 
-def _measured(run: Run, evaluations: Sequence[Evaluation]) -> Measured:
-    """Train and evaluate a run, as far as an earlier start has not done it."""
-    length = pretraining.steps(run.config, len(open_source(run.config.data.source)))
-    name = f"row {run.row}, seed {run.seed}"
-    title = f"table {run.table}, {name}"
-    about = (run.row, run.seed, str(run.workdir), length.total, pretraining.effective_epochs(run.config, length))
-    try:
-        if not _trained(run.workdir, length.total):
-            print(f"{title}: training in {run.workdir}", flush=True)
-            pretrain.train(run.config, str(run.workdir), launch=run.launch)
-        try:
-            return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
-        except checkpoint.DamagedCheckpoint as error:
-            print(f"{title}: {error}; going on from the checkpoint before it", flush=True)
-            pretrain.train(run.config, str(run.workdir), launch=run.launch)  # sets it aside
-            return Measured(*about, ablation_evaluations.values(run.workdir, name, evaluations))
-    except _BAD_RUN as error:
-        print(f"{title}: {error}", file=sys.stderr)
-        return Measured(*about, {}, str(error))
-
-
-def _trained(workdir: Location, total: int) -> bool:
-    try:
-        return checkpoint.find_step(workdir)[1] >= total
-    except checkpoint.CheckpointError:
-        return False
-
-
 def _about(options: argparse.Namespace) -> dict[str, Any]:
-    return {"command": "python -m sere_jax ablate " + " ".join(f"--{key}={_text(value)}" for key, value in vars(options).items() if value)}
+    """The command line, which the table repeats."""
+    words = ["python -m sere_jax ablate"]
+    for key, value in vars(options).items():
+        if key == "protocol":
+            words += [f"--protocol={spec}" for spec in value or ()]
+        elif value:
+            words.append(f"--{key}" if value is True else f"--{key}={_text(value)}")
+    return {"command": " ".join(words)}
 
 
 def _text(value: Any) -> str:

@@ -25,6 +25,7 @@ from sere_jax.train.saved_steps import DamagedCheckpoint as DamagedCheckpoint
 from sere_jax.train.saved_steps import Directory as Directory
 from sere_jax.train.saved_steps import IncompleteCheckpoint as IncompleteCheckpoint
 from sere_jax.train.saved_steps import RenamedCheckpoint as RenamedCheckpoint
+from sere_jax.train.saved_steps import UnsoundState as UnsoundState
 from sere_jax.train.saved_steps import UnwritableCheckpoint as UnwritableCheckpoint
 from sere_jax.train.saved_steps import check_complete as check_complete
 from sere_jax.train.saved_steps import complete_steps as complete_steps

@@ -24,6 +24,7 @@ from sere_jax.train.checkpoint import (
     Directory,
     IncompleteCheckpoint,
     RenamedCheckpoint,
+    UnsoundState,
     UnwritableCheckpoint,
     listed,
 )
@@ -154,9 +155,8 @@ class Checkpoints:
     ) -> bool:
         """Begin to save; False when neither the cadence nor `force` asks for it, or the step has been saved.
 
-        Returns as soon as the arrays are copied, so that the caller may donate them. An error of writing them in the background
-        (`UnwritableCheckpoint`, as from a full disk) is raised by the next `save`, `wait` or `close`. A state that is not finite
-        raises it too.
+        Returns as soon as the arrays are copied: the caller may donate them. A state that is not finite raises UnsoundState. An error of
+        writing in the background (`UnwritableCheckpoint`, as from a full disk) is raised by the next `save`, `wait` or `close`.
 
         `config` and `identity` are JSON-able: what `read_config` returns, and what the run was trained on.
         """
@@ -168,7 +168,7 @@ class Checkpoints:
                 return False
         named = checkpoint.named_leaves(state)
         if unsound := unsound_leaves(named):
-            raise UnwritableCheckpoint(f"step {step} is not saved: found values that are NaN, infinite or above 1e19 in {listed(unsound)}")
+            raise UnsoundState(f"step {step} is not saved: found values that are NaN, infinite or above 1e19 in {listed(unsound)}")
         values = digests(named)
         leaves = {name: [str(leaf.dtype), list(leaf.shape), value] for (name, leaf), value in zip(named.items(), values, strict=True)}
         meta = {"step": step, "config": dict(config), "identity": dict(identity or {}), "versions": versions(), "leaves": leaves}

@@ -35,6 +35,10 @@ class UnwritableCheckpoint(CheckpointError):
     """A checkpoint could not be written; those that were complete stand."""
 
 
+class UnsoundState(UnwritableCheckpoint):
+    """A state with values that are not finite, or far too large, is not saved."""
+
+
 class DamagedCheckpoint(CheckpointError):
     """The bytes of a checkpoint are not those that were written."""
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import ablation
 from sere_jax.build import pretraining
-from sere_jax.commands import ablate, ablation_files, ablation_table, evaluate
+from sere_jax.commands import ablate, ablation_files, ablation_rows, ablation_table, evaluate
 from sere_jax.commands.ablation_table import Measured
 from sere_jax.config import check as rules
 from sere_jax.evals import protocol
@@ -80,7 +80,7 @@ def _assert_nothing_is_done_again(command: list[str], runs: list, capsys) -> Non
     assert "training in" not in capsys.readouterr().out
 
 
-_train, _trained = ablate.pretrain.train, ablate._trained
+_train, _missing = ablation_rows.pretrain.train, ablation_rows._missing
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def quick(monkeypatch) -> list[str]:
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"protocol": config.protocol, "results": [results[config.protocol]]}))
 
-    monkeypatch.setattr(ablate.pretrain, "train", train)
-    monkeypatch.setattr(ablate, "_trained", lambda place, total: place.is_dir())
+    monkeypatch.setattr(ablation_rows.pretrain, "train", train)
+    monkeypatch.setattr(ablation_rows, "_missing", lambda place, total: "" if place.is_dir() else "not begun")
     monkeypatch.setattr(evaluate, "load", lambda path: micro_network.network(Path(path).name))
     monkeypatch.setattr(evaluate, "run", run)
     return trained
@@ -160,7 +160,9 @@ def test_a_finished_row_with_damaged_arrays_goes_on_from_the_checkpoint_before(c
 
     monkeypatch.setattr(evaluate, "load", load)
     monkeypatch.setattr(
-        ablate.pretrain, "train", lambda config, workdir, launch: (quick.append(workdir), Path(workdir).mkdir(parents=True, exist_ok=True))
+        ablation_rows.pretrain,
+        "train",
+        lambda config, workdir, launch: (quick.append(workdir), Path(workdir).mkdir(parents=True, exist_ok=True)),
     )
     here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
     assert ablate.main(["--table=8", "--rows=none", *here]) == 0
@@ -177,8 +179,8 @@ def _squares(folder: Path, count: int) -> None:
 
 def test_changed_images_are_not_taken_for_those_of_a_finished_row(tmp_path, quick, monkeypatch, capsys):
     """Other images to evaluate on: evaluated anew. Other images to train on: refused, with what differs."""
-    monkeypatch.setattr(ablate.pretrain, "train", _train)
-    monkeypatch.setattr(ablate, "_trained", _trained)
+    monkeypatch.setattr(ablation_rows.pretrain, "train", _train)
+    monkeypatch.setattr(ablation_rows, "_missing", _missing)
     _squares(tmp_path / "train", 18)
     _squares(tmp_path / "judged", 8)
     near = f"configs/eval/knn.py:gallery=folder:{tmp_path}/judged,query=folder:{tmp_path}/judged,neighbours=(1,)"
@@ -211,6 +213,7 @@ def test_changed_images_are_not_taken_for_those_of_a_finished_row(tmp_path, quic
         (["--table=9"], "--table: found 9, expected one of 7, 8, 10"),
         (["--table=12", "--rows=2"], "--rows: found 2, expected some of 1, 3, 6, 12, 16 of table 12"),
         (["--table=8", "--shard=3/3"], "--shard: found '3/3', expected I/N with I from 0 to N - 1"),
+        (["--table=8", "--table_only", "--shard=0/3"], "--shard: found '0/3' with --table_only, which makes the tables of all runs"),
         (["--table=8", "--size=tiny"], "size: found 'tiny', expected one of paper, small"),
         (["--table=8", "--set=alfa=1"], "alfa: unknown key"),
         (["--table=8", "--set=model.heads=5"], "model.width: found 24, expected a multiple of model.heads = 5"),
@@ -301,12 +304,12 @@ def test_the_table_is_printed_and_saved_after_each_row(command, tmp_path, quick,
         run.workdir.mkdir(parents=True)
         raise ablate.Stopped("stopped by SIGTERM")
 
-    measured = ablate._measured
-    monkeypatch.setattr(ablate, "_measured", stop)
+    measured = ablation_rows.measured
+    monkeypatch.setattr(ablation_rows, "measured", stop)
     here = [*(part for part in command if not part.startswith("--workdir=")), f"--workdir={tmp_path}"]
     if begun:
         assert ablate.main(["--table=8", "--rows=none", *here]) == 0 and not (tmp_path / "table8.json").exists()
-    monkeypatch.setattr(ablate, "_measured", lambda run, protocols: (measured if run.row == "none" else stop)(run, protocols))
+    monkeypatch.setattr(ablation_rows, "measured", lambda run, protocols: (measured if run.row == "none" else stop)(run, protocols))
     assert ablate.main(["--table=8", "--rows=none,image_channel", *here]) == 0
     assert [row["row"] for row in json.loads((tmp_path / "table8.json").read_text())["rows"]] == ["none"]
     output = capsys.readouterr().out
@@ -338,9 +341,9 @@ def test_a_disk_that_refuses_the_table_ends_in_a_sentence(command, tmp_path, mon
         f"--workdir={tmp_path}",
     ]
     monkeypatch.setattr(ablation_table, "write", full)
-    monkeypatch.setattr(ablate, "_measured", lambda run, evaluations: Measured(run.row, run.seed, str(run.workdir), 2, 1.0, {}))
+    monkeypatch.setattr(ablation_rows, "measured", lambda run, evaluations: Measured(run.row, run.seed, str(run.workdir), 2, 1.0, {}))
     monkeypatch.setattr(ablate, "_check_images", lambda runs, source: None)
-    assert ablate.main(["--table=8", "--rows=none", *here]) == 2
+    assert ablate.main(["--table=8", "--rows=none", *here]) == 1  # it took files at the start
     assert capsys.readouterr().err.endswith(
         f"{tmp_path}: nothing can be written there (No space left on device); expected a directory to write to\n"
     )

@@ -50,7 +50,7 @@ def submit(tmp_path: Path):
         (programs / "calls").write_text("")
         if at_the_limit:
             (programs / "stays").touch()
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SHARDS"))}
         environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", **env}
         template, *arguments = command or ("slurm.sbatch", "configs/quickstart.py:epochs=3", "runs/a", "--config.x=a b")
         whole = ["bash", str(ROOT / "launch" / template), *arguments]
@@ -138,5 +138,34 @@ def test_a_task_of_an_array_is_queued_again_without_the_others(submit):
 @pytest.mark.parametrize(("first", "last", "count"), [("1", "8", "8"), ("0", "6", "4"), ("0", "7", "3"), ("", "", "no")])
 def test_an_array_that_leaves_shares_out_is_refused(submit, first: str, last: str, count: str):
     env = {"SLURM_ARRAY_TASK_MIN": first, "SLURM_ARRAY_TASK_MAX": last, "SLURM_ARRAY_TASK_COUNT": count}
-    message = f"--array: found {count} tasks, from {first} to {last}, expected --array=0-LAST\n"
+    message = f"--array: found {count} tasks, from {first} to {last}, expected --array=0-LAST, or SHARDS=N before sbatch\n"
     assert submit(0, *ABLATE, **(SECOND | env if first else {})) == (2, message, [])
+
+
+ALONE = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "3"}
+ALONE |= {"SLURM_ARRAY_TASK_COUNT": "1"}
+
+
+def test_one_task_of_an_array_is_submitted_alone(submit, tmp_path):
+    """It runs the share that it has in the whole array; without SHARDS it could be any share."""
+    assert submit(0, *ABLATE, SHARDS="8", **ALONE) == (0, "", [])
+    assert (tmp_path / "programs" / "arguments").read_text().splitlines()[-1] == "--shard=3/8"
+    message = "--array: found 1 tasks, from 3 to 3, expected --array=0-LAST, or SHARDS=N before sbatch\n"
+    assert submit(0, *ABLATE, **ALONE) == (2, message, [])
+
+
+def test_a_task_that_was_submitted_alone_is_queued_again_as_one_of_its_own_array(submit):
+    code, _, calls = submit(0, *ABLATE, at_the_limit=True, SHARDS="4", **ALONE)
+    assert code == 0 and calls == ["scancel --signal=TERM 9_3", "scontrol requeue 9_3"]
+
+
+@pytest.mark.parametrize("shards", ["3", "0", "08", "eight", "8 ", "-8", "99999999999999999999"])
+def test_shares_that_a_task_does_not_fit_are_refused(submit, shards: str):
+    code, output, calls = submit(0, *ABLATE, SHARDS=shards, **ALONE)
+    assert (code, calls) == (2, [])
+    assert output == f"SHARDS: found {shards} with tasks up to 3, expected the number of all shares, above that of every task\n"
+
+
+def test_shares_without_an_array_are_refused(submit):
+    code, output, calls = submit(0, *ABLATE, SHARDS="8")
+    assert (code, calls) == (2, []) and output.startswith("SHARDS: found 8 with tasks up to none, expected")

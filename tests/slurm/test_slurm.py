@@ -183,7 +183,8 @@ def test_an_array_job_runs_a_table_of_ablations(slurm: Slurm, tmp_path: Path):
     job = slurm.run("sbatch", *options, "launch/slurm_array.sbatch", "ablate", *command, f"--workdir={workdir}").strip()
     table = [f"{ROOT}/.venv/bin/python", "-m", "sere_jax", "ablate", *command]
     whole = shlex.join([*table, f"--workdir={workdir}"])
-    last = slurm.run("sbatch", "--parsable", f"--output={workdir}.log", f"--dependency=afterok:{job}", f"--wrap={whole}").strip()
+    after = [f"--output={workdir}.log", f"--dependency=afterany:{job}", f"--wrap={whole} --table_only"]
+    last = slurm.run("sbatch", "--parsable", *after).strip()
     until(lambda: any(len(losses(path.parent)) >= 3 for path in workdir.glob("rows/dino_channel-*/metrics.jsonl")), 600)
     slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_2")
     slurm.restart_now(f"{job}_2", 1)
