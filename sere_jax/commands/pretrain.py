@@ -17,17 +17,15 @@ from ml_collections import ConfigDict
 from sere_jax import distributed, sharding
 from sere_jax.buckets import Location
 from sere_jax.build import pretraining
-from sere_jax.commands import compiled, identity, in_loop
+from sere_jax.commands import compiled, identity, in_loop, replay
 from sere_jax.commands.in_loop import InLoop
 from sere_jax.commands.step_costs import Compilation
 from sere_jax.config import check as rules
 from sere_jax.config import lengths
 from sere_jax.config.launch import Launch, fitted
-from sere_jax.data.batches.order import example_index
 from sere_jax.data.batches.pipeline import train_batches
 from sere_jax.data.sources import cache
 from sere_jax.data.sources.example import Source
-from sere_jax.data.sources.mixture import Mixture
 from sere_jax.data.sources.open import open_source
 from sere_jax.models.norm import join_statistics
 from sere_jax.reporting.progress import Progress
@@ -118,29 +116,36 @@ def _train(
         parts = state_parts(config, length, mesh)
         _note(progress, (*describe(config, length, source, mesh, parts.abstract_state), *changed, *(start.report if start else ())))
         compilation = Compilation(config, length, mesh, parts.abstract_state, progress)
+        repeated = bad_steps.kept(directory)
         state = fit(
             init=lambda: warm_start.begin(parts.init(), start) if start else parts.init(),
             abstract_state=parts.abstract_state,
             compile_step=compilation.step,
             batches=functools.partial(_batches, config, source, length),
             put=functools.partial(sharding.to_global, mesh=mesh),
-            total_steps=length.total,
+            total_steps=repeated - 1 if repeated else length.total,
             work=compilation.work,
             checkpoints=checkpoints,
             config=config.to_dict(),
             identity=data.saved(),
             progress=progress,
             log_every_steps=config.run.log_every_steps,
-            evaluations=_periodic(config, length, evaluations, directory),
+            evaluations=() if repeated else _periodic(config, length, evaluations, directory),
             replaced=lambda views: views.replaced,
             limits=_limits(config),
-            on_bad=functools.partial(_keep_bad_step, config, directory, source, progress),
+            on_bad=functools.partial(replay.keep, config, directory, source, progress),
             signals=signals,
             traced=_traced(config, directory),
         )
         checkpoints.close()
-        _note(progress, _ending(checkpoints, length))
+        _note(progress, _repeat(config, source, length, mesh, state, repeated) if repeated else _ending(checkpoints, length))
     return state
+
+
+def _repeat(config: ConfigDict, source: Source, length: pretraining.Steps, mesh: Mesh, state: State, step: int) -> Iterator[str]:
+    """Take the bad step that the workdir was made for, from the state before it."""
+    train_step = pretraining.train_step(config, length, mesh)
+    yield replay.repeat(train_step, step, state, _batches(config, source, length, step - 1), mesh)
 
 
 def _note(progress: Progress, lines: Iterable[str]) -> None:
@@ -196,18 +201,6 @@ def _ending(checkpoints: Checkpoints, length: pretraining.Steps) -> Iterator[str
         score = checkpoints.scores.best
         assert score is not None
         yield f"best: step {best[0]:,} with {score.score} {best[1]:.4f} is saved in {checkpoints.directory / str(best[0])}"
-
-
-def _keep_bad_step(config: ConfigDict, directory: Location, source: Source, progress: Progress, step: int) -> None:
-    """Keep what repeats the first step that was skipped; its images are those before unreadable ones were replaced."""
-    if jax.process_index() != 0:
-        return
-    size = config.data.batch_size
-    examples = source.shares if isinstance(source, Mixture) else len(source)
-    images = [example_index(config.seed, (step - 1) * size + row, examples, size) for row in range(size)]
-    with contextlib.suppress(OSError):  # a full disk must not end the run for it
-        if sentence := bad_steps.keep(directory, step, {"seed": config.seed, "source": source.spec, "images": images}):
-            progress.note(sentence)
 
 
 def _limits(config: ConfigDict) -> Limits:

@@ -58,7 +58,13 @@ class PretrainStep:
 
     def __call__(self, state: State, views: Views) -> tuple[State, Metrics]:
         """One step on a global batch."""
-        before, momentum = state, self.ema_momentum(state.step)
+        after, metrics = keep_finite(state, *self.propose(state, views))
+        momentum_metric = {} if self.ema_timing == "none" else {"ema_momentum": self.ema_momentum(state.step)}
+        return after, metrics | momentum_metric | read(self.logged, state.step)
+
+    def propose(self, state: State, views: Views) -> tuple[State, PyTree, LossOutput]:
+        """The state after the step, finite or not, the gradients and what the loss gave."""
+        momentum = self.ema_momentum(state.step)
         if self.ema_timing == "before":
             state = state._replace(method=state.method._replace(teacher=follow(state.method.teacher, state.params, momentum)))
         method = state.method
@@ -71,10 +77,7 @@ class PretrainStep:
         teacher = follow(method.teacher, state.params, momentum) if self.ema_timing == "after" else method.teacher
         objective = self.objective.update(method.objective, output.statistics)
         method = PretrainMethod(teacher, output.running.teacher, objective)
-        state, metrics = keep_finite(before, state._replace(batch_stats=output.running.student, method=method), gradients, output)
-
-        momentum_metric = {} if self.ema_timing == "none" else {"ema_momentum": momentum}
-        return state, metrics | momentum_metric | read(self.logged, before.step)
+        return state._replace(batch_stats=output.running.student, method=method), gradients, output
 
     def loss(
         self, method: PretrainMethod, step: jax.Array, params: PyTree, running: Running, views: Views, keys: jax.Array
