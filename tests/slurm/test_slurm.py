@@ -193,6 +193,10 @@ def test_an_array_job_runs_a_table_of_ablations(slurm: Slurm, tmp_path: Path):
     assert [(task["JobState"], task["Restarts"]) for task in tasks] == [("COMPLETED", "0"), ("COMPLETED", "0"), ("COMPLETED", "1")]
     assert tasks[2]["JobId"] == job and "stopped by SIGTERM after step" in log(tmp_path / "table8-2")
     assert "Table 8" in log(workdir) and "training in" not in log(workdir)
+    one = ["--parsable", "--array=1", *options[2:], "launch/slurm_array.sbatch", "ablate", *command, f"--workdir={workdir}"]
+    again = slurm.run("env", "SHARDS=3", "sbatch", *one).strip()
+    assert slurm.wait(f"{again}_1", "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED"
+    assert log(tmp_path / "table8-1").count("row channel, seed 0: finished") == 2
     done = subprocess.run([*table, f"--workdir={alone}"], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert scores(workdir) == scores(alone) and len(scores(alone)) == 3
