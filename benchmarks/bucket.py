@@ -1,11 +1,11 @@
 """Images a second from a bucket against a disk: one at a time, read ahead, from the cache, and copied as a whole first.
 
     python -m benchmarks.bucket [--images=512] [--bytes=100000] [--latency_ms=50] [--batch=64]
-    python -m benchmarks.bucket --listing=1000000 [--latency_ms=50]
+    python -m benchmarks.bucket --listing=1000000 [--folders=1000] [--latency_ms=50]
 
 The bucket is a server on this machine that delays each answer, and takes some CPU time from the reader. Nothing is decoded: a row
-says how fast bytes arrive in one process. `--listing` opens a folder of that many names instead, in folders of 1,000: a listing's pages are
-made in the process, as JSON. It needs requirements-cloud.txt.
+says how fast bytes arrive in one process. `--listing` opens a folder of that many names instead, spread over `--folders`: the pages,
+of 1,000 names, are made in the process, as JSON, and the store's names are part of the memory before. It needs requirements-cloud.txt.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import bisect
 import json
 import multiprocessing
 import os
@@ -40,9 +41,10 @@ def main() -> None:
     parser.add_argument("--latency_ms", type=float, default=50.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--listing", type=int, default=0)
+    parser.add_argument("--folders", type=int, default=1000)
     flags = parser.parse_args()
     if flags.listing:
-        _list(flags.listing, flags.latency_ms / 1000)
+        _list(flags.listing, flags.folders, flags.latency_ms / 1000)
         return
     with tempfile.TemporaryDirectory() as directory:
         root, rng = Path(directory), np.random.default_rng(0)
@@ -87,31 +89,36 @@ def _report(name: str, source: Source, batch: int, *, ahead: bool = True, images
     print(f"{name:26}{len(order) / (time.monotonic() - began):8.0f} images/s", flush=True)
 
 
-def _list(count: int, latency: float) -> None:
+def _list(count: int, folders: int, latency: float) -> None:
     """Open a folder and take the digest of its listing, as a start does."""
-    buckets._filesystem = lambda: _Pages(count, latency)  # type: ignore[assignment]
+    pages = _Pages(count, folders, latency)
+    buckets._filesystem = lambda: pages  # type: ignore[assignment]
     before, began, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), time.process_time()
     source = open_source("folder:gs://bkt/set")
     listing.take(source)
     seconds, most = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"listing of {len(source):,} objects: {seconds:.1f} s, {time.process_time() - cpu:.1f} s of CPU time")
+    print(f"listing of {len(source):,} objects, {pages.requests:,} pages: {seconds:.1f} s, {time.process_time() - cpu:.1f} s of CPU time")
     print(f"at most {most / 1e3:.0f} MB, {before / 1e3:.0f} MB before")
 
 
 class _Pages:
-    """A store's answers to listings of set/, with 1,000 objects in each of its folders."""
+    """A store's answers to listings of set/: `count` objects, equally many in each folder, 1,000 a page."""
 
-    def __init__(self, count: int, latency: float) -> None:
-        self._folders, self._latency = [f"set/n{number:08d}/" for number in range(-(-count // 1000))], latency
+    def __init__(self, count: int, folders: int, latency: float) -> None:
+        self.requests, self._latency = 0, latency
+        self._names = [f"set/n{number // -(-count // folders):08d}/{number:08d}.jpg" for number in range(count)]
 
-    def call(self, *_: str, prefix: str, delimiter: str | None, **__: object) -> dict[str, Any]:
+    def call(
+        self, *_: str, pageToken: str | None, startOffset: str | None, endOffset: str | None, **__: object
+    ) -> dict[str, Any]:  # as the store names them
+        self.requests += 1
         time.sleep(self._latency)
-        if delimiter:
-            return json.loads(json.dumps({"prefixes": self._folders}))
-        items = ",".join(
-            f'{{"name": "{prefix}{number:08d}.jpg", "size": "{100_000 + number}", "crc32c": "yZRlqg=="}}' for number in range(1000)
-        )
-        return json.loads(f'{{"items": [{items}]}}')
+        first = bisect.bisect_left(self._names, pageToken or startOffset or "")
+        end = len(self._names) if endOffset is None else bisect.bisect_left(self._names, endOffset)
+        last = min(first + 1000, end)
+        items = ",".join(f'{{"name": "{name}", "size": "{len(name) + 100_000}", "crc32c": "yZRlqg=="}}' for name in self._names[first:last])
+        token = f', "nextPageToken": "{self._names[last]}"' if last < end else ""
+        return json.loads(f'{{"items": [{items}]{token}}}')
 
 
 @contextmanager

@@ -19,11 +19,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from etils import epath
+
+from sere_jax import ranges
 
 Location: TypeAlias = Path | epath.Path  # a path on this machine or in a bucket
 
@@ -238,35 +239,28 @@ class Stored(NamedTuple):
 
 
 def stored(path: epath.Path) -> list[Stored]:
-    """All objects below a path, in the order of their names. Folders next to each other are listed at once, each page with 1,000 objects.
+    """All objects below a path, in the order of their names, by several requests at once that the store answers with 1,000 objects each.
 
     Raises OSError where the bucket cannot be listed, FileNotFoundError where there is no such bucket.
     """
     bucket, _, name = os.fspath(path).removeprefix("gs://").partition("/")
     start = f"{name}/" if name else ""
+    options = {"prefix": start, "fields": "items(name,size,crc32c),nextPageToken"}
+
+    def page(begin: str, end: str | None, token: str | None) -> tuple[list[Stored], str | None]:
+        bounds = {"startOffset": start + begin if begin else None, "endOffset": end and start + end}
+        answer = _filesystem().call("GET", "b/{}/o", bucket, json_out=True, pageToken=token, **options, **bounds)
+        items = answer.get("items", ())
+        return [Stored(item["name"].removeprefix(start), int(item["size"]), _number(item.get("crc32c"))) for item in items], answer.get(
+            "nextPageToken"
+        )
+
     try:
-        with os_errors(path), ThreadPoolExecutor(_LISTINGS) as threads:
-            objects, folders = _listed(bucket, start, start, "/")
-            for below, _ in threads.map(lambda folder: _listed(bucket, start, folder, ""), folders):
-                objects += below
+        with os_errors(path):
+            objects = ranges.listed(page, _LISTINGS)
     except FileNotFoundError as error:
         raise _no_bucket(os.fspath(path)) from error
-    return sorted(objects)
-
-
-def _listed(bucket: str, start: str, prefix: str, delimiter: str) -> tuple[list[Stored], list[str]]:
-    """The objects with a prefix, named below `start`, and the folders among them where a delimiter is given."""
-    objects: list[Stored] = []
-    folders: list[str] = []
-    options = {"prefix": prefix, "delimiter": delimiter or None, "fields": "items(name,size,crc32c),prefixes,nextPageToken"}
-    page = {"nextPageToken": None}
-    while page.keys() & {"nextPageToken"}:
-        page = _filesystem().call("GET", "b/{}/o", bucket, json_out=True, pageToken=page["nextPageToken"], **options)
-        for item in page.get("items", ()):
-            if not item["name"].endswith("/"):  # a folder that a console made
-                objects.append(Stored(item["name"].removeprefix(start), int(item["size"]), _number(item.get("crc32c"))))
-        folders += page.get("prefixes", ())
-    return objects, folders
+    return sorted(item for item in objects if item.name and not item.name.endswith("/"))  # without folders that a console made
 
 
 def _number(checksum: str | None) -> int:

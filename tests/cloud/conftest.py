@@ -48,6 +48,10 @@ class Server:
         """Delay each request."""
         self._ask("delay", seconds=seconds)
 
+    def pages(self, names: int, *, ranges: bool = True) -> None:
+        """Let listings have pages of so many names, and be of the range that is asked for or not."""
+        self._ask("page", names=names, ranges=int(ranges))
+
     def _ask(self, what: str, **options: object) -> dict[str, int]:
         with urllib.request.urlopen(f"{self.url}/_{what}?{urllib.parse.urlencode(options)}") as answer:
             return json.load(answer)
@@ -80,3 +84,4 @@ def bucket(server: Server) -> Iterator[str]:
     yield f"gs://{BUCKET}/{uuid.uuid4().hex[:8]}"
     server.fail(503, 0)
     server.delay(0)
+    server.pages(1000)

@@ -1,8 +1,10 @@
 """A bucket on this machine: `python -m tests.cloud.server PORT BUCKET`, until its standard input ends.
 
 It is `gcp-storage-emulator` with what that lacks: several requests at once, conditions on an object's generation (TensorStore and the lease
-rely on these), a delay for each request, and failures on request. `GET /_next?status=503&count=3&match=TEXT&method=POST` makes the next
-three requests whose path and query hold TEXT fail; `GET /_delay?seconds=0.05` delays each request; `GET /_count` tells how many there were.
+rely on these), pages and ranges of names in listings, a delay for each request, and failures on request.
+`GET /_next?status=503&count=3&match=TEXT&method=POST` makes the next three requests fail whose path and query hold TEXT;
+`GET /_delay?seconds=0.05` delays each request; `GET /_count` tells how many there were.
+`GET /_page?names=3` makes pages of so many names, and `ranges=0` beside it lets ranges be ignored.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _LOCK = threading.Lock()
 
 class _Behaviour:
     seconds, requests = 0.0, 0
+    names, ranges = 1000, 1
     status, count, match, method = 503, 0, "", ""
 
 
@@ -53,8 +56,24 @@ class Handler(RequestHandler):
             self._generation = self._current(path, options)
             if status := self._unmet(options):
                 self._refuse(status, "conditionNotMet")
+            elif method == "GET" and path.endswith("/o") and "delimiter" not in options:
+                self._list(path.split("/")[-2], options)
             else:
                 getattr(super(), f"do_{method}")()
+
+    def _list(self, bucket: str, options: dict[str, str]) -> None:
+        """Answer with the objects in a range of names, as many as a page has; the token is the name that the next page begins with."""
+        try:
+            items, _ = self.storage.get_file_list(bucket, options.get("prefix"))
+        except NotFound:
+            self._refuse(404, "notFound")
+            return
+        bounds = options if _Behaviour.ranges else {}
+        begin, end = max(bounds.get("startOffset", ""), options.get("pageToken", "")), bounds.get("endOffset")
+        items = [item for item in items if item["name"] >= begin and (end is None or item["name"] < end)]
+        size = min(_Behaviour.names, int(options.get("maxResults", 1000)))
+        token = {"nextPageToken": items[size]["name"]} if len(items) > size else {}
+        self._answer(200, {"kind": "storage#objects", "items": items[:size], **token})
 
     def _unmet(self, options: dict[str, str]) -> int:
         """The status of a request whose condition on the object's generation does not hold; 0 where it does."""

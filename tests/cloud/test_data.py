@@ -6,7 +6,6 @@ import os
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sere_jax import buckets
@@ -177,17 +176,28 @@ def test_a_bucket_that_may_not_be_listed_and_a_cache_that_cannot_be_written(phot
         open_source(f"folder:{photos[1]}")
 
 
-def test_a_listing_of_several_pages(photos, monkeypatch):
-    """The emulator has one page; the store gives 1,000 names each."""
-    pages = {
-        None: {"items": [{"name": "p/b.png", "size": "3"}], "prefixes": ["p/d/"], "nextPageToken": "2"},
-        "2": {"items": [{"name": "p/a.png", "size": "2", "crc32c": "AAAAAQ=="}, {"name": "p/", "size": "0"}]},
-    }
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_listing_of_several_pages_in_ranges_and_by_a_store_that_ignores_them(server, bucket, tmp_path, ranges):
+    names = sorted(["b & c+d/é%20.png", "b & c+d/ü.png", *(f"a/{number:08d}.jpg" for number in range(30)), "z.png"])
+    for name in (*names, ".marker"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"123456789" if name == "z.png" else name.encode())
+    buckets.put_tree(tmp_path, buckets.location(bucket))
+    buckets.put_bytes(buckets.location(f"{bucket}x"), b"a neighbour with the same beginning")
+    server.pages(4, ranges=ranges)
+    listed = buckets.stored(buckets.location(bucket))
+    assert [item.name for item in listed] == [".marker", *names]
+    assert [item.size for item in listed[1:-1]] == [len(name.encode()) for name in names[:-1]]
+    assert listed[-1] == ("z.png", 9, 0xE3069283)  # the check value of CRC-32C
+
+
+def test_folders_that_a_console_made_and_objects_without_a_checksum(monkeypatch):
+    page = {"items": [{"name": "p/", "size": "0"}, {"name": "p/a.png", "size": "2", "crc32c": "AAAAAQ=="}]}
+    page["items"] += [{"name": "p/d/", "size": "0"}, {"name": "p/d/c.png", "size": "4"}]
 
     class Fake:
-        def call(self, *_: str, prefix: str, pageToken: str | None, **__: object) -> dict:
-            return pages[pageToken] if prefix == "p/" else {"items": [{"name": "p/d/c.png", "size": "4"}]}
+        def call(self, *_: str, **__: object) -> dict:
+            return page
 
     monkeypatch.setattr(buckets, "_filesystem", Fake)
-    assert buckets.stored(buckets.location("gs://bkt/p")) == [("a.png", 2, 1), ("b.png", 3, -1), ("d/c.png", 4, -1)]
-    assert np.uint32(buckets.checksum(b"123456789")) == 0xE3069283  # the check value of CRC-32C
+    assert buckets.stored(buckets.location("gs://bkt/p")) == [("a.png", 2, 1), ("d/c.png", 4, -1)]
