@@ -33,7 +33,7 @@ _NEARLY = re.compile(r"\s*(gs|gcs|s3|az|abfss?|hdfs|https?|file):/", re.IGNORECA
 _PATTERN = re.compile(r"[*?\[\]\x00-\x1f]")  # gcsfs takes such a name for a pattern, and would delete what it matches
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]")
 
-_LISTINGS = 16  # requests at once
+_LISTINGS = 32  # requests at once
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:

@@ -39,7 +39,7 @@ class _Range(NamedTuple):
 def listed(ask: Ask[Item], at_once: int) -> list[Item]:
     """All items of a store, in any order, by at most `at_once` requests at a time.
 
-    A request that is answered with a page and a token frees as many parts of its remaining range as there are idle requests.
+    When a page is not the last of its range, what is left of the range is divided between its request and those that are idle.
 
     Raises what `ask` raises.
     """
