@@ -20,7 +20,7 @@ Item = TypeVar("Item", bound=tuple[Any, ...])  # its first part is its name
 Ask: TypeAlias = Callable[[str, str | None, str | None], tuple[list[Item], str | None]]
 
 _BYTES = 512  # of a guess; a store takes names of up to 1,024
-_EVEN = 12  # the binary logarithm of the share of a page in a range, below which the range is cut into equal parts
+_EVEN = 12  # ranges of up to 2**12 pages, by the numbers of their names, are cut into equal parts
 
 
 class _OtherAnswer(Exception):

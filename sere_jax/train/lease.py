@@ -36,9 +36,9 @@ def leased(path: epath.Path, *, beat_seconds: float = BEAT_SECONDS, dead_after_s
     """Hold the lease at `path` while the block runs.
 
     Where the object is there already, its owner gets `dead_after_seconds` to give a sign of life; then the lease is taken over. A requeued
-    Slurm job takes over from its own earlier start, and begins two beats later: after the failure of a node that start may live on, and
-    it ends at its next beat. A process whose lease is taken, which may also happen after a network failure of minutes, ends with
-    exit code 1: two runs must not write there.
+    Slurm job takes over from its own earlier start at once, which lives on only where its node failed. An owner whose lease is taken ends
+    with exit code 1 at its next beat that reaches the bucket. So the block begins two beats after the lease was taken over, and only
+    if it is still held: of two that take it over, one goes on.
 
     Raises:
       Taken: its owner lives.
@@ -66,8 +66,20 @@ class _Lease:
         self._record |= _slurm_start()
 
     def acquire(self, beat_seconds: float, dead_after_seconds: float) -> None:
-        """Create the object, once its owner is dead or has released it."""
-        missing, pause = 0, 0.0
+        """Hold the lease, once its owner is dead, has released it, or has had the time to notice that it was taken."""
+        while self._create(dead_after_seconds):
+            _tell(f"{self._path}: taken over; going on in {2 * beat_seconds:.0f} s, in which an owner that lives on would end")
+            try:
+                time.sleep(2 * beat_seconds)
+            except BaseException:
+                self.release()
+                raise
+            if self._token.encode() in (self._read() or b""):
+                return
+
+    def _create(self, dead_after_seconds: float) -> bool:
+        """Create the object, in place of one whose owner is dead; whether there was such a one."""
+        missing, taken = 0, False
         while not buckets.create(self._path, self._content()):
             content = self._read()
             if content is None:  # released in between, or the bucket contradicts itself
@@ -77,16 +89,13 @@ class _Lease:
                     raise OSError(errno.EIO, reason, str(self._path))
                 time.sleep(_LOOK_EVERY_SECONDS / 10)
                 continue
-            if _is_earlier_start(content, self._record):
-                pause = 2 * beat_seconds
-            else:
+            if not _is_earlier_start(content, self._record):
                 self._wait(content, dead_after_seconds)
             if self._read() == content:
                 with buckets.os_errors(self._path):
                     self._path.unlink(missing_ok=True)
-        if pause:
-            _tell(f"{self._path}: taken over from an earlier start of this Slurm job; going on in {pause:.0f} s, in which that start ends")
-            time.sleep(pause)
+                taken = True
+        return taken
 
     def _wait(self, content: bytes, dead_after_seconds: float) -> None:
         """Wait for a sign of life of the owner. Returns when it is dead or has released the lease; raises Taken when it lives."""

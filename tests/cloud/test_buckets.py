@@ -12,7 +12,6 @@ from sere_jax.__main__ import main
 from sere_jax.data.sources.open import SourceError, open_source
 from sere_jax.reporting import records
 from sere_jax.reporting.records import BucketRecords
-from sere_jax.train.lease import Taken, leased
 from sere_jax.train.lock import WorkdirError, locked
 from sere_jax.writing import WriteError, place, replacing, writing_to
 from tests.reporting import made_runs
@@ -118,46 +117,6 @@ def test_a_part_that_cannot_be_put_is_put_later(bucket, server):
     log.write(2, {"loss": 2.0})
     log.flush()
     assert [record["step"] for record in records.read(directory)] == [1, 2]
-
-
-def test_one_run_a_workdir(bucket, capfd):
-    path = place(f"{bucket}/run/.lock")
-    with leased(path, beat_seconds=0.05):
-        with pytest.raises(Taken, match="^process \\d+ on "), leased(path, dead_after_seconds=2.0):
-            pass
-        assert path.exists()
-    assert not path.exists()
-    buckets.put_bytes(path, b'{"host": "other", "pid": 7, "since": "yesterday", "token": "t"}')  # one that was killed
-    with leased(path, dead_after_seconds=0.2):
-        assert b"other" not in path.read_bytes()
-    assert "process 7 on other, since yesterday) and did not say that it ended; waiting 0 s for a sign" in capfd.readouterr().err
-
-
-def test_a_requeued_job_takes_over_its_own_lease_and_lets_the_earlier_start_end(bucket, monkeypatch, capfd):
-    path = place(f"{bucket}/run/.lock")
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    killed = b'{"host": "other", "pid": 7, "since": "yesterday", "token": "t", "slurm_job": "12", "slurm_start": "0"}'
-    buckets.put_bytes(path, killed)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    began = time.monotonic()
-    with leased(path, beat_seconds=0.5, dead_after_seconds=600.0):
-        assert 1.0 <= time.monotonic() - began < 60.0 and b"other" not in path.read_bytes()
-    assert "taken over from an earlier start of this Slurm job; going on in 1 s" in capfd.readouterr().err
-    buckets.put_bytes(path, killed)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")  # the same start: another run within the job
-    monkeypatch.setattr("sere_jax.train.lease._Lease._wait", lambda *_: (_ for _ in ()).throw(Taken("waits")))
-    with pytest.raises(Taken, match="waits"), leased(path, dead_after_seconds=600.0):
-        pass
-
-
-def test_a_bucket_that_contradicts_itself_ends_the_wait(bucket, server, monkeypatch):
-    """A conflict for an object that is not there: as of a bucket whose retention forbids to write the name again."""
-    pauses: list[float] = []
-    monkeypatch.setattr("sere_jax.train.lease.time.sleep", pauses.append)
-    server.fail(412, 1000, method="POST")
-    with pytest.raises(OSError, match="because it is there, and does not find it"), leased(place(f"{bucket}/run/.lock")):
-        pass
-    assert 10 < len(pauses) < 100 and min(pauses) > 0.1
 
 
 def test_runs_in_a_bucket_are_listed_and_reported(bucket, server, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -163,26 +162,27 @@ def test_a_checkpoint_that_cannot_be_written_is_a_sentence_and_older_ones_stay(s
 
 @pytest.mark.slow
 def test_killed_at_random_times_and_restarted_ends_in_the_same_bits(server, bucket, tmp_path):
-    """SIGKILL with a save at every second step, so that some kills hit one. The next starts are of a requeued Slurm job, which takes its
-    own lease over; the last is by hand, and waits until the lease is stale."""
-    settings = {"schedule__total_steps": 24, "run__checkpoint_every_steps": 2}
+    """SIGKILL, with a save at every second step. The next starts are of a requeued Slurm job, which takes its own lease over; the last is
+    by hand, and waits until the lease is stale."""
+    settings = {"schedule__total_steps": 60, "run__checkpoint_every_steps": 2}
     assert subprocess.run(command(tmp_path / "whole", **settings), cwd=ROOT, env=environment()).returncode == 0
-    rng, kills = random.Random(0), 0
-    for start in itertools.count():
-        before = _newest(bucket)
-        job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(start)} if kills < 3 else {}
-        env = environment(**job, **server.environment)
-        process = subprocess.Popen(command(bucket, **settings), cwd=ROOT, env=env)
-        while kills < 3 and process.poll() is None and _newest(bucket) <= before:
-            time.sleep(0.2)  # until this process has saved something of its own
-        if kills == 3 or process.poll() is not None:
-            assert process.wait(timeout=900) == 0
-            break
-        time.sleep(rng.uniform(0.0, 1.0))
-        process.kill()
-        process.wait()
-        kills += 1
-    assert kills >= 2
+    rng = random.Random(0)
+    with open(tmp_path / "errors", "w+b") as errors:
+        for start in range(4):
+            before = _newest(bucket)
+            job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(start)} if start < 3 else {}
+            process = subprocess.Popen(command(bucket, **settings), cwd=ROOT, env=environment(**job, **server.environment), stderr=errors)
+            if start == 3:
+                assert process.wait(timeout=900) == 0
+                break
+            while process.poll() is None and _newest(bucket) <= before:
+                time.sleep(0.2)  # until this process has saved something of its own
+            time.sleep(rng.uniform(0.0, 1.0))
+            assert process.poll() is None  # not ended before it was killed
+            process.kill()
+            process.wait()
+    said = (tmp_path / "errors").read_text()
+    assert said.count("taken over; going on in 40 s") == 3 and said.count("waiting 90 s for a sign of life") == 1
     micro.assert_equal(read_state(bucket)[0], read_state(tmp_path / "whole")[0])
     assert _losses(bucket) == _losses(tmp_path / "whole")  # no acknowledged step is lost
 

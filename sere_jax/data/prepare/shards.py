@@ -57,9 +57,10 @@ class Output:
         self.finished = False
         self._notes = os.path.join(directory, _UNFINISHED)
         begun, done = os.path.join(self._notes, MANIFEST), os.path.join(directory, MANIFEST)
-        # Listed before the manifests are looked for: another machine that begins now writes its manifest before its shards.
+        # Listed before the manifests are looked for: another machine that begins now writes its manifest before its shards. The finished
+        # one is looked for twice, since it may take the place of the other in between.
         there = set(os.listdir(directory)) - {_UNFINISHED} if os.path.isdir(directory) else set()
-        for path in (done, begun):
+        for path in (done, begun, done):
             if os.path.isfile(path):
                 _must_equal(_read(path).get("made_from") or {}, fingerprint, directory)
                 self.finished = path == done
