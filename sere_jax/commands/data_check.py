@@ -178,6 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     quiet = flags.json == "-"
+    if flags.json and not quiet:
+        with writing_to(destination(flags.json).parent):
+            pass  # a directory that cannot be written to is told before the images are read
     report = check(
         source,
         reading,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from sere_jax.train import peers
 
 _LOOKS = 20  # looks at the clock within the limit
+_ANNOUNCE_SECONDS = 2.0
 
 
 class StuckStep(RuntimeError):
@@ -72,9 +73,16 @@ class Watchdog:
             elif late >= 2 * self._seconds:
                 error = StuckStep(f"step {self._step} has taken {late:.0f} s, twice run.stuck_after_seconds: this process ends")
                 _say(f"{error}. The same command resumes\n{_stacks()}")
-                peers.announced(error)
+                _announce(error)
                 self._leave(1)
                 return
+
+
+def _announce(error: StuckStep) -> None:
+    """Tell the other processes, which takes for ever where process 0, which carries the messages, is the one that stands still."""
+    thread = threading.Thread(target=peers.announced, args=(error,), daemon=True)
+    thread.start()
+    thread.join(_ANNOUNCE_SECONDS)
 
 
 def _stacks() -> str:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import rich.console
 
+from sere_jax import __main__ as front
 from sere_jax.commands import data_check
 from tests.data.images.images import MemorySource, encode, gradient
+from tests.full_disk import no_file_above
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -41,6 +43,16 @@ def test_the_program_on_good_and_bad_folders(tmp_path, capsys):
     assert json.loads((tmp_path / "report.json").read_text())["errors"][0]["name"] == "cat/1.jpg"
     assert data_check.main([f"--source=folder:{bad}", "--json=-"]) == 1
     assert json.loads(capsys.readouterr().out)["images"] == 5  # nothing but JSON
+
+
+def test_a_full_disk_is_told_before_the_images_are_read(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    arguments = [folder(tmp_path / "images"), f"--json={tmp_path / 'out' / 'report.json'}"]
+    with no_file_above(0):
+        assert front.main(["check", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"check: {tmp_path / 'out'}: nothing can be written there (File too large)")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(
