@@ -79,7 +79,7 @@ class Watchdog:
 
 
 def _announce(error: StuckStep) -> None:
-    """Tell the other processes, which takes for ever where process 0, which carries the messages, is the one that stands still."""
+    """Tell the other processes. Messages go through process 0, so this would not end where that one stands still."""
     thread = threading.Thread(target=peers.announced, args=(error,), daemon=True)
     thread.start()
     thread.join(_ANNOUNCE_SECONDS)
