@@ -53,7 +53,7 @@ def main(mistakes: list[str]) -> int:
     mistakes += rules.workdir_mistakes(_WORKDIR.value, rules.sources(config) if config is not None else None)
     if config is not None and not _CHECKPOINT.value and config.get("protocol") not in WITHOUT_CHECKPOINT:
         mistakes.append("--checkpoint: missing, expected --checkpoint=DIR or an exported file")
-    mistakes += [f"--checkpoint: {sentence}" for sentence in map(source.mistake, _CHECKPOINT.value) if sentence]
+    mistakes += [f"--checkpoint: {sentence}" for path in _CHECKPOINT.value for sentence in source.mistakes(path)]
     if mistakes and program.is_single(_COORDINATOR.value, _NUM_PROCESSES.value):
         print(rules.refusal(mistakes), file=sys.stderr)
         return 2

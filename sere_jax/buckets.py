@@ -250,10 +250,10 @@ def stored(path: epath.Path) -> list[Stored]:
     def page(begin: str, end: str | None, token: str | None) -> tuple[list[Stored], str | None]:
         bounds = {"startOffset": start + begin if begin else None, "endOffset": end and start + end}
         answer = _filesystem().call("GET", "b/{}/o", bucket, json_out=True, pageToken=token, **options, **bounds)
-        items = answer.get("items", ())
-        return [Stored(item["name"].removeprefix(start), int(item["size"]), _number(item.get("crc32c"))) for item in items], answer.get(
-            "nextPageToken"
-        )
+        items = [
+            Stored(item["name"].removeprefix(start), int(item["size"]), _number(item.get("crc32c"))) for item in answer.get("items", ())
+        ]
+        return items, answer.get("nextPageToken")
 
     try:
         with os_errors(path):

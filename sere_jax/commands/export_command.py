@@ -32,7 +32,7 @@ _ENDINGS = {"timm": (".safetensors",), "hf_vit": ("",), "npz": (".npz",)} | dict
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(argv)
-    mistakes = [sentence for sentence in (source.mistake(options.checkpoint, options.step),) if sentence]
+    mistakes = source.mistakes(options.checkpoint, options.step)
     mistakes += layout_mistakes(destination(options.output), options.format, options.network, options.with_heads, options.dtype)
     if mistakes:
         print(*(f"export: {sentence}" for sentence in mistakes), sep="\n", file=sys.stderr)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExtractError as error:
         mistakes.append(str(error))
     mistakes += free_mistakes(output, tokens, layers, native, options.format, options.dtype)
-    mistakes += [sentence for sentence in (source.mistake(options.checkpoint, options.step),) if sentence]
+    mistakes += source.mistakes(options.checkpoint, options.step)
     try:
         images = open_source(options.data) if not mistakes else None
     except ValueError as error:

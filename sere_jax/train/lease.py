@@ -71,11 +71,12 @@ class _Lease:
             _tell(f"{self._path}: taken over; going on in {2 * beat_seconds:.0f} s, in which an owner that lives on would end")
             try:
                 time.sleep(2 * beat_seconds)
+                if self._token.encode() in (self._read() or b""):
+                    return
             except BaseException:
-                self.release()
+                with contextlib.suppress(OSError):
+                    self.release()
                 raise
-            if self._token.encode() in (self._read() or b""):
-                return
 
     def _create(self, dead_after_seconds: float) -> bool:
         """Create the object, in place of one whose owner is dead; whether there was such a one."""

@@ -19,25 +19,26 @@ from sere_jax.writing import place
 HF_FILE = "model.safetensors"
 
 
-def mistake(source: str, step: int | None = None) -> str:
-    """Why nothing can be read from a source, as a sentence; "" where something is there. Nothing is asked of a bucket.
+def mistakes(source: str, step: int | None = None) -> list[str]:
+    """Why nothing can be read from a source, as a sentence; none where something is there. Nothing is asked of a bucket.
 
     Example:
-      >>> mistake("missing.safetensors").endswith("missing.safetensors: no such file")
+      >>> [sentence] = mistakes("missing.safetensors")
+      >>> sentence.endswith("missing.safetensors: no such file")
       True
     """
     if is_address(source):
-        return address_mistake(source)
+        return [reason] if (reason := address_mistake(source)) else []
     try:
         step = None if step is None else whole("step", step)
         path = path_of(source)
         if is_run(path, step):
             find_step(path, step)
         elif not path.is_file():
-            return f"{path}: no such file"
+            return [f"{path}: no such file"]
     except (CheckpointError, FileError, InteropError) as error:
-        return str(error)
-    return ""
+        return [str(error)]
+    return []
 
 
 def is_run(path: Location, step: int | None) -> bool:

@@ -8,6 +8,9 @@ import signal
 import time
 from pathlib import Path
 
+from etils import epath
+
+from sere_jax.train.saved_steps import steps_if_readable
 from tests.reliability.outcome import Row, Trials, memory
 from tests.reliability.runs import SETTINGS, Run, Start, check_end, finish_after, leaked, moment, read
 
@@ -109,12 +112,13 @@ def soak(trials: Trials, rng: random.Random, work: Path, *, steps_per_kill: int 
     shared = set(os.listdir("/dev/shm"))
     while not ended:
         start = run.start("soak")
-        uses = _uses(start, run.work / "soak" / "metrics.jsonl", moment(rng, 2 * seconds / trials.count) if trials.more() else float("inf"))
+        uses = _uses(start, run.work / "soak" / "checkpoints", moment(rng, 2 * seconds / trials.count) if trials.more() else float("inf"))
         if not (ended := not start.running()):
             trials.ended("killed")
         start.kill()
-        if len(uses) > 1:
-            growth.append(tuple(b - a for a, b in zip(uses[0], uses[-1], strict=True)))
+        if len(uses) > 1:  # a save takes some for as long as it lasts, so the least of the later looks is compared
+            early, late = uses[: len(uses) // 2], uses[len(uses) // 2 :]
+            growth.append(tuple(min(b) - min(a) for a, b in zip(zip(*early, strict=True), zip(*late, strict=True), strict=True)))
     trials.failures += [f"soak: {text}" for text in run.faults("soak")] + [f"shared memory is left: {name}" for name in leaked(shared)]
     most = [max(values) for values in zip(*growth, strict=True)] if growth else [0.0, 0, 0]
     words = f"{most[0]:.0f} MB, {most[1]:.0f} descriptors and {most[2]:.0f} threads more"
@@ -123,22 +127,19 @@ def soak(trials: Trials, rng: random.Random, work: Path, *, steps_per_kill: int 
     return trials.row(f"a soak of {run.steps:,} steps that ends in the same bits, with at most {words} within a start")
 
 
-def _uses(start: Start, metrics: Path, latest: float) -> list[tuple[float, ...]]:
-    """(megabytes, descriptors, threads) from the second after the start's first step until it ends or until `latest`."""
-    [process], found = start, []
-    changes, changed = 0, metrics.stat().st_mtime_ns if metrics.exists() else 0
-    stepped = float("inf")
+def _uses(start: Start, checkpoints: Path, latest: float) -> list[tuple[float, ...]]:
+    """(megabytes, descriptors, threads) from the second after the start's first save until it ends or until `latest`."""
+    [process], looks = start, []
+    before, saved = steps_if_readable(epath.Path(checkpoints))[-1:], float("inf")
     while process.poll() is None and time.monotonic() < latest:
         time.sleep(0.2)
-        if metrics.exists() and (now := metrics.stat().st_mtime_ns) > changed:
-            changes, changed = changes + 1, now
-            if changes == 2:  # the first is the start's, which drops lines
-                stepped = time.monotonic()
-                latest = max(latest, stepped + 3.0)  # so that each start gets somewhere
-        if time.monotonic() > stepped + 1.0:
+        if saved == float("inf") and steps_if_readable(epath.Path(checkpoints))[-1:] != before:
+            saved = time.monotonic()
+            latest = max(latest, saved + 3.0)  # so that each start gets somewhere
+        if time.monotonic() > saved + 1.0:
             try:
                 threads = int(read(f"/proc/{process.pid}/status").split(b"Threads:")[1].split()[0])
-                found.append((memory("VmRSS", process.pid), len(os.listdir(f"/proc/{process.pid}/fd")), threads))
+                looks.append((memory("VmRSS", process.pid), len(os.listdir(f"/proc/{process.pid}/fd")), threads))
             except (OSError, KeyError, IndexError):  # it has just ended
                 break
-    return found
+    return looks

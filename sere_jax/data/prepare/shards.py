@@ -59,13 +59,13 @@ class Output:
         begun, done = os.path.join(self._notes, MANIFEST), os.path.join(directory, MANIFEST)
         # Listed before the manifests are looked for: another machine that begins now writes its manifest before its shards. The finished
         # one is looked for twice, since it may take the place of the other in between.
-        there = set(os.listdir(directory)) - {_UNFINISHED} if os.path.isdir(directory) else set()
+        names = set(os.listdir(directory)) - {_UNFINISHED} if os.path.isdir(directory) else set()
         for path in (done, begun, done):
             if os.path.isfile(path):
                 _must_equal(_read(path).get("made_from") or {}, fingerprint, directory)
                 self.finished = path == done
                 return
-        if any(not name.startswith((WRITABLE, ".nfs")) for name in there):  # the trials of other machines, on a network's disk
+        if any(not name.startswith((WRITABLE, ".nfs")) for name in names):  # the trials of other machines, on a network's disk
             raise PrepareError(f"{directory}: is not empty and holds no preparation; expected a new or empty directory")
         os.makedirs(self._notes, exist_ok=True)  # several machines may begin at once; all write the same
         write_json(begun, {"made_from": fingerprint})
